@@ -1,0 +1,106 @@
+"""A recipe: mixing weights over the pool. The value that every room of radin passes on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from radin.errors import RadinError
+
+_SUM_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Mixing weights p over the members of a pool: p >= 0, sum 1.
+
+    ``weights`` has one float per member, in the pool's order. Two recipes are equal when their weights are.
+    """
+
+    weights: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        """Raises RadinError when a weight is negative or not finite, or when they do not sum to 1."""
+        if not self.weights:
+            raise RadinError("a recipe needs at least one mixing weight; got none")
+        for index, weight in enumerate(self.weights):
+            if not math.isfinite(weight) or weight < 0:
+                raise RadinError(
+                    f"mixing weights must be finite and not negative; weight {index} is {weight}. "
+                    "Task arithmetic with negative weights is not a soup."
+                )
+        total = math.fsum(self.weights)
+        if abs(total - 1.0) > _SUM_TOLERANCE:
+            raise RadinError(f"mixing weights must sum to 1; these sum to {total:.6g}. Use Recipe.normalized.")
+
+    @classmethod
+    def normalized(cls, weights: Iterable[float]) -> Recipe:
+        """The recipe proportional to ``weights`` (any non-negative numbers, not all zero)."""
+        values = [float(w) for w in weights]
+        total = math.fsum(values)
+        if not math.isfinite(total) or total <= 0:
+            raise RadinError(f"mixing weights must be finite with a positive sum; these sum to {total:.6g}")
+        return cls(tuple(v / total for v in values))
+
+    @classmethod
+    def uniform(cls, members: Iterable[int], pool_size: int) -> Recipe:
+        """The equal average of ``members`` (indices into a pool of ``pool_size``)."""
+        chosen = set(members)
+        if not chosen or min(chosen) < 0 or max(chosen) >= pool_size:
+            raise RadinError(
+                f"a uniform recipe needs member indices in 0..{pool_size - 1}; got {sorted(chosen)}"
+            )
+        share = 1.0 / len(chosen)
+        return cls(tuple(share if k in chosen else 0.0 for k in range(pool_size)))
+
+    @classmethod
+    def single(cls, member: int, pool_size: int) -> Recipe:
+        """One member alone."""
+        return cls.uniform([member], pool_size)
+
+    @property
+    def members(self) -> tuple[int, ...]:
+        """Indices of the members with a positive weight, ascending."""
+        return tuple(k for k, weight in enumerate(self.weights) if weight > 0)
+
+    @property
+    def size(self) -> int:
+        """How many members have a positive weight."""
+        return len(self.members)
+
+    @property
+    def is_single(self) -> bool:
+        return self.size == 1
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether all its members have the same weight."""
+        return len({self.weights[k] for k in self.members}) == 1
+
+    def permuted(self, order: Sequence[int]) -> Recipe:
+        """The same recipe over a reordered pool: new position i holds the old member ``order[i]``."""
+        return Recipe(tuple(self.weights[k] for k in order))
+
+    def to_json(self, names: Sequence[str], fingerprints: Sequence[str]) -> dict[str, Any]:
+        """A JSON form that stands on its own: each member's name, content fingerprint and weight."""
+        return {
+            "members": [
+                {"name": names[k], "fingerprint": fingerprints[k], "weight": self.weights[k]}
+                for k in self.members
+            ]
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any], fingerprints: Sequence[str]) -> Recipe:
+        """The recipe over a pool with these fingerprints. Raises RadinError if a member is not in the pool."""
+        position = {fingerprint: k for k, fingerprint in enumerate(fingerprints)}
+        weights = [0.0] * len(fingerprints)
+        for member in value["members"]:
+            if member["fingerprint"] not in position:
+                raise RadinError(
+                    f"the recipe names {member['name']} ({member['fingerprint'][:12]}), which is not in this pool"
+                )
+            weights[position[member["fingerprint"]]] = float(member["weight"])
+        return cls(tuple(weights))
