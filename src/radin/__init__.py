@@ -1,0 +1,1 @@
+"""Model soups within a budget of evaluations."""

@@ -1,0 +1,1 @@
+"""Where passes run. An engine places models and turns batches into outputs."""

@@ -1,0 +1,179 @@
+"""The task: what a user brings. A model, data, and a metric; as a Python file or as a dataclass."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import importlib.util
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import Any
+
+import torch
+
+from radin import metrics
+from radin.errors import RadinError, TaskError
+
+Batches = Iterable[Any]
+Source = Callable[[], Batches] | Batches
+
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+class UserCodeError(TaskError):
+    """The user's own code failed. ``traceback`` holds its frames, without radin's."""
+
+    def __init__(self, message: str, user_traceback: str) -> None:
+        super().__init__(message)
+        self.traceback = user_traceback
+
+
+@contextmanager
+def user_code(what: str) -> Iterator[None]:
+    """Turn an exception of the user's code into a UserCodeError with the user's frames only."""
+    try:
+        yield
+    except RadinError:
+        raise
+    except Exception as error:
+        frames = _without_radin(error.__traceback__)
+        text = "".join(traceback.format_exception(type(error), error, frames)).rstrip()
+        raise UserCodeError(f"{what} failed with {type(error).__name__}: {error}", text) from error
+
+
+def _without_radin(frames: TracebackType | None) -> TracebackType | None:
+    """The traceback from the first frame that is not radin's own (the demo's code counts as the user's)."""
+    demo = os.path.join(_PACKAGE, "demo")
+    while frames is not None:
+        file = os.path.abspath(frames.tb_frame.f_code.co_filename)
+        inside = file.startswith(_PACKAGE + os.sep) and not file.startswith(demo + os.sep)
+        if not inside and not file.startswith(os.path.dirname(importlib.__file__)) and "<frozen" not in file:
+            return frames
+        frames = frames.tb_next
+    return None
+
+
+@dataclass(frozen=True)
+class Task:
+    """What radin needs to know about a problem.
+
+    model: a function returning a torch.nn.Module with the pool's architecture, or such a module.
+    validation: a function returning an iterable of (inputs, targets) batches in the same order every time, or a
+        DataLoader or list of batches. Recipes are chosen by it.
+    test: the same, looked at once, at the end. shifts: a mapping (or a function returning one) from a name to
+        batches; reported, never used to choose.
+    calibration: batches to re-estimate BatchNorm statistics after averaging.
+    metric: a name (radin.metrics.names()), a Metric, or a function (outputs, targets) -> float; for a function,
+        higher_is_better says its direction.
+    """
+
+    model: Callable[[], torch.nn.Module] | torch.nn.Module
+    validation: Source
+    test: Source | None = None
+    shifts: Callable[[], Mapping[str, Source]] | Mapping[str, Source] | None = None
+    calibration: Source | None = None
+    metric: str | metrics.Metric | Callable[[Any, Any], float] = "accuracy"
+    higher_is_better: bool | None = None
+
+    @classmethod
+    def load(cls, spec: str | Path | Task) -> Task:
+        """A task from "task.py", "package.module", or either followed by ":object" (a Task, class or module).
+
+        Raises TaskError when it is missing, incomplete or fails; the message carries the user's traceback.
+        """
+        if isinstance(spec, Task):
+            return spec
+        place, _, attribute = str(spec).partition(":")
+        if Path(place).suffix == ".py" or Path(place).exists():
+            module = _load_file(Path(place))
+        else:
+            with user_code(f"importing {place}"):
+                try:
+                    module = importlib.import_module(place)
+                except ModuleNotFoundError as error:
+                    if error.name and place.startswith(error.name):
+                        raise TaskError(
+                            f"no task file or module {place!r}: give a Python file with model() and validation()"
+                        ) from None
+                    raise
+        found: Any = module
+        for name in filter(None, attribute.split(".")):
+            if not hasattr(found, name):
+                raise TaskError(f"{place} has no {attribute!r}")
+            found = getattr(found, name)
+        if isinstance(found, Task):
+            return found
+        return cls._from_namespace(found, str(spec))
+
+    @classmethod
+    def _from_namespace(cls, namespace: Any, where: str) -> Task:
+        given = {f.name: getattr(namespace, f.name) for f in fields(cls) if hasattr(namespace, f.name)}
+        missing = [name for name in ("model", "validation") if name not in given]
+        if missing:
+            raise TaskError(f"{where} must define {' and '.join(f'{name}()' for name in missing)}")
+        return cls(**given)
+
+    def get_metric(self) -> metrics.Metric:
+        """The task's metric with its direction. Raises TaskError if unknown."""
+        return metrics.get(self.metric, self.higher_is_better)
+
+    def build_model(self) -> torch.nn.Module:
+        """A fresh module, in evaluation mode, on the CPU."""
+        with user_code("model()"):
+            model = copy.deepcopy(self.model) if isinstance(self.model, torch.nn.Module) else self.model()
+        if not isinstance(model, torch.nn.Module):
+            raise TaskError(f"model() must return a torch.nn.Module; got {type(model).__name__}")
+        return model.eval().requires_grad_(False)
+
+    def batches(self, split: str) -> Batches:
+        """A new reading of "validation", "test", "calibration" or "shifts/NAME"."""
+        if split.startswith("shifts/"):
+            source: Any = self.shift_sources()[split.removeprefix("shifts/")]
+        else:
+            source = getattr(self, split)
+        return _reading(source, f"{split}()")
+
+    def shift_sources(self) -> dict[str, Source]:
+        """Name -> batches of each shift; empty if there are none."""
+        if self.shifts is None:
+            return {}
+        with user_code("shifts()"):
+            found = self.shifts() if callable(self.shifts) else self.shifts
+        if not isinstance(found, Mapping):
+            raise TaskError(f"shifts() must return a mapping from name to batches; got {type(found).__name__}")
+        return dict(found)
+
+
+def _reading(source: Any, what: str) -> Batches:
+    with user_code(what):
+        batches: Any = source() if callable(source) else source
+    if not callable(source) and isinstance(batches, Iterator):
+        raise TaskError(
+            f"{what} is a one-time iterator; it must be readable many times. "
+            "Give a function that returns a new iterable, a DataLoader or a list."
+        )
+    if not isinstance(batches, Iterable):
+        raise TaskError(f"{what} must return an iterable of (inputs, targets) batches; got {type(batches).__name__}")
+    return batches
+
+
+def _load_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise TaskError(f"no task file {path}: give a Python file with model() and validation()")
+    spec = importlib.util.spec_from_file_location(f"radin_task_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise TaskError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    sys.modules[spec.name] = module
+    with user_code(f"task file {path}"):
+        spec.loader.exec_module(module)
+    return module
