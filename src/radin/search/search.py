@@ -1,0 +1,231 @@
+"""Search: ask for a recipe, evaluate its soup anywhere, tell its score; the best so far is always known.
+
+Axis names: members N, examples M, classes C, recipes S.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from radin import metrics
+from radin.errors import OutputsError, RadinError
+from radin.metrics import Metric
+from radin.recipe import Recipe
+from radin.search.strategies import base
+from radin.search.strategies.base import Floats, Problem
+
+Array = NDArray[Any]
+
+
+class Estimator(Protocol):
+    """Anything that scores recipes from cached outputs, in the metric's own units."""
+
+    def scores(self, weights: Floats) -> Floats:
+        """weights (S, N) float64 -> scores (S,)."""
+        ...
+
+
+class Search:
+    """Choose which soups to evaluate, within a budget.
+
+        search = Search(outputs, targets, metric="accuracy", strategy="radin", budget=10)
+        while (recipe := search.ask()) is not None:
+            search.tell(recipe, score_of_its_soup)
+        recipe, score = search.best
+
+    ``outputs``: (N, M, C), or one (M, C) array per member. ``targets``: one per example.
+    ``metric``: a name, or a Metric; scores are in its natural units, its direction is known to the search.
+    ``options``: the strategy's own settings. ``budget``: soups evaluated in all, those told from an earlier
+    run included.
+    ``keys``: one string per member that names its content; decides ties, default the hash of the member's
+    outputs.
+    ``estimator``: scores recipes over the members in the order given here; built from the outputs if not
+    given.
+
+    The answers depend on the members' content, not on their order. To resume, build the same search and tell
+    it what was evaluated; the next recipe asked is the one that would have been next.
+
+    Raises RadinError (OutputsError, TaskError for the outputs and targets) for anything that does not fit.
+    """
+
+    def __init__(
+        self,
+        outputs: Array | Sequence[Array],
+        targets: Array,
+        *,
+        metric: str | Metric = "accuracy",
+        strategy: str = "radin",
+        budget: int,
+        seed: int = 0,
+        keys: Sequence[str] | None = None,
+        options: Mapping[str, Any] | None = None,
+        estimator: Estimator | None = None,
+        device: str = "cpu",
+    ) -> None:
+        self.metric = metrics.get(metric)
+        self.strategy = base.get(strategy)
+        self.settings = self.strategy.settings(options)
+        self.budget = _checked_budget(budget, at_least=1 if self.strategy.spends else 0)
+        self._outputs = _checked_outputs(outputs)
+        self._targets = np.asarray(targets)
+        self._device = device
+        members = len(self._outputs)
+        _check_targets(self.metric, self._targets, self._outputs[0])
+        if keys is not None and len(keys) != members:
+            raise RadinError(f"keys must be one string per member; got {len(keys)} for {members} members")
+
+        self.singles: Floats = np.array([self.metric.value(o, self._targets) for o in self._outputs])
+        """Scores of the members alone, (N,), from their outputs."""
+        utilities = np.array([self.metric.utility(float(score)) for score in self.singles])
+        if np.isneginf(utilities).all():
+            raise RadinError(f"no member has a usable {self.metric.name}: all {members} scores are {self.singles[0]}")
+
+        # order[i]: the given index of canonical member i; position[k]: the canonical index of given member k.
+        self._order = canonical_order(utilities, self._outputs, keys)
+        self._position = np.argsort(self._order)
+        self._estimator = estimator
+        self._estimator_is_canonical = False
+        self._told: dict[Recipe, float] = {}
+        self._known = {Recipe.single(k, members): float(u) for k, u in enumerate(utilities)}
+        problem = Problem(members, utilities[self._order], self._estimated, self.budget, seed)
+        self._running = self.strategy.run(problem, **self.settings)
+        self._next = self._advance(None)
+
+    def ask(self) -> Recipe | None:
+        """The recipe to evaluate next; None when the budget is spent or nothing is left.
+
+        Asked again before it is told, the answer is the same. No recipe is asked whose score is known.
+        """
+        while self._next is not None and self._next in self._known:
+            self._next = self._advance(self._known[self._next])
+        return None if self.spent >= self.budget else self._next
+
+    def tell(self, recipe: Recipe, score: float) -> None:
+        """Record the score of a recipe's soup, in the metric's own units; NaN counts as worst.
+
+        A recipe that was not asked may be told too: it is one evaluation spent, and is not asked again. A
+        single member keeps the score its outputs gave. Raises RadinError for another pool's recipe, or a
+        second, different score.
+        """
+        if len(recipe.weights) != len(self._outputs):
+            raise RadinError(
+                f"the recipe has {len(recipe.weights)} mixing weights, the pool {len(self._outputs)} members"
+            )
+        if recipe.is_single:
+            return
+        utility = self.metric.utility(float(score))
+        if self._known.setdefault(recipe, utility) != utility:
+            raise RadinError(f"this recipe was told {self._told[recipe]} before, now {score}; a recipe has one score")
+        self._told.setdefault(recipe, float(score))
+
+    @property
+    def spent(self) -> int:
+        """How many soups were evaluated."""
+        return len(self._told)
+
+    @property
+    def evaluations(self) -> list[tuple[Recipe, float]]:
+        """The soups evaluated and their scores, in the order in which they were told."""
+        return list(self._told.items())
+
+    @property
+    def best(self) -> tuple[Recipe, float]:
+        """The best recipe known and its score.
+
+        Of equal scores the single member comes first, then the soup told first; the soup told last where the
+        strategy's option ``accept`` is "ties", since it then keeps what it tried last.
+        """
+        first = int(self._order[0])
+        best, score = Recipe.single(first, len(self._order)), float(self.singles[first])
+        ties = self.settings.get("accept") == "ties"
+        for recipe, told in self._told.items():
+            gain = self._known[recipe] - self._known[best]
+            if gain > 0 or (gain == 0 and ties and not best.is_single):
+                best, score = recipe, told
+        return best, score
+
+    def estimate(self, recipes: Iterable[Recipe]) -> Floats:
+        """Estimated scores of recipes, (S,), in the metric's own units: those of their averaged outputs."""
+        weights = np.array([recipe.weights for recipe in recipes], dtype=np.float64)
+        if not len(weights):
+            return np.empty(0)
+        return self._scores(weights[:, self._order])
+
+    def _scores(self, weights: Floats) -> Floats:
+        """Estimated scores of weights (S, N) over the canonical order."""
+        if self._estimator is None:
+            from radin.search.estimate import estimator
+
+            # Built in canonical order, so that rounding too does not depend on the order given.
+            ordered = [self._outputs[k] for k in self._order]
+            self._estimator = estimator(ordered, self._targets, self.metric, device=self._device)
+            self._estimator_is_canonical = True
+        given = weights if self._estimator_is_canonical else weights[:, self._position]
+        return np.asarray(self._estimator.scores(np.ascontiguousarray(given)), dtype=np.float64)
+
+    def _estimated(self, weights: Floats) -> Floats:
+        scores = self._scores(weights)
+        utilities = scores if self.metric.higher_is_better else -scores
+        return np.where(np.isnan(utilities), -np.inf, utilities)
+
+    def _advance(self, utility: float | None) -> Recipe | None:
+        """Send the strategy the utility of what it asked; its next recipe, in the members' given order."""
+        try:
+            weights = next(self._running) if utility is None else self._running.send(utility)
+        except StopIteration:
+            return None
+        recipe = Recipe(tuple(float(w) for w in weights[self._position]))
+        return Recipe.single(recipe.members[0], len(weights)) if recipe.is_single else recipe
+
+
+def canonical_order(utilities: Floats, outputs: Sequence[Array], keys: Sequence[str] | None = None) -> NDArray[np.intp]:
+    """Members best first, equal ones by their keys; without keys, by the SHA-256 of their outputs.
+
+    Returns (N,): the index, in the order given, of each canonical member.
+    """
+
+    def key(k: int) -> str:
+        # Hashing a large pool takes a while, so only members that tie are hashed.
+        if keys is not None:
+            return keys[k]
+        tied = np.count_nonzero(utilities == utilities[k]) > 1
+        return hashlib.sha256(np.ascontiguousarray(outputs[k]).tobytes()).hexdigest() if tied else ""
+
+    order = sorted(range(len(utilities)), key=lambda k: (-utilities[k], key(k)))
+    return np.array(order, dtype=np.intp)
+
+
+def _checked_budget(budget: int, at_least: int) -> int:
+    if isinstance(budget, bool) or not isinstance(budget, int | np.integer):
+        raise RadinError(f"budget must be a whole number of soup evaluations; got {budget!r}")
+    if budget < at_least:
+        raise RadinError(f"budget must be at least {at_least}; got {budget}")
+    return int(budget)
+
+
+def _checked_outputs(outputs: Array | Sequence[Array]) -> list[Array]:
+    members = [np.asarray(member) for member in outputs]
+    if not members:
+        raise OutputsError("there are no outputs: a search needs those of at least one member")
+    for k, member in enumerate(members):
+        if member.ndim != 2:
+            raise OutputsError(
+                f"outputs of member {k} must have the shape (examples, classes); they have {member.shape}"
+            )
+        if member.shape != members[0].shape:
+            raise OutputsError(
+                f"outputs of member {k} have the shape {member.shape}, those of member 0 {members[0].shape}; "
+                "all must come from the same data"
+            )
+    return members
+
+
+def _check_targets(metric: Metric, targets: Array, outputs: Array) -> None:
+    if len(targets) != len(outputs):
+        raise OutputsError(f"there are {len(targets)} targets for {len(outputs)} examples in the outputs")
+    metric.check(targets, outputs.shape[1])

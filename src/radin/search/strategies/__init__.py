@@ -1,0 +1,17 @@
+"""How the budget is spent: strategies as generators that yield mixing weights and receive utilities."""
+
+from radin.search.strategies import baselines, greedy, radin
+from radin.search.strategies.base import Asks, Option, Problem, Strategy, get, names, strategy
+
+__all__ = [
+    "Asks",
+    "Option",
+    "Problem",
+    "Strategy",
+    "baselines",
+    "get",
+    "greedy",
+    "names",
+    "radin",
+    "strategy",
+]

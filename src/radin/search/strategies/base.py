@@ -1,0 +1,154 @@
+"""What a strategy is: a generator over a frozen problem, and one declaration that feeds API, CLI and help.
+
+Axis names: members N, recipes S.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import json
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import numpy as np
+from numpy.typing import NDArray
+
+from radin.errors import RadinError
+
+Floats = NDArray[np.float64]
+Asks = Generator[Floats, float, None]
+"""A running strategy: yields mixing weights (N,), is sent the utility of their soup."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a strategy knows before it spends anything. Utilities: higher is better, -inf for NaN.
+
+    The members are in canonical order: best single utility first, equal ones by their keys. So no answer
+    depends on the order in which a user lists the members, and "sorted best first" is simply 0, 1, 2, ...
+
+    ``singles`` (N,) utilities of the members, known from their outputs.
+    ``estimate(weights (S, N)) -> (S,)`` utilities of the averaged outputs.
+    ``budget``: how many soups may be evaluated in all.
+    """
+
+    members: int
+    singles: Floats
+    estimate: Callable[[Floats], Floats]
+    budget: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Option:
+    """One setting of a strategy, as declared in its signature."""
+
+    name: str
+    kind: Any
+    default: Any
+    help: str
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The words allowed, when the option is one of a few words; else empty."""
+        return get_args(self.kind) if get_origin(self.kind) is Literal else ()
+
+    def read(self, value: Any) -> Any:
+        """The value in its declared kind, text read as JSON. Raises RadinError if it does not fit."""
+        given = value
+        if isinstance(value, str) and not self.choices:
+            with contextlib.suppress(json.JSONDecodeError):
+                value = json.loads(value)
+        if isinstance(value, list):
+            value = tuple(value)
+        if not _fits(value, self.kind):
+            raise RadinError(f"option {self.name!r} ({self.help}): expected {self.describe()}; got {given!r}")
+        return float(value) if self.kind is float else value
+
+    def describe(self) -> str:
+        """What may be given, in words."""
+        if self.choices:
+            return " or ".join(repr(choice) for choice in self.choices)
+        return self.kind.__name__ if isinstance(self.kind, type) else str(self.kind)
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return value in parts
+    if origin is tuple:
+        return (
+            isinstance(value, tuple)
+            and len(value) == len(parts)
+            and all(_fits(item, part) for item, part in zip(value, parts, strict=True))
+        )
+    if parts:
+        return any(_fits(value, part) for part in parts)
+    if kind in (None, NoneType):
+        return value is None
+    if kind is bool or isinstance(value, bool):
+        return kind is bool and isinstance(value, bool)
+    if kind is float:
+        return isinstance(value, int | float) and bool(np.isfinite(value))
+    return isinstance(value, kind)
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """A way to spend the budget. ``spends`` is False for one that evaluates no soup."""
+
+    name: str
+    summary: str
+    run: Callable[..., Asks]
+    options: tuple[Option, ...]
+    spends: bool = True
+
+    def settings(self, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """All options with their values, defaults filled in. Raises RadinError for one that does not fit."""
+        known = {option.name: option for option in self.options}
+        values = {option.name: option.default for option in self.options}
+        for name, value in (given or {}).items():
+            if name not in known:
+                listed = ", ".join(known) or "none"
+                raise RadinError(f"strategy {self.name!r} has no option {name!r}; its options: {listed}")
+            values[name] = known[name].read(value)
+        return values
+
+
+_STRATEGIES: dict[str, Strategy] = {}
+
+
+def strategy(name: str, *, spends: bool = True) -> Callable[[Callable[..., Asks]], Callable[..., Asks]]:
+    """Register a generator function under ``name``.
+
+    Its keyword-only parameters, each ``Annotated[type, "help"] = default``, are the options; the first line
+    of its docstring is the summary. A registered strategy joins the conformance suite in tests/search.
+    """
+
+    def register(function: Callable[..., Asks]) -> Callable[..., Asks]:
+        hints = get_type_hints(function, include_extras=True)
+        options = []
+        for parameter in inspect.signature(function).parameters.values():
+            if parameter.kind is parameter.KEYWORD_ONLY:
+                kind, text = get_args(hints[parameter.name])
+                options.append(Option(parameter.name, kind, parameter.default, text))
+        summary = (inspect.getdoc(function) or "").splitlines()[0]
+        _STRATEGIES[name] = Strategy(name, summary, function, tuple(options), spends)
+        return function
+
+    return register
+
+
+def names() -> list[str]:
+    """The names of all strategies, sorted."""
+    return sorted(_STRATEGIES)
+
+
+def get(name: str) -> Strategy:
+    """The strategy of that name. Raises RadinError if there is none."""
+    if name not in _STRATEGIES:
+        raise RadinError(f"unknown strategy {name!r}; known: {', '.join(names())}")
+    return _STRATEGIES[name]

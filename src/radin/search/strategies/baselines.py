@@ -1,0 +1,49 @@
+"""The plain ways to make a soup, which any search must beat at the same number of passes."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import numpy as np
+
+from radin.errors import RadinError
+from radin.search.candidates import equal_weights, prefixes, subsets
+from radin.search.strategies.base import Asks, Problem, strategy
+
+
+@strategy("uniform")
+def uniform(problem: Problem) -> Asks:
+    """Evaluate the average of all members."""
+    yield np.full(problem.members, 1.0 / problem.members)
+
+
+@strategy("top-k")
+def top_k(
+    problem: Problem,
+    *,
+    k: Annotated[int | None, "average this many of the best only; 2, 3, ... in turn if not given"] = None,
+) -> Asks:
+    """Evaluate the average of the k best members, for k = 2, 3, ... or for one k."""
+    if k is not None and not 1 <= k <= problem.members:
+        raise RadinError(f"option 'k' must be between 1 and {problem.members}, the number of members; got {k}")
+    averages = equal_weights(prefixes(problem.members))
+    for weights in averages[1:] if k is None else averages[k - 1 : k]:
+        _ = yield weights
+
+
+@strategy("best", spends=False)
+def best(problem: Problem) -> Asks:
+    """Evaluate no soup: the best single member."""
+    yield from ()
+
+
+@strategy("random")
+def random(
+    problem: Problem,
+    *,
+    sizes: Annotated[tuple[int, int] | None, "smallest and largest subset drawn; 2 to N-1 if not given"] = None,
+) -> Asks:
+    """Evaluate random subsets in the order in which they are drawn, without an estimate."""
+    drawn = subsets(problem.members, problem.budget, np.random.default_rng(problem.seed), sizes, False)
+    for weights in equal_weights(drawn):
+        _ = yield weights
