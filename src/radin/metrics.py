@@ -1,13 +1,15 @@
 """Metrics: how outputs and targets become a score, and which direction is better.
 
-One declaration per metric feeds the true score of a soup, its standard error and the estimate from cached outputs.
-Axis names: examples M, classes C.
+One declaration per metric feeds the true score of a soup, its standard error and the estimate from cached
+outputs. Axis names: examples M, classes C, columns of a summary K.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -17,9 +19,12 @@ from radin.errors import TaskError
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
-TargetKind = Literal["classes", "values", "any"]
+TargetKind = Literal["classes", "values", "multilabel", "any"]
+Family = Literal["accuracy", "balanced_accuracy", "macro_f1", "nll", "mse", "r2", "other"]
 
 BOOTSTRAP_SAMPLES = 100
+CALIBRATION_BINS = 15
+_TOP_K = re.compile(r"top-?([1-9]\d*)")
 
 
 @dataclass(frozen=True)
@@ -27,8 +32,12 @@ class Metric:
     """A score of outputs against targets.
 
     ``value(outputs (M, C), targets (M, ...)) -> float``.
-    ``per_example(outputs, targets) -> (M,)`` when the metric is the mean of one number per example, else None.
-    ``targets``: "classes" (integers in 0..C-1), "values" (numbers shaped like the outputs) or "any" (not checked).
+    ``per_example(outputs, targets) -> (M,)`` where the metric is the mean of one number per example.
+    ``targets``: "classes" (integers in 0..C-1), "values" (numbers shaped like the outputs), "multilabel" (zeros
+    and ones shaped like the outputs) or "any" (not checked).
+    ``summary(outputs, targets) -> (M, K)`` and ``from_summary(summary, targets) -> float``: for metrics that are
+    no mean of one number per example but need only a few; ``value`` is then one after the other.
+    ``family`` says which exact estimate from cached outputs fits; ``top`` is k of top-k accuracy.
     """
 
     name: str
@@ -36,9 +45,13 @@ class Metric:
     targets: TargetKind
     value: Callable[[Array, Array], float]
     per_example: Callable[[Array, Array], Floats] | None = None
+    summary: Callable[[Array, Array], Array] | None = None
+    from_summary: Callable[[Array, Array], float] | None = None
+    family: Family = "other"
+    top: int = 1
 
     def utility(self, score: float) -> float:
-        """The score with its sign set so that higher is better; NaN, which no argmax may see, becomes -inf."""
+        """The score with its sign set so that higher is better; NaN, which no argmax may see, is -inf."""
         if np.isnan(score):
             return -np.inf
         return score if self.higher_is_better else -score
@@ -51,9 +64,15 @@ class Metric:
             _check_classes(self.name, targets, classes)
         elif self.targets == "values":
             _check_values(self.name, targets, classes)
+        elif self.targets == "multilabel":
+            _check_multilabel(self.name, targets, classes)
+        if self.family == "accuracy" and self.top > 1 and classes <= self.top:
+            raise TaskError(f"metric {self.name!r} needs more than {self.top} classes; the model returns {classes}")
+        if self.family == "r2" and not (_variation(targets) > 0).all():
+            raise TaskError(f"metric {self.name!r} is not defined: a column of the targets is constant")
 
     def standard_error(self, outputs: Array, targets: Array, seed: int = 0) -> float:
-        """Standard error of the value over examples: exact for means, by bootstrap otherwise (100 resamples)."""
+        """Standard error of the value over examples: exact for means, else by bootstrap (100 resamples)."""
         examples = len(targets)
         if examples < 2:
             return float("nan")
@@ -61,14 +80,15 @@ class Metric:
             return float(np.std(self.per_example(outputs, targets), ddof=1) / np.sqrt(examples))
         rng = np.random.default_rng(seed)
         draws = (rng.integers(0, examples, examples) for _ in range(BOOTSTRAP_SAMPLES))
-        return float(np.std([self.value(outputs[rows], targets[rows]) for rows in draws], ddof=1))
+        if self.summary is None or self.from_summary is None:
+            return float(np.std([self.value(outputs[rows], targets[rows]) for rows in draws], ddof=1))
+        summary, score = self.summary(outputs, targets), self.from_summary
+        return float(np.std([score(summary[rows], targets[rows]) for rows in draws], ddof=1))
 
 
 def _check_classes(name: str, targets: Array, classes: int) -> None:
     if targets.ndim != 1:
-        raise TaskError(
-            f"metric {name!r} needs one class index per example; the targets have shape {targets.shape}"
-        )
+        raise TaskError(f"metric {name!r} needs one class index per example; the targets have shape {targets.shape}")
     if not np.issubdtype(targets.dtype, np.integer):
         raise TaskError(
             f"metric {name!r} needs integer class indices; the targets are {targets.dtype}. "
@@ -94,17 +114,56 @@ def _check_values(name: str, targets: Array, classes: int) -> None:
         raise TaskError(f"metric {name!r}: the targets hold NaN or infinity")
 
 
+def _check_multilabel(name: str, targets: Array, classes: int) -> None:
+    if targets.ndim != 2 or targets.shape[1] != classes:
+        raise TaskError(
+            f"metric {name!r} needs one 0 or 1 per example and class, shape ({len(targets)}, {classes}); "
+            f"the targets have shape {targets.shape}"
+        )
+    if not np.isin(targets, (0, 1)).all():
+        raise TaskError(f"metric {name!r} needs targets of 0 and 1 only")
+
+
 def correct(outputs: Array, targets: Array) -> Floats:
     """1.0 where the first largest output is the target, else 0.0. outputs (M, C), targets (M,) -> (M,)."""
-    return (outputs.argmax(axis=1) == targets).astype(np.float64)
+    result: Floats = (outputs.argmax(axis=1) == targets).astype(np.float64)
+    return result
+
+
+def top_correct(outputs: Array, targets: Array, top: int) -> Floats:
+    """1.0 where fewer than ``top`` classes beat the target, else 0.0; of equal outputs the first class wins.
+
+    outputs (M, C), targets (M,) -> (M,).
+    """
+    truth = outputs[np.arange(len(targets)), targets][:, None]
+    earlier = np.arange(outputs.shape[1]) < targets[:, None]
+    beaten_by = ((outputs > truth) | ((outputs == truth) & earlier)).sum(axis=1)
+    result: Floats = (beaten_by < top).astype(np.float64)
+    return result
+
+
+def log_softmax(outputs: Array) -> Floats:
+    """Natural log of the softmax over classes, in float64. outputs (M, C) -> (M, C)."""
+    logits = outputs.astype(np.float64)
+    logits -= logits.max(axis=1, keepdims=True)
+    result: Floats = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    return result
 
 
 def negative_log_likelihood(outputs: Array, targets: Array) -> Floats:
     """-log softmax(outputs)[target], natural log. outputs (M, C), targets (M,) -> (M,)."""
-    logits = outputs.astype(np.float64)
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    chosen = shifted[np.arange(len(targets)), targets]
-    result: Floats = np.log(np.exp(shifted).sum(axis=1)) - chosen
+    result: Floats = -log_softmax(outputs)[np.arange(len(targets)), targets]
+    return result
+
+
+def brier(outputs: Array, targets: Array) -> Floats:
+    """Sum over classes of (softmax - one-hot target)^2, 0 to 2 (Brier 1950).
+
+    outputs (M, C), targets (M,) -> (M,).
+    """
+    probabilities = np.exp(log_softmax(outputs))
+    probabilities[np.arange(len(targets)), targets] -= 1
+    result: Floats = (probabilities**2).sum(axis=1)
     return result
 
 
@@ -115,35 +174,196 @@ def squared_error(outputs: Array, targets: Array) -> Floats:
     return result
 
 
+def absolute_error(outputs: Array, targets: Array) -> Floats:
+    """Mean over columns of |output - target|. outputs (M, C), targets (M,) or (M, C) -> (M,)."""
+    difference = outputs.astype(np.float64) - targets.reshape(len(targets), -1)
+    result: Floats = np.abs(difference).mean(axis=1)
+    return result
+
+
+def temperature(outputs: Array, targets: Array) -> float:
+    """The T > 0 that minimises the negative log-likelihood of outputs / T (Guo et al. 2017, section 4.2).
+
+    outputs (M, C), targets (M,). The loss is convex in 1/T, so bisection on its slope finds it; T is held
+    within 1e-3 .. 1e3, where it ends up when all examples are right or outputs say nothing.
+    """
+    logits = outputs.astype(np.float64)
+    truth = logits[np.arange(len(targets)), targets].mean()
+
+    def slope(inverse: float) -> float:
+        probabilities = np.exp(log_softmax(logits * inverse))
+        return float(np.einsum("mc,mc->m", probabilities, logits).mean() - truth)
+
+    low, high = -np.log(1e3), np.log(1e3)
+    while high - low > 1e-10:
+        middle = (low + high) / 2
+        low, high = (low, middle) if slope(float(np.exp(middle))) > 0 else (middle, high)
+    return float(np.exp(-(low + high) / 2))
+
+
+def _calibrated_nll(outputs: Array, targets: Array) -> float:
+    return float(negative_log_likelihood(outputs / temperature(outputs, targets), targets).mean())
+
+
+def _predicted(outputs: Array, targets: Array) -> Array:
+    return np.asarray(outputs.argmax(axis=1)[:, None])
+
+
+def _balanced_accuracy(predicted: Array, targets: Array) -> float:
+    """Mean over the classes among the targets of the share predicted right."""
+    support = np.bincount(targets)
+    right = np.bincount(targets[predicted[:, 0] == targets], minlength=len(support))
+    present = support > 0
+    return float((right[present] / support[present]).mean())
+
+
+def _macro_f1(predicted: Array, targets: Array) -> float:
+    """Mean F1 over the classes that occur among targets or predictions."""
+    classes = int(max(predicted.max(), targets.max())) + 1
+    support = np.bincount(targets, minlength=classes)
+    guesses = np.bincount(predicted[:, 0], minlength=classes)
+    right = np.bincount(targets[predicted[:, 0] == targets], minlength=classes)
+    present = support + guesses > 0
+    return float((2 * right[present] / (support + guesses)[present]).mean())
+
+
+def _confidence(outputs: Array, targets: Array) -> Array:
+    return np.stack([np.exp(log_softmax(outputs).max(axis=1)), correct(outputs, targets)], axis=1)
+
+
+def _calibration_error(summary: Array, targets: Array) -> float:
+    """Expected calibration error of the top class: 15 equal bins [a, b), L1 (Guo et al. 2017, eq. 3)."""
+    confidence, right = summary.T
+    bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    gaps = np.bincount(bins, weights=right - confidence, minlength=CALIBRATION_BINS)
+    return float(np.abs(gaps).sum() / len(targets))
+
+
+def _average_precision(scores: Array, positive: Array) -> float:
+    """Area under the precision-recall steps, equal scores taken together (as scikit-learn does)."""
+    order = np.argsort(-scores, kind="stable")
+    hits = np.cumsum(positive[order])
+    ends = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
+    precision = hits[ends] / (ends + 1)
+    return float((np.diff(hits[ends], prepend=0) * precision).sum() / hits[-1])
+
+
+def _multilabel_map(outputs: Array, targets: Array) -> float:
+    """Mean average precision over the classes that have a positive example."""
+    labels = targets.astype(bool)
+    present = np.flatnonzero(labels.any(axis=0))
+    if len(present) == 0:
+        return float("nan")
+    return float(np.mean([_average_precision(outputs[:, c], labels[:, c]) for c in present]))
+
+
+def _positive(outputs: Array, targets: Array) -> Array:
+    return outputs > 0
+
+
+def _multilabel_f1(positive: Array, targets: Array) -> float:
+    """Mean over classes of F1 at logit > 0, probability > 0.5; 0 for a class with no positives nor guesses."""
+    labels = targets.astype(bool)
+    right = (positive & labels).sum(axis=0)
+    total = positive.sum(axis=0) + labels.sum(axis=0)
+    return float((2 * right / np.maximum(total, 1)).mean())
+
+
+def _variation(targets: Array) -> Floats:
+    """Sum over examples of (target - mean target)^2, by column. (M,) or (M, C) -> (C,)."""
+    values = targets.reshape(len(targets), -1).astype(np.float64)
+    result: Floats = ((values - values.mean(axis=0)) ** 2).sum(axis=0)
+    return result
+
+
+def _squares(outputs: Array, targets: Array) -> Array:
+    return np.asarray((outputs.astype(np.float64) - targets.reshape(len(targets), -1)) ** 2)
+
+
+def _r2(squares: Array, targets: Array) -> float:
+    """1 - residual / total sum of squares, mean over columns; NaN where a column of targets is constant."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return float((1 - squares.sum(axis=0) / _variation(targets)).mean())
+
+
 def mean_metric(
-    name: str, per_example: Callable[[Array, Array], Floats], *, higher_is_better: bool, targets: TargetKind
+    name: str,
+    per_example: Callable[[Array, Array], Floats],
+    *,
+    higher_is_better: bool,
+    targets: TargetKind,
+    family: Family = "other",
+    top: int = 1,
 ) -> Metric:
     """A metric that is the mean of one number per example."""
 
     def value(outputs: Array, labels: Array) -> float:
         return float(per_example(outputs, labels).mean())
 
-    return Metric(name, higher_is_better, targets, value, per_example)
+    return Metric(name, higher_is_better, targets, value, per_example, family=family, top=top)
+
+
+def summary_metric(
+    name: str,
+    summary: Callable[[Array, Array], Array],
+    from_summary: Callable[[Array, Array], float],
+    *,
+    higher_is_better: bool,
+    targets: TargetKind,
+    family: Family = "other",
+) -> Metric:
+    """A metric of a few numbers per example that do not simply average."""
+
+    def value(outputs: Array, labels: Array) -> float:
+        return from_summary(summary(outputs, labels), labels)
+
+    return Metric(name, higher_is_better, targets, value, summary=summary, from_summary=from_summary, family=family)
+
+
+def _top_metric(top: int) -> Metric:
+    return mean_metric(
+        f"top{top}",
+        partial(top_correct, top=top),
+        higher_is_better=True,
+        targets="classes",
+        family="accuracy",
+        top=top,
+    )
 
 
 _METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        mean_metric("accuracy", correct, higher_is_better=True, targets="classes"),
-        mean_metric("nll", negative_log_likelihood, higher_is_better=False, targets="classes"),
-        mean_metric("mse", squared_error, higher_is_better=False, targets="values"),
+        mean_metric("accuracy", correct, higher_is_better=True, targets="classes", family="accuracy"),
+        _top_metric(5),
+        summary_metric(
+            "balanced_accuracy",
+            _predicted,
+            _balanced_accuracy,
+            higher_is_better=True,
+            targets="classes",
+            family="balanced_accuracy",
+        ),
+        summary_metric("macro_f1", _predicted, _macro_f1, higher_is_better=True, targets="classes", family="macro_f1"),
+        mean_metric("nll", negative_log_likelihood, higher_is_better=False, targets="classes", family="nll"),
+        Metric("nll_calibrated", False, "classes", _calibrated_nll),
+        mean_metric("brier", brier, higher_is_better=False, targets="classes"),
+        summary_metric("ece", _confidence, _calibration_error, higher_is_better=False, targets="classes"),
+        Metric("multilabel_map", True, "multilabel", _multilabel_map),
+        summary_metric("multilabel_f1", _positive, _multilabel_f1, higher_is_better=True, targets="multilabel"),
+        mean_metric("mse", squared_error, higher_is_better=False, targets="values", family="mse"),
+        mean_metric("mae", absolute_error, higher_is_better=False, targets="values"),
+        summary_metric("r2", _squares, _r2, higher_is_better=True, targets="values", family="r2"),
     )
 }
 
 
 def names() -> list[str]:
-    """The metrics that are known by name."""
+    """The metrics that are known by name; top-k accuracy is known for every k: "top3", "top-10"."""
     return sorted(_METRICS)
 
 
-def get(
-    metric: str | Metric | Callable[[Any, Any], float], higher_is_better: bool | None = None
-) -> Metric:
+def get(metric: str | Metric | Callable[[Any, Any], float], higher_is_better: bool | None = None) -> Metric:
     """The metric for a name, a Metric, or a function (outputs, targets) -> float on torch tensors.
 
     A function must come with its direction. Raises TaskError for an unknown name or a missing direction.
@@ -151,6 +371,8 @@ def get(
     if isinstance(metric, Metric):
         return metric
     if isinstance(metric, str):
+        if match := _TOP_K.fullmatch(metric):
+            return _METRICS["accuracy"] if match[1] == "1" else _top_metric(int(match[1]))
         if metric not in _METRICS:
             raise TaskError(f"unknown metric {metric!r}; known: {', '.join(names())}, or a function")
         return _METRICS[metric]
