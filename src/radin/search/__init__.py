@@ -1,5 +1,6 @@
 """Arrays in, recipes out: works on members' outputs alone, knows no models, files or weights."""
 
-from radin.search.search import Estimator, Search
+from radin.search.estimate import Estimator
+from radin.search.search import Search
 
 __all__ = ["Estimator", "Search"]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,18 +16,11 @@ from radin import metrics
 from radin.errors import OutputsError, RadinError
 from radin.metrics import Metric
 from radin.recipe import Recipe
+from radin.search.estimate import Estimator, Outputs
+from radin.search.estimate import estimator as build_estimator
+from radin.search.estimate.reading import Array, ArrayLike2D, FileArray, Reader, not_finite
 from radin.search.strategies import base
 from radin.search.strategies.base import Floats, Problem
-
-Array = NDArray[Any]
-
-
-class Estimator(Protocol):
-    """Anything that scores recipes from cached outputs, in the metric's own units."""
-
-    def scores(self, weights: Floats) -> Floats:
-        """weights (S, N) float64 -> scores (S,)."""
-        ...
 
 
 class Search:
@@ -38,7 +31,7 @@ class Search:
             search.tell(recipe, score_of_its_soup)
         recipe, score = search.best
 
-    ``outputs``: (N, M, C), or one (M, C) array per member. ``targets``: one per example.
+    ``outputs``: (N, M, C), or one (M, C) array per member, in memory or in a file. ``targets``: one per example.
     ``metric``: a name, or a Metric; scores are in its natural units, its direction is known to the search.
     ``options``: the strategy's own settings. ``budget``: soups evaluated in all, those told from an earlier
     run included.
@@ -55,7 +48,7 @@ class Search:
 
     def __init__(
         self,
-        outputs: Array | Sequence[Array],
+        outputs: Outputs,
         targets: Array,
         *,
         metric: str | Metric = "accuracy",
@@ -71,15 +64,23 @@ class Search:
         self.strategy = base.get(strategy)
         self.settings = self.strategy.settings(options)
         self.budget = _checked_budget(budget, at_least=1 if self.strategy.spends else 0)
-        self._outputs = _checked_outputs(outputs)
+        reader = Reader(_arrays(outputs))
+        self._outputs = reader.sources
         self._targets = np.asarray(targets)
         self._device = device
-        members = len(self._outputs)
-        _check_targets(self.metric, self._targets, self._outputs[0])
+        members = reader.members
+        if len(self._targets) != reader.examples:
+            raise OutputsError(f"there are {len(self._targets)} targets for {reader.examples} examples in the outputs")
+        self.metric.check(self._targets, reader.classes)
         if keys is not None and len(keys) != members:
             raise RadinError(f"keys must be one string per member; got {len(keys)} for {members} members")
 
-        self.singles: Floats = np.array([self.metric.value(o, self._targets) for o in self._outputs])
+        self.singles: Floats = np.array(
+            [
+                self.metric.value(_whole(name, source), self._targets)
+                for name, source in zip(reader.names, reader.sources, strict=True)
+            ]
+        )
         """Scores of the members alone, (N,), from their outputs."""
         utilities = np.array([self.metric.utility(float(score)) for score in self.singles])
         if np.isneginf(utilities).all():
@@ -159,11 +160,9 @@ class Search:
     def _scores(self, weights: Floats) -> Floats:
         """Estimated scores of weights (S, N) over the canonical order."""
         if self._estimator is None:
-            from radin.search.estimate import estimator
-
             # Built in canonical order, so that rounding too does not depend on the order given.
             ordered = [self._outputs[k] for k in self._order]
-            self._estimator = estimator(ordered, self._targets, self.metric, device=self._device)
+            self._estimator = build_estimator(ordered, self._targets, self.metric, device=self._device)
             self._estimator_is_canonical = True
         given = weights if self._estimator_is_canonical else weights[:, self._position]
         return np.asarray(self._estimator.scores(np.ascontiguousarray(given)), dtype=np.float64)
@@ -183,7 +182,9 @@ class Search:
         return Recipe.single(recipe.members[0], len(weights)) if recipe.is_single else recipe
 
 
-def canonical_order(utilities: Floats, outputs: Sequence[Array], keys: Sequence[str] | None = None) -> NDArray[np.intp]:
+def canonical_order(
+    utilities: Floats, outputs: Sequence[ArrayLike2D], keys: Sequence[str] | None = None
+) -> NDArray[np.intp]:
     """Members best first, equal ones by their keys; without keys, by the SHA-256 of their outputs.
 
     Returns (N,): the index, in the order given, of each canonical member.
@@ -193,8 +194,10 @@ def canonical_order(utilities: Floats, outputs: Sequence[Array], keys: Sequence[
         # Hashing a large pool takes a while, so only members that tie are hashed.
         if keys is not None:
             return keys[k]
-        tied = np.count_nonzero(utilities == utilities[k]) > 1
-        return hashlib.sha256(np.ascontiguousarray(outputs[k]).tobytes()).hexdigest() if tied else ""
+        if np.count_nonzero(utilities == utilities[k]) == 1:
+            return ""
+        rows = outputs[k][0 : outputs[k].shape[0]]
+        return hashlib.sha256(np.ascontiguousarray(rows).data).hexdigest()
 
     order = sorted(range(len(utilities)), key=lambda k: (-utilities[k], key(k)))
     return np.array(order, dtype=np.intp)
@@ -208,24 +211,21 @@ def _checked_budget(budget: int, at_least: int) -> int:
     return int(budget)
 
 
-def _checked_outputs(outputs: Array | Sequence[Array]) -> list[Array]:
-    members = [np.asarray(member) for member in outputs]
-    if not members:
-        raise OutputsError("there are no outputs: a search needs those of at least one member")
-    for k, member in enumerate(members):
-        if member.ndim != 2:
-            raise OutputsError(
-                f"outputs of member {k} must have the shape (examples, classes); they have {member.shape}"
-            )
-        if member.shape != members[0].shape:
-            raise OutputsError(
-                f"outputs of member {k} have the shape {member.shape}, those of member 0 {members[0].shape}; "
-                "all must come from the same data"
-            )
-    return members
+def _arrays(outputs: Outputs) -> list[ArrayLike2D]:
+    """One (M, C) array per member; arrays that live in files stay there."""
+    arrays: list[ArrayLike2D] = []
+    for member in outputs:
+        if isinstance(member, FileArray):
+            arrays.append(member)
+            continue
+        array = member if isinstance(member, np.ndarray) else np.asarray(member)
+        arrays.append(array[:, None] if array.ndim == 1 else array)
+    return arrays
 
 
-def _check_targets(metric: Metric, targets: Array, outputs: Array) -> None:
-    if len(targets) != len(outputs):
-        raise OutputsError(f"there are {len(targets)} targets for {len(outputs)} examples in the outputs")
-    metric.check(targets, outputs.shape[1])
+def _whole(name: str, source: ArrayLike2D) -> Array:
+    """All outputs of a member, in memory. Raises OutputsError at NaN or infinity."""
+    outputs = np.asarray(source[0 : source.shape[0]])
+    if not np.isfinite(outputs).all():
+        raise not_finite(name, outputs, 0)
+    return outputs
