@@ -1,1 +1,71 @@
-"""Model soups within a budget of evaluations."""
+"""Model soups within a budget of evaluations: many fine-tuned checkpoints in, one better model out."""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+try:
+    __version__ = version("radin")
+except PackageNotFoundError:  # run from a checkout that is not installed
+    __version__ = "0+unknown"
+
+# Where each public name lives. Loaded on first use, so that "import radin" does not wait for torch.
+_PLACES = {
+    "CheckpointError": "radin.errors",
+    "Metric": "radin.metrics",
+    "OutputsError": "radin.errors",
+    "Pool": "radin.weights",
+    "PoolError": "radin.errors",
+    "RadinError": "radin.errors",
+    "Recipe": "radin.recipe",
+    "Result": "radin.run",
+    "RunError": "radin.errors",
+    "Search": "radin.search",
+    "Task": "radin.passes",
+    "TaskError": "radin.errors",
+    "average": "radin.weights",
+    "cook": "radin.run",
+    "rank": "radin.search",
+    "save": "radin.weights",
+}
+
+if TYPE_CHECKING:
+    from radin.errors import CheckpointError, OutputsError, PoolError, RadinError, RunError, TaskError
+    from radin.metrics import Metric
+    from radin.passes import Task
+    from radin.recipe import Recipe
+    from radin.run import Result, cook
+    from radin.search import Search, rank
+    from radin.weights import Pool, average, save
+
+__all__ = [
+    "CheckpointError",
+    "Metric",
+    "OutputsError",
+    "Pool",
+    "PoolError",
+    "RadinError",
+    "Recipe",
+    "Result",
+    "RunError",
+    "Search",
+    "Task",
+    "TaskError",
+    "__version__",
+    "average",
+    "cook",
+    "rank",
+    "save",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PLACES:
+        return getattr(importlib.import_module(_PLACES[name]), name)
+    raise AttributeError(f"module 'radin' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -82,6 +83,11 @@ class Recipe:
     def permuted(self, order: Sequence[int]) -> Recipe:
         """The same recipe over a reordered pool: new position i holds the old member ``order[i]``."""
         return Recipe(tuple(self.weights[k] for k in order))
+
+    def identity(self, fingerprints: Sequence[str]) -> str:
+        """A hash of which contents are mixed in which ratio: the same in any order of the members, in any pool."""
+        parts = sorted((fingerprints[k], self.weights[k].hex()) for k in self.members)
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     def to_json(self, names: Sequence[str], fingerprints: Sequence[str]) -> dict[str, Any]:
         """A JSON form that stands on its own: each member's name, content fingerprint and weight."""

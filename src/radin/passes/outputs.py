@@ -38,7 +38,7 @@ _DTYPES = {"float32": "F32", "float16": "F16"}
 
 @dataclass(frozen=True)
 class StoredOutputs:
-    """One member's outputs on disk; ``stored[start:stop]`` reads those rows into memory, (stop - start, classes)."""
+    """One member's outputs on disk: where they are, whose, and over which data."""
 
     path: Path
     member: str
@@ -47,17 +47,9 @@ class StoredOutputs:
     dtype: np.dtype[Any]
     offset: int
 
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, rows: slice) -> NDArray[Any]:
-        start, stop, step = rows.indices(self.shape[0])
-        if step != 1:
-            raise ValueError("stored outputs are read in contiguous rows")
-        width = self.shape[1] * self.dtype.itemsize
-        count = max(stop - start, 0) * self.shape[1]
-        values = np.fromfile(self.path, self.dtype, count, offset=self.offset + start * width)
-        return values.reshape(-1, self.shape[1])
+    def array(self) -> NDArray[Any]:
+        """The outputs (examples, classes), memory-mapped: only what is used is read."""
+        return np.memmap(self.path, self.dtype, "r", self.offset, self.shape)
 
     @classmethod
     def open(cls, path: Path) -> StoredOutputs:
@@ -81,9 +73,12 @@ class StoredOutputs:
 
 @dataclass(frozen=True)
 class MemberOutputs:
-    """Outputs of all members, in the pool's order, with the targets (examples, ...) and the data's fingerprint."""
+    """All members' outputs (examples, classes), in the pool's order and memory-mapped.
 
-    outputs: tuple[StoredOutputs, ...]
+    ``targets`` (examples, ...); ``data``: the data's fingerprint; ``passes``: members whose outputs were not cached.
+    """
+
+    outputs: tuple[NDArray[Any], ...]
     targets: NDArray[Any]
     data: str
     passes: int
@@ -284,7 +279,7 @@ def collect_outputs(
             raise OutputsError(f"{found.path}: {found.shape[0]} examples, the data has {len(targets)}")
         stored[k] = found
     store.save_targets(targets, expected_data)
-    in_order = tuple(stored[k] for k in range(len(fingerprints)))
+    in_order = tuple(stored[k].array() for k in range(len(fingerprints)))
     return MemberOutputs(in_order, targets, expected_data, len(missing), time.monotonic() - started)
 
 

@@ -1,0 +1,75 @@
+"""Progress with time left, on standard error."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+_QUIET_SECONDS = 2.0
+
+
+class ConsoleProgress:
+    """Call it with (what, done, total or None). A bar on a terminal; elsewhere one line for each stage that ends.
+
+    Use as a context manager. Stages that take less than two seconds are not shown where there is no terminal.
+    """
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self._current: tuple[str, float] | None = None
+
+    def __enter__(self) -> ConsoleProgress:
+        if self._console.is_terminal:
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._console.is_terminal:
+            self._bars.stop()
+        else:
+            self._stage_ended()
+
+    def __call__(self, what: str, done: float, total: float | None) -> None:
+        if not self._console.is_terminal:
+            if self._current is None or self._current[0] != what:
+                self._stage_ended()
+                self._current = (what, time.monotonic())
+            return
+        if what not in self._tasks:
+            for task in self._tasks.values():
+                self._bars.update(task, visible=False)
+            self._tasks[what] = self._bars.add_task(what, total=total)
+        self._bars.update(self._tasks[what], completed=done, total=total)
+
+    def _stage_ended(self) -> None:
+        if self._current is not None:
+            what, since = self._current
+            seconds = time.monotonic() - since
+            if seconds >= _QUIET_SECONDS:
+                print(f"{what}: {seconds:.1f} s", file=sys.stderr, flush=True)
+        self._current = None

@@ -1,0 +1,130 @@
+"""Tables for people, from the JSON forms of what came out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+Json = Mapping[str, Any]
+
+
+def number(value: float | None, stderr: float | None = None) -> str:
+    """A score with its standard error, four decimals; a dash when there is none."""
+    if value is None:
+        return "–"
+    text = f"{value:.4f}"
+    return text if stderr is None else f"{text} ± {stderr:.4f}"
+
+
+def closing_table(result: Json) -> Table:
+    """The table that ends a run, from result.json: who, validation, test, shifts."""
+    metric = result["metric"]
+    direction = "higher is better" if metric["higher_is_better"] else "lower is better"
+    title = f"{metric['name']} ({direction}), {result['examples']} validation examples"
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    table.add_column("members", justify="right")
+    table.add_column("validation", justify="right")
+    looks = {"test": result["test"] or {}, **{name: found or {} for name, found in result["shifts"].items()}}
+    looks = {name: found for name, found in looks.items() if found}
+    for name in looks:
+        table.add_column(name, justify="right")
+    rows = [("best_single", "best single"), ("uniform", "uniform soup"), ("best", "chosen soup")]
+    chosen_is_single = result["best"]["size"] == 1
+    chosen_is_uniform = result["best"]["recipe"] == result["uniform"]["recipe"]
+    for key, label in rows:
+        if key == "best" and chosen_is_single:
+            label = "chosen: the best single"
+        elif key == "best" and chosen_is_uniform:
+            label = "chosen: the uniform soup"
+        found = result[key]
+        validation = number(found["score"], found["stderr"])
+        if found["score"] is None and found["estimate"] is not None:
+            validation = f"not evaluated; estimate {found['estimate']:.4f}"
+        cells = [number(look[key]["score"], look[key]["stderr"]) if key in look else "–" for look in looks.values()]
+        table.add_row(label, str(found["size"]), validation, *cells, style="bold" if key == "best" else None)
+    ensemble = result["ensemble"]
+    table.add_row(
+        "logit ensemble (reference)",
+        str(ensemble["size"]),
+        number(ensemble["score"], ensemble["stderr"]),
+        *["–"] * len(looks),
+        style="dim",
+    )
+    return table
+
+
+def closing_lines(result: Json) -> list[str]:
+    """What the table cannot say: the gain, the passes, the time, the members chosen, notes and reasons."""
+    gain, passes, seconds = result["gain"], result["passes"], result["seconds"]
+    lines = []
+    if result["best"]["size"] > 1:
+        lines.append(
+            f"gain over the best single on validation: {gain['difference']:+.4f} ± {gain['stderr'] or 0:.4f} (paired); "
+            "a score that was chosen by is flattering, the test score is not"
+        )
+        members = result["best"]["recipe"]["members"]
+        lines.append("members: " + ", ".join(f"{m['name']} {m['weight']:.3g}" for m in members))
+    else:
+        lines.append("no soup beat the best single member: the result is that member")
+        lines += [f"likely reason: {reason}" for reason in result["reasons"]]
+    spent = ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items() if name != "total")
+    lines.append(
+        f"passes over validation: {passes['total']} ({passes['outputs']} for the members' outputs, "
+        f"{passes['soups']} of {passes['budget']} for soups)"
+    )
+    lines.append(f"time: {seconds['total']:.1f} s ({spent})")
+    lines += [f"note: {note}" for note in result["notes"]]
+    lines.append(f"soup: {result['soup']}")
+    return lines
+
+
+def plain_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """A table with its first column left, the others right."""
+    table = Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    return table
+
+
+def size(count: float) -> str:
+    """Bytes in words."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def check_tables(found: Json) -> list[RenderableType]:
+    """What 'radin check' found: the members, what to know about them, and the cost of a run."""
+    distances = found.get("distances")
+    columns = ["member", "size", "fingerprint"] + (["distance to the mean"] if distances else [])
+    rows = []
+    for k, member in enumerate(found["members"]):
+        row = [member["name"], size(member["bytes"]), member["fingerprint"][:12]]
+        rows.append([*row, f"{distances['to_mean'][k]:.4f}"] if distances else row)
+    title = f"{len(rows)} checkpoints, {found['tensors']} tensors, {found['parameters']:,} parameters each"
+    parts: list[RenderableType] = [plain_table(title, columns, rows)]
+    if distances:
+        parts.append("distances are shares of the norm of the mean weights; members far out harm an average")
+    parts += [f"note: {d['dropped']} has the same weights as {d['kept']}; used once" for d in found["duplicates"]]
+    parts += [f"note: {note}" for note in found["notes"]]
+    task = found.get("task")
+    if task:
+        parts.append(f"task: the model fits; {task['metric']} over {task['classes']} outputs")
+        if task["seconds_per_pass"] is not None:
+            parts.append(
+                f"one pass over validation: about {task['seconds_per_pass']:.1f} s in the model "
+                f"({task['batches']} batches); all members' outputs: about {task['seconds_for_outputs']:.0f} s "
+                f"and {size(task['disk_for_outputs'])} of disk"
+            )
+        parts += [f"note: {note}" for note in task["notes"]]
+    parts.append("these checkpoints can be averaged")
+    return parts

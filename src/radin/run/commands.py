@@ -1,0 +1,231 @@
+"""What the short commands do: check, evaluate, average, rank. Each returns the JSON form of what it found."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from radin import metrics
+from radin.errors import OutputsError, RadinError, TaskError
+from radin.passes import Evaluator, LocalEngine, StoredOutputs, Task
+from radin.passes.outputs import Progress, length
+from radin.recipe import Recipe
+from radin.run.preflight import preflight
+from radin.weights import Pool, average, check_output, geometry, recipe_metadata, save
+
+
+def check_pool(
+    pool: Pool,
+    task: str | Path | Task | None,
+    engine: LocalEngine,
+    *,
+    distances: bool = True,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """What the headers, the content and (with a task) one batch tell. Raises RadinError for anything unfit."""
+    found: dict[str, Any] = {
+        "members": [
+            {
+                "name": m.name,
+                "path": str(m.path),
+                "fingerprint": m.fingerprint,
+                "bytes": m.bytes,
+                "notes": list(m.notes),
+            }
+            for m in pool
+        ],
+        "tensors": len(pool.names),
+        "parameters": pool.parameters,
+        "duplicates": [{"dropped": str(dropped), "kept": str(kept)} for dropped, kept in pool.duplicates],
+        "notes": list(pool.notes),
+    }
+    if distances and len(pool) > 1:
+        found["distances"] = _distances(pool, progress)
+    if task is not None:
+        found["task"] = _check_task(pool, Task.load(task), engine)
+    pool.require_several()
+    return found
+
+
+def _distances(pool: Pool, progress: Progress | None) -> dict[str, Any]:
+    report = (lambda done, total: progress("distances", done, total)) if progress else None
+    found = geometry(pool, progress=report)
+    return {
+        "norm_of_mean": found.mean_norm,
+        "to_mean": (np.sqrt(np.maximum(np.diag(found.gram), 0.0)) / found.mean_norm).tolist(),
+        "between": found.distances.tolist(),
+    }
+
+
+def _check_task(pool: Pool, task: Task, engine: LocalEngine) -> dict[str, Any]:
+    metric = task.get_metric()
+    started = time.monotonic()
+    checked = preflight(task, pool.shapes, pool[0].name, lambda: pool.tensors(0), engine, metric)
+    first, classes = checked.first_outputs.shape
+    batches = length(task.batches("validation"))
+    pass_seconds = checked.seconds_per_batch * batches if batches else None
+    return {
+        "metric": metric.name,
+        "classes": classes,
+        "first_batch": first,
+        "batches": batches,
+        "seconds_per_pass": pass_seconds,
+        "seconds_for_outputs": pass_seconds * len(pool) if pass_seconds else None,
+        "disk_for_outputs": batches * first * classes * 4 * len(pool) if batches else None,
+        "batchnorm_layers": checked.batchnorm_layers,
+        "calibration": task.calibration is not None,
+        "notes": list(checked.notes),
+        "seconds": time.monotonic() - started,
+    }
+
+
+def evaluate_pool(
+    pool: Pool, task: str | Path | Task, split: str, engine: LocalEngine, *, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Each checkpoint's true score on a split, as it is (BatchNorm statistics untouched), one model in memory."""
+    task = Task.load(task)
+    metric = task.get_metric()
+    known = ["validation"] + (["test"] if task.test is not None else [])
+    known += [f"shifts/{name}" for name in task.shift_sources()]
+    if split not in known:
+        raise TaskError(f"the task has no split {split!r}; it has {', '.join(known)}")
+    preflight(task, pool.shapes, pool[0].name, lambda: pool.tensors(0), engine, metric)
+    evaluator = Evaluator(task, engine, metric)
+    members = []
+    data: str | None = None
+    examples = 0
+    for k, member in enumerate(pool):
+        model, _ = evaluator.prepare(pool.tensors(k), member.name, calibrate=False)
+        score = evaluator.score(model, split, member.name, expected_data=data, progress=progress)
+        data, examples = score.data, score.examples
+        members.append(
+            {
+                "name": member.name,
+                "path": str(member.path),
+                "fingerprint": member.fingerprint,
+                "score": None if np.isnan(score.score) else score.score,
+                "stderr": None if np.isnan(score.stderr) else score.stderr,
+                "seconds": score.seconds,
+            }
+        )
+    return {"metric": metric.name, "split": split, "examples": examples, "data": data, "members": members}
+
+
+def average_pool(
+    pool: Pool,
+    weights: str | None,
+    recipe_file: Path | None,
+    output: Path,
+    integers_from: str | None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Average by weights given as text, by a recipe file, or uniformly, into ``output``."""
+    check_output(output)
+    pool.require_several()
+    recipe = _recipe(pool, weights, recipe_file)
+    report = (lambda done, total: progress("averaging", done, total)) if progress else None
+    tensors = average(pool, recipe, integers_from=integers_from, progress=report)
+    save(tensors, output, metadata=recipe_metadata(pool, recipe, integers_from=integers_from))
+    notes = [f"note: {note}" for note in pool.notes]
+    notes += [f"note: {dropped} has the same weights as {kept}; used once" for dropped, kept in pool.duplicates]
+    return {
+        "output": str(output),
+        "size": recipe.size,
+        "recipe": recipe.to_json(pool.member_names, pool.fingerprints),
+        "notes": notes,
+    }
+
+
+def _recipe(pool: Pool, weights: str | None, recipe_file: Path | None) -> Recipe:
+    if weights is not None and recipe_file is not None:
+        raise RadinError("give --weights or --recipe, not both")
+    if recipe_file is not None:
+        try:
+            value = json.loads(recipe_file.read_text())
+            return Recipe.from_json(value.get("recipe", value), pool.fingerprints)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise RadinError(f"{recipe_file} is not a recipe of radin's ({error})") from None
+    if weights is None:
+        return Recipe.uniform(range(len(pool)), len(pool))
+    if pool.duplicates:
+        dropped = ", ".join(str(path) for path, _ in pool.duplicates)
+        raise RadinError(f"--weights needs one file per weight, but {dropped} repeats another file: leave it out")
+    try:
+        values = [float(text) for text in weights.split(",")]
+    except ValueError:
+        raise RadinError(f"--weights must be numbers separated by commas; got {weights!r}") from None
+    if len(values) != len(pool):
+        names = ", ".join(pool.member_names)
+        raise RadinError(f"--weights has {len(values)} numbers for {len(pool)} checkpoints, in this order: {names}")
+    return Recipe.normalized(values)
+
+
+def rank_files(
+    outputs: Sequence[str], targets: Path, metric: str, top: int, seed: int, progress: Progress | None = None
+) -> dict[str, Any]:
+    """The best recipes by estimate, from files of outputs (.npy or radin's .safetensors)."""
+    from radin.search import rank
+
+    chosen = metrics.get(metric)
+    if top < 1:
+        raise RadinError(f"--top must be at least 1; got {top}")
+    paths = [Path(text) for text in outputs]
+    members = [_open_array(path) for path in paths]
+    if len(members) < 2:
+        raise RadinError("rank needs the outputs of at least two members")
+    names = [path.stem for path in paths]
+    labels = np.asarray(_open_targets(targets))
+    ranked = rank(members, labels, chosen, top=top, seed=seed)
+    singles = [chosen.value(np.asarray(member), labels) for member in members]
+    best = max(range(len(singles)), key=lambda k: chosen.utility(singles[k]))
+    return {
+        "metric": chosen.name,
+        "higher_is_better": chosen.higher_is_better,
+        "best_single": {"name": names[best], "score": singles[best]},
+        "recipes": [
+            {"estimate": r.estimate, "size": r.size, "source": r.source, "recipe": r.recipe.to_json(names, names)}
+            for r in ranked
+        ],
+    }
+
+
+def _open_array(path: Path) -> NDArray[Any]:
+    """Outputs (examples, classes), memory-mapped."""
+    if not path.is_file():
+        raise OutputsError(f"no outputs file {path}")
+    if path.suffix == ".safetensors":
+        return StoredOutputs.open(path).array()
+    array = _open_npy(path)
+    if array.ndim == 1:
+        array = array[:, None]
+    if array.ndim != 2:
+        raise OutputsError(f"{path}: outputs must have the shape (examples, classes); got {array.shape}")
+    return array
+
+
+def _open_targets(path: Path) -> NDArray[Any]:
+    if not path.is_file():
+        raise OutputsError(f"no targets file {path}")
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        try:
+            return load_file(path)["targets"]
+        except (SafetensorError, KeyError) as error:
+            raise OutputsError(f"{path} does not hold targets as radin writes them ({error})") from None
+    return _open_npy(path)
+
+
+def _open_npy(path: Path) -> NDArray[Any]:
+    try:
+        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+        return array
+    except (ValueError, OSError, EOFError) as error:
+        raise OutputsError(f"{path} is not a whole .npy array of numbers ({error})") from None

@@ -1,0 +1,134 @@
+"""A run directory: what was asked, under a lock, refused for another pool, data set or metric."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from radin.errors import RunError
+
+FORMAT = 1
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w") as file:
+        json.dump(value, file, indent=2)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+class RunDirectory:
+    """One run's folder, held by one process at a time.
+
+    ``identity``: what may never change between the sessions of a run. "members" (fingerprint -> name) is compared
+    by fingerprint; every other entry by value. Use as a context manager.
+    """
+
+    def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
+        self.path = path
+        self.identity = dict(identity)
+        self._lock = FileLock(path / ".lock")
+
+    @property
+    def outputs(self) -> Path:
+        return self.path / "outputs"
+
+    @property
+    def ledger(self) -> Path:
+        return self.path / "ledger.sqlite"
+
+    @property
+    def soup(self) -> Path:
+        return self.path / "soup.safetensors"
+
+    def __enter__(self) -> RunDirectory:
+        """Raises RunError when another process holds it, or when it belongs to something else."""
+        if self.path.exists() and not self.path.is_dir():
+            raise RunError(f"{self.path} is a file; give a directory for the run")
+        if self.path.is_dir() and not (self.path / "run.json").exists():
+            strangers = [p.name for p in self.path.iterdir() if p.name != ".lock"]
+            if strangers:
+                raise RunError(
+                    f"{self.path} is not empty and not a radin run (found {', '.join(sorted(strangers)[:3])}). "
+                    "Give a new directory; nothing was written."
+                )
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise RunError(
+                f"{self.path} is in use by another radin process. Wait for it, or give another directory."
+            ) from None
+        try:
+            self._check_identity()
+        except BaseException:
+            self._lock.release()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._lock.release()
+
+    def read(self) -> dict[str, Any]:
+        """run.json, or an empty mapping. Raises RunError when it is damaged."""
+        path = self.path / "run.json"
+        if not path.exists():
+            return {}
+        try:
+            found: dict[str, Any] = json.loads(path.read_text())
+        except ValueError as error:
+            raise RunError(f"{path} is damaged ({error}). Give a new directory, or move this one away.") from None
+        if found.get("format") != FORMAT:
+            raise RunError(f"{path} was written by another version of radin (format {found.get('format')!r})")
+        return found
+
+    def _check_identity(self) -> None:
+        recorded = self.read().get("identity")
+        if not recorded:
+            return
+        changes = []
+        for name, now in self.identity.items():
+            before = recorded.get(name)
+            if before == now or (name == "data" and None in (before, now)):
+                continue
+            if name == "members":
+                if set(before) == set(now):
+                    continue
+                gone = [before[f] for f in before if f not in now]
+                new = [now[f] for f in now if f not in before]
+                changes.append(f"the pool (gone or changed: {_some(gone)}; new: {_some(new)})")
+            else:
+                changes.append(f"{name} (was {before!r}, now {now!r})")
+        if changes:
+            raise RunError(
+                f"{self.path} belongs to another run: {'; '.join(changes)}. Give a new directory with --out, "
+                "or restore what changed; nothing was written."
+            )
+
+    def record(self, settings: Mapping[str, Any]) -> None:
+        """Write run.json: the identity and the settings of this session (budget, strategy, seed, versions)."""
+        write_json(self.path / "run.json", {"format": FORMAT, "identity": self.identity, "settings": dict(settings)})
+
+    def bind_data(self, data: str, settings: Mapping[str, Any]) -> None:
+        """Bind the run to its data. Raises RunError when it was bound to other data before."""
+        self.identity["data"] = data
+        self._check_identity()
+        self.record(settings)
+
+
+def _some(names: list[str]) -> str:
+    if not names:
+        return "none"
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,0 +1,48 @@
+"""Fixtures that several rooms share: the toy pool, and the demo pool built once on this machine."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import toy
+from radin import Pool, Task
+
+
+@pytest.fixture(scope="session")
+def toy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("toy")
+    toy.build(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def toy_pool(toy_folder: Path) -> Pool:
+    return Pool.open(toy_folder)
+
+
+@pytest.fixture
+def toy_task() -> Task:
+    return Task(
+        model=toy.model,
+        validation=lambda: toy.batches(toy.VALIDATION),
+        test=lambda: toy.batches(toy.TEST),
+        calibration=lambda: toy.batches(toy.TRAINING),
+    )
+
+
+@pytest.fixture(scope="session")
+def radin_command() -> Any:
+    """Run the command line in a process of its own: radin_command("check", path, ...) -> CompletedProcess."""
+    environment = os.environ | {"PYTHONPATH": str(Path(toy.__file__).parent)}
+
+    def run(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "radin", *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cwd, check=False)
+
+    return run

@@ -1,0 +1,82 @@
+"""A run killed with SIGKILL at any moment goes on, spends nothing twice, and ends with the same result."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import toy
+
+# Every batch takes a little while, so that kills fall into outputs and soups and not only into start-up.
+SLOW_TASK = """
+import time
+import toy
+import torch
+model = toy.model
+def _slow(batches):
+    for batch in batches:
+        time.sleep(0.02)
+        yield batch
+def validation(): return _slow(toy.batches(toy.VALIDATION, 20))
+def test(): return toy.batches(toy.TEST)
+def calibration(): return toy.batches(toy.TRAINING)
+"""
+
+
+def start(folder: Path, out: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "radin", "cook", str(folder), "--task", str(folder / "slow.py")]
+    command += ["--budget", "6", "--out", str(out), "--members-at-once", "3"]
+    environment = os.environ | {"PYTHONPATH": str(Path(toy.__file__).parent)}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def essence(out: Path) -> dict:
+    found = json.loads((out / "result.json").read_text())
+    evaluations = [(e["recipe"], e["score"], e["stderr"]) for e in found["evaluations"]]
+    return {
+        "best": found["best"]["recipe"],
+        "passes": found["passes"],
+        "evaluations": evaluations,
+        "test": found["test"],
+    }
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("kill")
+    toy.build(folder)
+    (folder / "slow.py").write_text(SLOW_TASK)
+    started = time.monotonic()
+    process = start(folder, folder / "straight")
+    assert process.wait() == 0, process.stderr.read().decode()
+    return folder, time.monotonic() - started
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_killed_at_random_moments(pool, tmp_path, seed):
+    folder, whole_time = pool
+    moments = random.Random(seed)
+    out = tmp_path / "run"
+    kills = 0
+    while True:
+        process = start(folder, out)
+        patience = moments.uniform(0.3, 1.0) * whole_time if kills < 4 else 600
+        try:
+            code = process.wait(patience)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+            continue
+        assert code == 0, process.stderr.read().decode()
+        break
+    assert kills > 0
+    assert essence(out) == essence(folder / "straight")
+    assert (out / "soup.safetensors").read_bytes() == (folder / "straight" / "soup.safetensors").read_bytes()
+    assert not list(out.rglob("*.partial"))
