@@ -93,8 +93,15 @@ class Search:
         self._estimator_is_canonical = False
         self._told: dict[Recipe, float] = {}
         self._known = {Recipe.single(k, members): float(u) for k, u in enumerate(utilities)}
-        problem = Problem(members, utilities[self._order], self._estimated, self.budget, seed)
-        self._running = self.strategy.run(problem, **self.settings)
+        self.problem = Problem(
+            members,
+            utilities[self._order],
+            self._estimated,
+            self.budget,
+            seed,
+        )
+        """What the strategy sees: members in canonical order, utilities."""
+        self._running = self.strategy.run(self.problem, **self.settings)
         self._next = self._advance(None)
 
     def ask(self) -> Recipe | None:
@@ -178,6 +185,10 @@ class Search:
             weights = next(self._running) if utility is None else self._running.send(utility)
         except StopIteration:
             return None
+        return self.recipe(weights)
+
+    def recipe(self, weights: Floats) -> Recipe:
+        """The recipe, over the members in the order given, of weights (N,) over the problem's canonical order."""
         recipe = Recipe(tuple(float(w) for w in weights[self._position]))
         return Recipe.single(recipe.members[0], len(weights)) if recipe.is_single else recipe
 

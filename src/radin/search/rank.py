@@ -1,0 +1,71 @@
+"""Rank recipes by their estimate, from cached outputs alone: no model, no pass, no budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from radin.errors import RadinError
+from radin.metrics import Metric
+from radin.recipe import Recipe
+from radin.search.estimate import Estimator, Outputs
+from radin.search.search import Search
+from radin.search.sources import best_recipes, default_sources
+
+_KEPT_AT_LEAST = 64
+
+
+@dataclass(frozen=True)
+class RankedRecipe:
+    """A recipe, its estimated score in the metric's own units, how many members it mixes, and where it came from."""
+
+    recipe: Recipe
+    estimate: float
+    size: int
+    source: str
+
+
+def rank(
+    outputs: Outputs,
+    targets: Any,
+    metric: str | Metric = "accuracy",
+    *,
+    sources: Sequence[str] | None = None,
+    top: int = 20,
+    count: int = 10_000,
+    seed: int = 0,
+    keys: Sequence[str] | None = None,
+    estimator: Estimator | None = None,
+    device: str = "cpu",
+) -> list[RankedRecipe]:
+    """The ``top`` recipes by estimate, best first, among those of the sources named.
+
+    ``outputs``, ``targets``, ``metric``, ``keys``, ``estimator``, ``device`` as in ``Search``; ``sources``: names in
+    ``sources.SOURCES``, ``default_sources`` if None; ``count``: how many recipes each random source draws.
+    Recipes are over the members in the order given. The estimate is the score of the averaged outputs, not the soup's.
+    Raises RadinError for anything that does not fit.
+    """
+    for name, value in (("top", top), ("count", count)):
+        if value < 1:
+            raise RadinError(f"{name} must be at least 1; got {value}")
+    search = Search(
+        outputs,
+        targets,
+        metric=metric,
+        strategy="best",
+        budget=0,
+        seed=seed,
+        keys=keys,
+        estimator=estimator,
+        device=device,
+    )
+    problem = search.problem
+    chosen = default_sources(problem.members, count) if sources is None else sources
+    ranking = best_recipes(problem, chosen, count=count, keep=max(top, _KEPT_AT_LEAST))
+    sign = 1.0 if search.metric.higher_is_better else -1.0
+    ranked = []
+    for weights, utility, source in zip(ranking.weights, ranking.utilities, ranking.sources, strict=True):
+        recipe = search.recipe(weights)
+        ranked.append(RankedRecipe(recipe, sign * float(utility), recipe.size, source))
+    return ranked[:top]

@@ -1,0 +1,163 @@
+"""Fit mixing weights to a convex loss of the averaged outputs, over the simplex p >= 0, sum p = 1.
+
+Cross-entropy of averaged logits is convex in p; squared error is quadratic in p. Axis name: members N.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Loss = Callable[[Floats], tuple[float, Floats]]
+"""p (N,) -> the loss and its gradient (N,)."""
+
+_ARMIJO = 1e-4
+_SMALLEST_STEP = 1e-10
+_NEGLIGIBLE = 1e-12
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Mixing weights (N,), their loss, and how far it can be from the best: loss - minimum <= gap."""
+
+    weights: Floats
+    value: float
+    gap: float
+    evaluations: int
+
+
+def duality_gap(weights: Floats, gradient: Floats) -> float:
+    """The Frank-Wolfe gap, gradient . p - min(gradient): for a convex loss an upper bound on loss - minimum.
+
+    Jaggi 2013, "Revisiting Frank-Wolfe", equation 2, where the simplex's corners are the members.
+    """
+    return float(gradient @ weights - gradient.min())
+
+
+def quadratic_form(loss: Loss, members: int) -> Floats:
+    """The symmetric R (N, N) with loss(p) = p' R p on the simplex, for a loss that is quadratic in p.
+
+    Read off at the corners e_k: R_jk = loss(e_k) + gradient(e_k) . (e_j - e_k) / 2. For squared error R_jk is the mean
+    product of the errors of members j and k.
+    """
+    matrix = np.empty((members, members))
+    for k, corner in enumerate(np.eye(members)):
+        value, gradient = loss(corner)
+        matrix[:, k] = value + (gradient - gradient[k]) / 2
+    symmetric: Floats = (matrix + matrix.T) / 2
+    return symmetric
+
+
+def quadratic_minimum(matrix: Floats, linear: Floats, start: Floats | None = None) -> Floats:
+    """The p on the simplex that minimises p' matrix p / 2 + linear . p, by a primal active-set method.
+
+    matrix (N, N) symmetric positive semidefinite, linear (N,) -> p (N,). From ``start`` (the best corner if None):
+    minimise over the members in use, drop those whose weight reaches zero, then let in the member with the lowest
+    gradient, until none is lower (Nocedal and Wright, algorithm 16.3). Where several p are equally good, as with
+    members that repeat each other, it returns one of them.
+    """
+    members = len(linear)
+    weights = np.eye(members)[np.argmin(np.diag(matrix) / 2 + linear)] if start is None else start.copy()
+    inside = weights > 0
+    scale = float(np.abs(matrix).max() + np.abs(linear).max())
+    for _ in range(50 * members):
+        gradient = matrix @ weights + linear
+        direction, to_minimum = _descent(matrix, gradient, inside, scale)
+        shrinking = direction < 0
+        limits = weights[shrinking] / -direction[shrinking]
+        limit = float(limits.min(initial=np.inf))
+        weights = weights + min(limit, to_minimum) * direction
+        if limit <= to_minimum:
+            leaving = shrinking & (weights <= _NEGLIGIBLE)
+            leaving[np.flatnonzero(shrinking)[limits.argmin()]] = True
+            inside &= ~leaving
+            weights = np.where(inside, weights, 0.0)
+            weights /= weights.sum()
+            continue
+        gradient = matrix @ weights + linear
+        outside = np.where(inside, np.inf, gradient)
+        enter = int(outside.argmin())
+        if outside[enter] >= float(gradient @ weights) - 1e-14 * scale:
+            break
+        inside[enter] = True
+    minimum: Floats = weights / weights.sum()
+    return minimum
+
+
+def _descent(matrix: Floats, gradient: Floats, inside: NDArray[np.bool_], scale: float) -> tuple[Floats, float]:
+    """A direction that keeps the sum and the members in use, and the step along it to the quadratic's minimum.
+
+    Newton's direction, step 1; but where the quadratic is flat and falls, straight down that way.
+    """
+    chosen = np.flatnonzero(inside)
+    size = len(chosen)
+    centre = np.eye(size) - 1.0 / size
+    values, vectors = np.linalg.eigh(centre @ matrix[np.ix_(chosen, chosen)] @ centre)
+    slopes = vectors.T @ (centre @ gradient[chosen])
+    curved = values > 4 * size * np.finfo(np.float64).eps * max(float(np.abs(matrix).max()), 1e-300)
+    direction = np.zeros(len(gradient))
+    if np.abs(slopes[~curved]).max(initial=0.0) > 1e-12 * scale:
+        direction[chosen] = -(vectors[:, ~curved] @ slopes[~curved])
+        bend = float(direction @ matrix @ direction)
+        return direction, float(-gradient @ direction) / bend if bend > 0 else np.inf
+    direction[chosen] = -(vectors[:, curved] @ (slopes[curved] / values[curved]))
+    return direction, 1.0
+
+
+def minimise(loss: Loss, members: int, *, tolerance: float = 1e-7, evaluations: int = 300) -> Fit:
+    """Minimise a smooth convex loss over the simplex until the duality gap is at most ``tolerance``.
+
+    Sequential quadratic programming: each step minimises the gradient's model with a BFGS curvature on the simplex
+    (``quadratic_minimum``) and is shortened until the loss falls (Nocedal and Wright, chapter 18, damped update 18.14
+    to 18.16). Every evaluation of the loss may read all outputs, so few are made. It stops early where rounding lets
+    the loss fall no more, or after ``evaluations``; ``Fit.gap`` says what was reached.
+    """
+    weights = np.full(members, 1.0 / members)
+    value, gradient = loss(weights)
+    curvature = np.eye(members) * max(float(np.ptp(gradient)), 1e-12)
+    done = 1
+    while done < evaluations and duality_gap(weights, gradient) > tolerance:
+        target = quadratic_minimum(curvature, gradient - curvature @ weights, start=weights)
+        direction = target - weights
+        slope = float(gradient @ direction)
+        step = 1.0
+        while done < evaluations:
+            trial = weights + step * direction
+            trial_value, trial_gradient = loss(trial)
+            done += 1
+            if trial_value <= value + _ARMIJO * step * slope:
+                break
+            # The minimum of the parabola through both values and the slope, kept within a tenth and a half.
+            curve = trial_value - value - step * slope
+            step *= float(np.clip(-step * slope / (2 * curve), 0.1, 0.5))
+            if step < _SMALLEST_STEP:
+                return Fit(weights, value, duality_gap(weights, gradient), done)
+        else:
+            break
+        curvature = _bfgs(curvature, trial - weights, trial_gradient - gradient)
+        weights, value, gradient = trial, trial_value, trial_gradient
+    return Fit(weights, value, duality_gap(weights, gradient), done)
+
+
+def _bfgs(curvature: Floats, moved: Floats, changed: Floats) -> Floats:
+    """The damped BFGS update (Nocedal and Wright, procedure 18.2): positive definite for any gradient change."""
+    along = curvature @ moved
+    model = float(moved @ along)
+    true = float(moved @ changed)
+    if model <= 0:
+        return curvature
+    share = 1.0 if true >= 0.2 * model else 0.8 * model / (model - true)
+    blended = share * changed + (1 - share) * along
+    updated: Floats = curvature - np.outer(along, along) / model + np.outer(blended, blended) / float(moved @ blended)
+    return updated
+
+
+def tidy(weights: Floats, smallest: float = 1e-6) -> Floats:
+    """The weights with those below ``smallest`` set to zero, summing to 1: no member is read for nothing."""
+    kept = np.where(weights < smallest, 0.0, weights)
+    result: Floats = kept / kept.sum()
+    return result

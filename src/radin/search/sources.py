@@ -1,0 +1,270 @@
+"""Where recipes come from beyond one draw of subsets: each source is a function over a problem, named for its reader.
+
+A source reads cached outputs only (``problem.estimate``, ``problem.loss``) and yields mixing weights in blocks, so that
+a million recipes never lie in memory at once. Axis names: members N, recipes S, ensembles grown side by side E.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from radin.errors import RadinError
+from radin.search.candidates import (
+    EXHAUSTIVE_LIMIT,
+    Floats,
+    Masks,
+    count_subsets,
+    distinct,
+    equal_weights,
+    exhaustive,
+    monte_carlo,
+    prefixes,
+)
+from radin.search.simplex import minimise, quadratic_form, quadratic_minimum, tidy
+from radin.search.strategies.base import Problem
+
+ROWS_PER_BLOCK = 16384
+
+
+@dataclass(frozen=True)
+class Hints:
+    """What a source may use besides the problem.
+
+    ``count``: how many recipes a random source draws. ``best`` (S, N): the best recipes of the sources before it.
+    """
+
+    count: int
+    best: Floats
+
+
+Source = Callable[[Problem, Hints, np.random.Generator], Iterator[Floats]]
+
+
+def singles(problem: Problem, hints: Hints, rng: np.random.Generator) -> Iterator[Floats]:
+    """Each member alone; its estimate is its true score."""
+    yield np.eye(problem.members)
+
+
+def top_k(problem: Problem, hints: Hints, rng: np.random.Generator) -> Iterator[Floats]:
+    """The average of the k best members, for every k."""
+    yield equal_weights(prefixes(problem.members)[1:])
+
+
+def random_subsets(problem: Problem, hints: Hints, rng: np.random.Generator) -> Iterator[Floats]:
+    """Random subsets as in the paper's Algorithm 2 (sizes 2 to N-1), and the average of all."""
+    if problem.members < 2:
+        return
+    masks = monte_carlo(problem.members, hints.count, (2, problem.members - 1), rng, include_uniform=True)
+    for start in range(0, len(masks), ROWS_PER_BLOCK):
+        yield equal_weights(masks[start : start + ROWS_PER_BLOCK])
+
+
+def all_subsets(problem: Problem, hints: Hints, rng: np.random.Generator) -> Iterator[Floats]:
+    """Every subset of two members or more; up to 20 members."""
+    for masks in exhaustive(problem.members):
+        yield equal_weights(masks)
+
+
+def ensemble_selection(problem: Problem, hints: Hints, rng: np.random.Generator) -> Iterator[Floats]:
+    """Add the member that helps most, repeats allowed, again and again.
+
+    Caruana et al. 2004, "Ensemble selection from libraries of models", with replacement and sorted initialisation:
+    grown from the 1, 2, 4, ... best members; every ensemble on the way is a recipe.
+    """
+    sizes = [2**i for i in range(problem.members.bit_length()) if 2**i <= problem.members]
+    starts = prefixes(problem.members)[np.array(sizes) - 1].astype(np.float64)
+    everyone = np.ones((len(starts), problem.members), dtype=np.bool_)
+    for counts in _grow(problem, starts, everyone, steps=max(20, problem.members)):
+        yield counts / counts.sum(axis=1, keepdims=True)
+
+
+def bagged_selection(problem: Problem, hints: Hints, rng: np.random.Generator) -> Iterator[Floats]:
+    """Ensemble selection in 20 random halves of the pool: the best of each, and their average.
+
+    Caruana et al. 2004, section 2.3: bagging keeps the selection from exploiting single estimates.
+    """
+    allowed = rng.random((20, problem.members)) < 0.5
+    allowed = allowed[allowed.any(axis=1)]
+    if not len(allowed):
+        return
+    # Each bag starts from its own best member, the first in canonical order.
+    starts = np.eye(problem.members)[allowed.argmax(axis=1)]
+    path = np.stack(list(_grow(problem, starts, allowed, steps=20)))
+    weights = path / path.sum(axis=2, keepdims=True)
+    worth = problem.estimate(weights.reshape(-1, problem.members)).reshape(weights.shape[:2])
+    chosen = weights[worth.argmax(axis=0), np.arange(len(allowed))]
+    yield chosen
+    yield chosen.mean(axis=0, keepdims=True)
+
+
+def _grow(problem: Problem, counts: Floats, allowed: Masks, steps: int) -> Iterator[Floats]:
+    """Ensembles (E, N), as counts of each member, after 0, 1, ..., ``steps`` additions; each adds what helps most."""
+    one_more = np.eye(problem.members)
+    yield counts
+    for _ in range(steps):
+        grown = counts[:, None, :] + one_more
+        weights = (grown / grown.sum(axis=2, keepdims=True)).reshape(-1, problem.members)
+        worth = problem.estimate(weights).reshape(len(counts), problem.members)
+        chosen = np.where(allowed, worth, -np.inf).argmax(axis=1)
+        counts = grown[np.arange(len(counts)), chosen]
+        yield counts
+
+
+def local_search(problem: Problem, hints: Hints, rng: np.random.Generator) -> Iterator[Floats]:
+    """From several subsets, add, drop or swap one member as long as the estimate rises.
+
+    Starts: the subsets behind the 8 best recipes so far, the best member and the average of all. Yields each subset on
+    the way and, around each subset where it ends, all its neighbours.
+    """
+    if problem.members < 2:
+        return
+    ends = [np.eye(1, problem.members, dtype=np.bool_), np.ones((1, problem.members), dtype=np.bool_)]
+    masks = np.concatenate([hints.best[:8] > 0, *ends])
+    masks = masks[distinct(masks)]
+    worth = problem.estimate(equal_weights(masks))
+    while len(masks):
+        yield equal_weights(masks)
+        around = [neighbours(mask) for mask in masks]
+        scores = np.split(
+            problem.estimate(equal_weights(np.concatenate(around))), np.cumsum([len(a) for a in around])[:-1]
+        )
+        moved, gained = [], []
+        for near, score, current in zip(around, scores, worth, strict=True):
+            if score.max() > current:
+                moved.append(near[score.argmax()])
+                gained.append(score.max())
+            else:
+                yield equal_weights(near)
+        masks, worth = np.array(moved, dtype=np.bool_).reshape(-1, problem.members), np.array(gained)
+        # Paths that meet go on as one.
+        kept = distinct(masks) if len(masks) else np.arange(0)
+        masks, worth = masks[kept], worth[kept]
+
+
+def neighbours(mask: Masks) -> Masks:
+    """The subsets that differ from ``mask`` (N,) by one member added, dropped, or swapped for another: (S, N)."""
+    members = len(mask)
+    inside, outside = np.flatnonzero(mask), np.flatnonzero(~mask)
+    flips = mask ^ np.eye(members, dtype=np.bool_)
+    swaps = np.repeat(mask[None], len(inside) * len(outside), axis=0)
+    rows = np.arange(len(swaps))
+    swaps[rows, np.repeat(inside, len(outside))] = False
+    swaps[rows, np.tile(outside, len(inside))] = True
+    near = np.concatenate([flips, swaps])
+    return near[near.any(axis=1)]
+
+
+def ratios(problem: Problem, hints: Hints, rng: np.random.Generator) -> Iterator[Floats]:
+    """Unequal mixing ratios around the best recipes so far, and mixtures of them.
+
+    Half are drawn from a Dirichlet distribution whose mean is one of the best recipes, over its members, with total
+    concentration N times 1, 4 or 16; half average two to four of the best recipes, in ratios from a flat Dirichlet.
+    """
+    best = hints.best[:32]
+    if not len(best):
+        return
+    for start in range(0, hints.count, ROWS_PER_BLOCK):
+        rows = min(ROWS_PER_BLOCK, hints.count - start)
+        mixed = rows // 2 if len(best) > 1 else 0
+        yield _around(best, rows - mixed, rng)
+        if mixed:
+            yield _mixtures(best, mixed, rng)
+
+
+def _around(best: Floats, count: int, rng: np.random.Generator) -> Floats:
+    means = best[rng.integers(0, len(best), count)]
+    concentration = best.shape[1] * rng.choice([1.0, 4.0, 16.0], (count, 1))
+    drawn = rng.standard_gamma(means * concentration)
+    total = drawn.sum(axis=1, keepdims=True)
+    # Gamma draws of tiny shape can all underflow to zero; the mean itself stands for those.
+    weights: Floats = np.where(total > 0, drawn / np.where(total > 0, total, 1.0), means)
+    return weights
+
+
+def _mixtures(best: Floats, count: int, rng: np.random.Generator) -> Floats:
+    most = min(4, len(best))
+    shares = rng.standard_exponential((count, most))
+    shares *= np.arange(most) < rng.integers(2, most + 1, (count, 1))
+    shares /= shares.sum(axis=1, keepdims=True)
+    chosen = rng.random((count, len(best))).argsort(axis=1)[:, :most]
+    weights: Floats = np.einsum("sk,skn->sn", shares, best[chosen])
+    return weights
+
+
+def convex_fit(problem: Problem, hints: Hints, rng: np.random.Generator) -> Iterator[Floats]:
+    """The mixing weights with the least cross-entropy, or least squared error, of the averaged outputs.
+
+    Both are convex in p: cross-entropy is fitted to a duality gap of 1e-7, squared error by its closed form.
+    """
+    if problem.loss is None:
+        return
+    if problem.loss_is_quadratic:
+        matrix = quadratic_form(problem.loss, problem.members)
+        yield tidy(quadratic_minimum(2 * matrix, np.zeros(problem.members)))[None]
+    else:
+        yield tidy(minimise(problem.loss, problem.members).weights)[None]
+
+
+SOURCES: dict[str, Source] = {
+    "single": singles,
+    "top-k": top_k,
+    "random": random_subsets,
+    "all": all_subsets,
+    "selection": ensemble_selection,
+    "bagging": bagged_selection,
+    "fit": convex_fit,
+    "local": local_search,
+    "ratios": ratios,
+}
+"""All sources by name; those that start from the best recipes so far come last."""
+
+
+def default_sources(members: int, count: int) -> tuple[str, ...]:
+    """Every source, with all subsets in place of random ones where there are at most ``count`` of them."""
+    few = count_subsets(members, 2, members) <= min(count, EXHAUSTIVE_LIMIT)
+    return tuple(name for name in SOURCES if name != ("random" if few else "all"))
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The best distinct recipes found: weights (K, N), utilities (K,), best first, and the source of each."""
+
+    weights: Floats
+    utilities: Floats
+    sources: tuple[str, ...]
+
+
+def best_recipes(problem: Problem, sources: Iterable[str], *, count: int, keep: int) -> Ranking:
+    """The ``keep`` best recipes by estimate among those of the sources, which run in the order given.
+
+    Each source starts from the best recipes of those before it. A recipe that several sources find is the first
+    one's; equal estimates stay in the order found. Every source draws from ``problem.seed`` afresh, so that its random
+    recipes do not depend on which others run. Raises RadinError for an unknown source.
+    """
+    names = list(sources)
+    for name in names:
+        if name not in SOURCES:
+            raise RadinError(f"unknown source {name!r}; known: {', '.join(SOURCES)}")
+    ranking = Ranking(np.empty((0, problem.members)), np.empty(0), ())
+    for name in names:
+        hints = Hints(count, ranking.weights)
+        for weights in SOURCES[name](problem, hints, np.random.default_rng(problem.seed)):
+            if len(weights):
+                ranking = _merged(ranking, weights, problem.estimate(weights), name, keep)
+    return ranking
+
+
+def _merged(ranking: Ranking, weights: Floats, utilities: Floats, source: str, keep: int) -> Ranking:
+    if len(ranking.utilities) == keep:
+        # Most of a large block cannot enter: leave it out before anything is sorted.
+        better = utilities > ranking.utilities[-1]
+        weights, utilities = weights[better], utilities[better]
+    weights = np.concatenate([ranking.weights, weights])
+    utilities = np.concatenate([ranking.utilities, utilities])
+    kept = distinct(weights)
+    order = kept[np.argsort(-utilities[kept], kind="stable")][:keep]
+    found = len(ranking.sources)
+    return Ranking(weights[order], utilities[order], tuple(ranking.sources[i] if i < found else source for i in order))
