@@ -1,0 +1,70 @@
+"""One pass over a checkpoint's content: its fingerprint, and whether all its floats are finite."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from radin.errors import CheckpointError
+from radin.weights.formats import Checkpoint
+from radin.weights.layout import blocks, chunks, count, is_averaged, reals, short
+
+_VERSION = "radin content 1"
+_BLOCK = 1 << 15  # elements hashed and checked together, while they are in the processor's cache
+_CHUNK = 1 << 24  # elements read before the file is closed and opened again, which lets go of its mapped pages
+
+
+def fingerprint(checkpoint: Checkpoint, report: Callable[[int], None] | None = None) -> str:
+    """SHA-256 (hex) over every name with its dtype, shape and bytes; the same whatever the file format.
+
+    Wrapper prefixes, nesting, shards and metadata do not count, nor does it matter whether equal tensors are tied.
+    ``report`` is told the bytes read since it was last called. Raises CheckpointError when a float is NaN or infinite.
+    """
+    sizes = {name: count(shape) for name, shape in checkpoint.shapes.items() if name not in checkpoint.aliases}
+    digests = {name: hashlib.sha256() for name in sizes}
+    bad: Counter[str] = Counter()
+    for chunk in chunks(sizes, _CHUNK if checkpoint.mapped else max(1, sum(sizes.values()))):
+        with checkpoint.open() as reader:
+            for piece in chunk:
+                for _, block in blocks(piece.of(reader[piece.name]), _BLOCK):
+                    block = block.contiguous()
+                    digests[piece.name].update(block.view(torch.uint8).numpy().data)
+                    if is_averaged(block.dtype):
+                        bad[piece.name] += not_finite(block)
+                    if report is not None:
+                        report(block.numel() * block.dtype.itemsize)
+    _check_finite(checkpoint, bad, sizes)
+    total = hashlib.sha256(_VERSION.encode())
+    for name, shape in checkpoint.shapes.items():
+        digest = digests[checkpoint.aliases.get(name, name)].hexdigest()
+        total.update(json.dumps([name, short(checkpoint.dtypes[name]), shape, digest]).encode())
+    return total.hexdigest()
+
+
+def not_finite(flat: Tensor) -> int:
+    """How many elements of a flat float or complex tensor are NaN or infinite."""
+    numbers = reals(flat)
+    if numbers.dtype.itemsize == 1:  # torch can neither sum float8 nor test it
+        numbers = numbers.float()
+    # A sum is finite only if all its terms are, and is many times faster than testing each. It can overflow, so a
+    # sum that is not finite decides nothing.
+    if bool(torch.isfinite(numbers.sum())):
+        return 0
+    wrong = ~torch.isfinite(numbers)
+    return int((wrong.view(-1, 2).any(dim=1) if flat.is_complex() else wrong).sum())
+
+
+def _check_finite(checkpoint: Checkpoint, bad: Counter[str], sizes: dict[str, int]) -> None:
+    wrong = [name for name in sizes if bad[name]]
+    if wrong:
+        name, more = wrong[0], len(wrong) - 1
+        raise CheckpointError(
+            f"{checkpoint.path}: tensor {name!r} has {bad[name]:,} of {sizes[name]:,} values NaN or infinite"
+            + (f", and {more} more tensor{'s' * (more > 1)} too" if more else "")
+            + ". The run that wrote it diverged; leave this checkpoint out."
+        )

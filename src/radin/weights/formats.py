@@ -1,0 +1,242 @@
+"""A checkpoint, whatever its format: a .safetensors or torch file, or a folder of shards."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from radin.errors import CheckpointError
+from radin.weights import safetensors_file, torch_file
+from radin.weights.layout import Shape, count, short
+from radin.weights.stored import WRAPPERS, Stored, strip_wrappers
+
+SAFETENSORS_SUFFIXES = (".safetensors",)
+TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
+SUFFIXES = SAFETENSORS_SUFFIXES + TORCH_SUFFIXES
+_INDEX_SUFFIX = ".index.json"
+
+# What a folder must hold to be one checkpoint, in order of preference.
+FOLDER_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+
+
+@dataclass(frozen=True)
+class _File:
+    """One file of a checkpoint, with the size and time it had when its header was read."""
+
+    path: Path
+    key: str | None
+    state: tuple[int, int]
+
+    def describe(self) -> Stored:
+        if self.path.suffix in SAFETENSORS_SUFFIXES:
+            if self.key is not None:
+                raise CheckpointError(f"{self.path}: a safetensors file has no nested key {self.key!r}; leave key out")
+            return safetensors_file.describe(self.path)
+        return torch_file.describe(self.path, self.key)
+
+    def tensors(self) -> AbstractContextManager[Callable[[str], Tensor]]:
+        if _state(self.path) != self.state:
+            raise CheckpointError(f"{self.path}: changed since it was opened. Wait until it is written; start again.")
+        if self.path.suffix in SAFETENSORS_SUFFIXES:
+            return safetensors_file.tensors(self.path)
+        return torch_file.tensors(self.path, self.key)
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """Named tensors in a file or a folder of shards; only headers are read until ``open``.
+
+    ``shapes`` and ``dtypes`` cover every name, sorted, after unwrapping. ``aliases`` maps each tied tensor to the name
+    that holds its data. ``notes`` says what was unwrapped. ``mapped`` is False for torch's legacy format, which can
+    only be read whole.
+    """
+
+    path: Path
+    shapes: Mapping[str, Shape]
+    dtypes: Mapping[str, torch.dtype]
+    aliases: Mapping[str, str]
+    notes: tuple[str, ...]
+    mapped: bool
+    _files: tuple[_File, ...]
+    _places: Mapping[str, tuple[int, str]]  # name -> (index into _files, name as stored)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All tensor names, sorted, tied ones included."""
+        return tuple(self.shapes)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of its tensors, tied ones counted once."""
+        return sum(
+            count(shape) * self.dtypes[name].itemsize for name, shape in self.shapes.items() if name not in self.aliases
+        )
+
+    @contextmanager
+    def open(self) -> Iterator[Reader]:
+        """A mapping from name to tensor that reads lazily and lets go of the files when the context closes.
+
+        Raises CheckpointError when a file changed since its header was read.
+        """
+        with ExitStack() as stack:
+            reader = Reader(self, stack)
+            try:
+                yield reader
+            finally:
+                reader.close()
+
+
+class Reader(Mapping[str, Tensor]):
+    """Tensors of an open checkpoint by name. Each access may map anew; hold a tensor only as long as needed."""
+
+    def __init__(self, checkpoint: Checkpoint, stack: ExitStack) -> None:
+        self._checkpoint = checkpoint
+        self._stack: ExitStack | None = stack
+        self._lookups: dict[int, Callable[[str], Tensor]] = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        if self._stack is None:
+            raise ValueError(f"{self._checkpoint.path} is closed")
+        index, stored = self._checkpoint._places[name]
+        if index not in self._lookups:
+            self._lookups[index] = self._stack.enter_context(self._checkpoint._files[index].tensors())
+        tensor = self._lookups[index](stored)
+        shape, dtype = self._checkpoint.shapes[name], self._checkpoint.dtypes[name]
+        if tuple(tensor.shape) != shape or tensor.dtype != dtype:
+            raise CheckpointError(
+                f"{self._checkpoint.path}: tensor {name!r} was {shape} {short(dtype)} when the file was opened "
+                f"and is now {tuple(tensor.shape)} {short(tensor.dtype)}"
+            )
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._checkpoint.shapes)
+
+    def __len__(self) -> int:
+        return len(self._checkpoint.shapes)
+
+    def close(self) -> None:
+        self._lookups.clear()
+        self._stack = None
+
+
+def open_checkpoint(path: str | Path, *, key: str | None = None) -> Checkpoint:
+    """Read the headers of a checkpoint: a file, an index of shards, or a folder that holds one of FOLDER_FILES.
+
+    ``key``: the entry of a torch file that holds the state dict, when it is not one of torch_file.NESTED_KEYS.
+    Raises CheckpointError when the file is missing, damaged, unsafe, of an unknown kind or without tensors.
+    """
+    path = Path(path)
+    if path.is_dir():
+        inside = folder_file(path)
+        if inside is None:
+            raise CheckpointError(f"{path}: not a checkpoint folder; expected one of {', '.join(FOLDER_FILES)}")
+        return _open_index(path, inside, key) if is_index(inside) else _open_files(path, [inside], key)
+    if is_index(path):
+        return _open_index(path, path, key)
+    if path.suffix not in SUFFIXES:
+        raise CheckpointError(f"{path}: unknown kind of file; expected {', '.join(SUFFIXES)} or a folder")
+    shard = re.search(r"-\d{5}-of-(\d{5})$", path.stem)
+    if shard and int(shard.group(1)) > 1:
+        raise CheckpointError(f"{path}: one shard of a checkpoint. Give its folder or its {_INDEX_SUFFIX} file.")
+    return _open_files(path, [path], key)
+
+
+def folder_file(folder: Path) -> Path | None:
+    """The file that makes ``folder`` one checkpoint, or None."""
+    return next((folder / name for name in FOLDER_FILES if (folder / name).is_file()), None)
+
+
+def is_index(path: Path) -> bool:
+    """Whether the path is an index of shards, by its name."""
+    return path.name.endswith(_INDEX_SUFFIX)
+
+
+def _open_index(path: Path, index: Path, key: str | None) -> Checkpoint:
+    weight_map = _weight_map(index)
+    checkpoint = _open_files(path, _shards(index, weight_map), key)
+    held = {stored: checkpoint._files[file].path.name for file, stored in checkpoint._places.values()}
+    for name, shard in weight_map.items():
+        if held.get(name) != shard and checkpoint.aliases.get(name) is None:
+            raise CheckpointError(f"{index}: places tensor {name!r} in {shard}, which does not hold it")
+    return checkpoint
+
+
+def _open_files(path: Path, paths: list[Path], key: str | None) -> Checkpoint:
+    files = tuple(_File(file, key, _state(file)) for file in paths)
+    stored = [file.describe() for file in files]
+    places: dict[str, tuple[int, str]] = {}
+    for index, part in enumerate(stored):
+        for name in part.shapes:
+            if name in places:
+                raise CheckpointError(
+                    f"{path}: tensor {name!r} is in two shards, {files[places[name][0]].path.name} and "
+                    f"{files[index].path.name}"
+                )
+            places[name] = (index, part.aliases.get(name, name))
+    if not places:
+        raise CheckpointError(f"{path}: holds no tensors")
+    wrappers = stored[0].wrappers if len({part.wrappers for part in stored}) == 1 else WRAPPERS
+    clean, stripped = strip_wrappers(places, wrappers)
+    order = sorted(places, key=clean.__getitem__)
+    where = {name: stored[places[name][0]] for name in order}
+    return Checkpoint(
+        path=path,
+        shapes={clean[name]: where[name].shapes[name] for name in order},
+        dtypes={clean[name]: where[name].dtypes[name] for name in order},
+        aliases={clean[name]: clean[places[name][1]] for name in order if places[name][1] != name},
+        notes=tuple(dict.fromkeys(note for part in stored for note in part.notes)) + stripped,
+        mapped=all(part.mapped for part in stored),
+        _files=files,
+        _places={clean[name]: places[name] for name in order},
+    )
+
+
+def _state(path: Path) -> tuple[int, int]:
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    if status.st_size == 0:
+        raise CheckpointError(f"{path}: the file is empty")
+    return status.st_size, status.st_mtime_ns
+
+
+def _shards(index: Path, weight_map: Mapping[str, str]) -> list[Path]:
+    """The shard files that an index names. They must lie beside it: an index is data, not a list of paths to open."""
+    names = sorted(set(weight_map.values()))
+    for name in names:
+        if not name.endswith(SUFFIXES) or "/" in name or "\\" in name or Path(name).name != name:
+            raise CheckpointError(
+                f"{index}: shard {name!r} is not a plain file name ending in {', '.join(SUFFIXES)}; "
+                "shards must lie in the folder of their index"
+            )
+        if not (index.parent / name).is_file():
+            raise CheckpointError(f"{index}: names the shard {name}, which is not in its folder")
+    return [index.parent / name for name in names]
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    try:
+        content: Any = json.loads(index.read_text(encoding="utf-8"))
+        weight_map = content["weight_map"]
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise TypeError
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{index}: not an index of shards; expected a JSON object with a weight_map") from error
+    if not all(isinstance(name, str) for name in weight_map.values()):
+        raise CheckpointError(f"{index}: weight_map must give a file name for each tensor")
+    return weight_map

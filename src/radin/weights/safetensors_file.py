@@ -1,0 +1,92 @@
+"""Reading one .safetensors file through the safetensors library: its header alone, then tensors one by one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from radin.errors import CheckpointError
+from radin.weights.layout import DTYPES
+from radin.weights.stored import Stored
+
+_LFS_POINTER = b"version https://git-lfs"
+_LENGTH_BYTES = 8  # a safetensors file starts with its header's length, little endian
+
+
+def describe(path: Path) -> Stored:
+    """What the header says: names, shapes, dtypes and tied tensors. Raises CheckpointError for a damaged file."""
+    shapes = {}
+    dtypes = {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 - not a mapping
+                entry = file.get_slice(name)
+                shapes[name] = tuple(entry.get_shape())
+                dtypes[name] = _dtype(path, name, entry.get_dtype())
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(_damage(path, error)) from error
+    aliases = {alias: kept for alias, kept in sorted(metadata.items()) if kept in shapes and alias not in shapes}
+    for alias, kept in aliases.items():
+        shapes[alias] = shapes[kept]
+        dtypes[alias] = dtypes[kept]
+    return Stored(shapes=shapes, dtypes=dtypes, aliases=aliases)
+
+
+@contextmanager
+def tensors(path: Path) -> Iterator[Callable[[str], Tensor]]:
+    """A function from stored name to memory-mapped tensor, good until the context closes."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file.get_tensor
+    except SafetensorError as error:
+        raise CheckpointError(_damage(path, error)) from error
+
+
+def metadata(path: Path) -> dict[str, str]:
+    """The file's metadata strings. Raises CheckpointError for a damaged file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(_damage(path, error)) from error
+
+
+def _dtype(path: Path, name: str, stored: object) -> torch.dtype:
+    if str(stored) not in DTYPES:
+        raise CheckpointError(
+            f"{path}: tensor {name!r} is stored as {stored}, which cannot be averaged; "
+            f"known dtypes: {', '.join(DTYPES)}"
+        )
+    return DTYPES[str(stored)]
+
+
+def _damage(path: Path, error: Exception) -> str:
+    """One sentence on what is wrong with a file that the library would not read."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(len(_LFS_POINTER))
+            if start == _LFS_POINTER:
+                return f"{path}: this is a git-lfs pointer, not the weights. Run `git lfs pull`."
+            promised = int.from_bytes(start[:_LENGTH_BYTES], "little") + _LENGTH_BYTES
+            if len(start) >= _LENGTH_BYTES and promised <= size:
+                file.seek(_LENGTH_BYTES)
+                header = json.loads(file.read(promised - _LENGTH_BYTES))
+                promised += max(entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
+    except OSError as reason:
+        return f"{path}: cannot be read: {reason.strerror}"
+    except (ValueError, TypeError, KeyError):
+        return f"{path}: not a safetensors file, or damaged: {error}"
+    if size < promised:
+        return (
+            f"{path}: truncated or not a safetensors file: it has {size:,} bytes, its header expects "
+            f"{promised:,}. Copy or download it again."
+        )
+    return f"{path}: not a safetensors file, or damaged: {error}"

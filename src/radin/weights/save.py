@@ -1,0 +1,131 @@
+"""Write tensors to a file, whole or not at all, and read back the recipe that a soup carries."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import zipfile
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from radin.errors import CheckpointError
+from radin.weights import safetensors_file
+from radin.weights.layout import find_aliases
+
+SAVE_SUFFIXES = (".safetensors", ".pt", ".pth")
+RECIPE_KEY = "radin.recipe"
+
+# torch.save writes a zip archive under this folder when given an open file; torch.load ignores entries it does not know
+_TORCH_METADATA = "archive/radin.json"
+
+
+def save(tensors: Mapping[str, Tensor], path: str | Path, *, metadata: Mapping[str, str] | None = None) -> None:
+    """Write a state dict to .safetensors or .pt/.pth, replacing what was there only once all is on disk.
+
+    ``metadata`` goes into the safetensors header, or into the torch file as an entry that torch.load ignores. Tied
+    tensors are written once: safetensors metadata has {alias: kept name}, as in safetensors.torch.save_model.
+    Raises CheckpointError for another ending, or when the disk refuses.
+    """
+    path = Path(path)
+    check_output(path)
+    strings = {str(name): str(value) for name, value in (metadata or {}).items()}
+    try:
+        with _replacing(path) as temporary:
+            if path.suffix == ".safetensors":
+                _write_safetensors(tensors, temporary, strings)
+            else:
+                _write_torch(tensors, temporary, strings)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def check_output(path: str | Path) -> None:
+    """Raise CheckpointError unless ``save`` can write a file of this name: for asking before long work begins."""
+    path = Path(path)
+    if path.suffix not in SAVE_SUFFIXES:
+        raise CheckpointError(f"{path}: cannot write this kind of file; expected {', '.join(SAVE_SUFFIXES)}")
+    if path.is_dir():
+        raise CheckpointError(f"{path}: is a folder; give the name of a file")
+    if not path.absolute().parent.is_dir():
+        raise CheckpointError(f"{path}: its folder does not exist")
+    if not os.access(path.absolute().parent, os.W_OK):
+        raise CheckpointError(f"{path}: its folder cannot be written to")
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """The metadata strings of a file written by ``save``; empty when there are none. Raises CheckpointError."""
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        return safetensors_file.metadata(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if _TORCH_METADATA not in archive.namelist():
+                return {}
+            return {str(name): str(value) for name, value in json.loads(archive.read(_TORCH_METADATA)).items()}
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (zipfile.BadZipFile, ValueError) as error:
+        raise CheckpointError(f"{path}: damaged, or not written by torch.save: {error}") from error
+
+
+def read_recipe(path: str | Path) -> dict[str, Any]:
+    """The recipe a soup was made by, in the form Recipe.from_json reads. Raises CheckpointError if it has none."""
+    metadata = read_metadata(path)
+    if RECIPE_KEY not in metadata:
+        raise CheckpointError(f"{path}: carries no recipe; only files written by radin do")
+    value: dict[str, Any] = json.loads(metadata[RECIPE_KEY])
+    return value
+
+
+def _write_safetensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    aliases = find_aliases(tensors)
+    kept = {name: tensor.detach() for name, tensor in tensors.items() if name not in aliases}
+    holders = Counter(tensor.untyped_storage().data_ptr() for tensor in kept.values() if tensor.numel())
+    # safetensors refuses tensors that are parts of one storage; only such are copied
+    whole = {
+        name: tensor.clone(memory_format=torch.contiguous_format)
+        if holders[tensor.untyped_storage().data_ptr()] > 1
+        else tensor.contiguous()
+        for name, tensor in kept.items()
+    }
+    # transformers loads only files that say which framework wrote them
+    safetensors.torch.save_file(whole, path, metadata={"format": "pt", **aliases, **metadata})
+
+
+def _write_torch(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    with path.open("wb") as file:
+        torch.save({name: tensor.detach() for name, tensor in tensors.items()}, file)
+    if metadata:
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr(zipfile.ZipInfo(_TORCH_METADATA), json.dumps(metadata))
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path`` that takes its place when the context ends well, and is removed if not."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if os.name == "posix":  # Windows cannot open a folder; there the rename is already durable enough
+        _sync(path.absolute().parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,48 @@
+"""What one file holds, as its header tells it, before any wrapper prefix is stripped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from radin.weights.layout import Shape
+
+# DataParallel and DistributedDataParallel, torch.compile
+WRAPPERS = ("module.", "_orig_mod.")
+# LightningModules keep their network in an attribute, by custom called model
+LIGHTNING_WRAPPERS = (*WRAPPERS, "model.")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Names as stored -> shape, dtype; tied tensors as {alias: kept name}; which wrapper prefixes may be stripped."""
+
+    shapes: Mapping[str, Shape]
+    dtypes: Mapping[str, torch.dtype]
+    aliases: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+    wrappers: tuple[str, ...] = WRAPPERS
+    mapped: bool = True  # whether reading it maps the file (True) or loads the whole of it (False)
+
+
+def strip_wrappers(names: Iterable[str], wrappers: tuple[str, ...]) -> tuple[dict[str, str], tuple[str, ...]]:
+    """{stored name: name without wrapper prefixes}, and a note for each prefix taken off.
+
+    A prefix goes only when every name has it: a model with one submodule called "module" among others keeps it.
+    """
+    clean = {name: name for name in names}
+    notes = []
+    while prefix := _common_wrapper(clean.values(), wrappers):
+        clean = {name: value.removeprefix(prefix) for name, value in clean.items()}
+        notes.append(f"stripped prefix {prefix} from all {len(clean)} keys")
+    return clean, tuple(notes)
+
+
+def _common_wrapper(names: Iterable[str], wrappers: tuple[str, ...]) -> str | None:
+    values = tuple(names)
+    for prefix in wrappers:
+        if values and all(value.startswith(prefix) and value != prefix for value in values):
+            return prefix
+    return None
