@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -16,9 +17,6 @@ from radin.errors import OutputsError
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
-
-# Blocks are read straight from page cache to L2: larger gains nothing, smaller pays a call per few kilobytes.
-BLOCK_BYTES = 256 * 1024
 
 
 @runtime_checkable
@@ -137,6 +135,16 @@ class Reader:
             source.read_into(lo, out)
         else:
             out[...] = np.asarray(source[lo:hi]).reshape(out.shape)
+
+    def gather(self, member: int, examples: Array, classes: Array) -> Array:
+        """One member's outputs at single (example, class) places, read row by row: examples (P,) ascending -> (P,)."""
+        out = np.empty(len(examples), self.dtype)
+        row = np.empty((1, self.classes), self.dtype)
+        edges = np.append(np.flatnonzero(np.diff(examples, prepend=-1)), len(examples))
+        for lo, hi in pairwise(edges):
+            self.read(member, int(examples[lo]), int(examples[lo]) + 1, row)
+            out[lo:hi] = row[0, classes[lo:hi]]
+        return out
 
     def block(self, lo: int, hi: int) -> Floats:
         """Rows lo..hi of all members in float64, (N, hi - lo, C). Raises OutputsError, naming the member, at NaN or
