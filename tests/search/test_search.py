@@ -46,6 +46,8 @@ def test_outputs_that_do_not_fit_are_refused_by_member(zoo):
     broken[3, 17, 2] = np.inf
     with pytest.raises(OutputsError, match="member 3: its outputs hold NaN or infinity, first at example 17"):
         Search(broken, zoo.targets, strategy="greedy", budget=1)
+    with pytest.raises(OutputsError, match="run-d: its outputs hold NaN or infinity"):
+        Search(broken, zoo.targets, budget=1, names=[f"run-{letter}" for letter in "abcdefghij"])
     with pytest.raises(OutputsError, match="799 targets for 800 examples"):
         Search(zoo.outputs, zoo.targets[:-1], budget=1)
     with pytest.raises(OutputsError, match="there are no outputs"):

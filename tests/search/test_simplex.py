@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from losses import cross_entropy, scipy_fit, squared_error
 
 from radin import metrics
-from radin.search.simplex import duality_gap, minimise, quadratic_form, quadratic_minimum, tidy
+from radin.search.simplex import duality_gap, minimise, quadratic_minimum, tidy
 
 
 def noisy_pool(members=40, examples=400, classes=5):
@@ -39,9 +39,9 @@ POOLS = ["real", "confident", "members repeated", "many members", "hardly traine
 def test_cross_entropy_agrees_with_an_independent_solver(zoo, name):
     outputs, targets = hard_pools(zoo)[name]
     loss = cross_entropy(outputs, targets)
-    fit = minimise(loss, len(outputs), tolerance=1e-9)
+    fit = minimise(loss, len(outputs), tolerance=1e-10)
     other = scipy_fit(loss, len(outputs))
-    assert fit.gap <= 1e-9
+    assert fit.gap <= 1e-10
     assert fit.value <= loss(other)[0] + 1e-9
     assert fit.evaluations <= 80
     if name == "members repeated":  # only the sum of a member's and its repeat's weight is determined
@@ -63,7 +63,7 @@ def test_the_fit_is_on_the_simplex_and_its_value_is_the_metrics(zoo):
 
 def test_the_gap_bounds_the_distance_to_the_minimum(zoo):
     loss = cross_entropy(zoo.outputs, zoo.targets)
-    least = minimise(loss, 10, tolerance=1e-10).value
+    least = minimise(loss, 10).value
     rng = np.random.default_rng(0)
     for p in rng.dirichlet(np.ones(10), 50):
         value, gradient = loss(p)
@@ -75,7 +75,7 @@ def test_stopping_early_reports_the_gap_it_has(zoo):
     fit = minimise(loss, 10, evaluations=4)
     assert fit.evaluations == 4
     assert fit.gap == pytest.approx(duality_gap(fit.weights, loss(fit.weights)[1]), rel=1e-9)
-    assert fit.gap > 1e-7
+    assert fit.gap > 1e-10
 
 
 @pytest.mark.parametrize("name", POOLS)
@@ -83,10 +83,8 @@ def test_squared_error_in_closed_form_agrees_with_an_independent_solver(zoo, nam
     outputs, targets = hard_pools(zoo)[name]
     values = np.eye(outputs.shape[2])[targets] * (2.0 if name == "many members" else 8.0)
     loss = squared_error(outputs, values)
-    matrix = quadratic_form(loss, len(outputs))
     errors = (outputs - values).reshape(len(outputs), -1)
-    np.testing.assert_allclose(matrix, errors @ errors.T / errors.shape[1], rtol=0, atol=1e-9 * np.abs(matrix).max())
-
+    matrix = errors @ errors.T / errors.shape[1]
     p = quadratic_minimum(2 * matrix, np.zeros(len(outputs)))
     value, gradient = loss(p)
     assert duality_gap(p, gradient) <= 1e-9 * max(value, 1)

@@ -36,15 +36,16 @@ def rank(
     count: int = 10_000,
     seed: int = 0,
     keys: Sequence[str] | None = None,
+    names: Sequence[str] | None = None,
     estimator: Estimator | None = None,
     device: str = "cpu",
 ) -> list[RankedRecipe]:
     """The ``top`` recipes by estimate, best first, among those of the sources named.
 
-    ``outputs``, ``targets``, ``metric``, ``keys``, ``estimator``, ``device`` as in ``Search``; ``sources``: names in
-    ``sources.SOURCES``, ``default_sources`` if None; ``count``: how many recipes each random source draws.
-    Recipes are over the members in the order given. The estimate is the score of the averaged outputs, not the soup's.
-    Raises RadinError for anything that does not fit.
+    ``outputs``, ``targets``, ``metric``, ``keys``, ``names``, ``estimator``, ``device`` as in ``Search``.
+    ``sources``: names in ``sources.SOURCES``; ``default_sources`` if None. ``count``: how many recipes each random
+    source draws. Recipes are over the members in the order given. The estimate is the score of the averaged outputs,
+    not the soup's. Raises RadinError for anything that does not fit.
     """
     for name, value in (("top", top), ("count", count)):
         if value < 1:
@@ -57,6 +58,7 @@ def rank(
         budget=0,
         seed=seed,
         keys=keys,
+        names=names,
         estimator=estimator,
         device=device,
     )

@@ -19,6 +19,7 @@ from radin.recipe import Recipe
 from radin.search.estimate import Estimator, Outputs
 from radin.search.estimate import estimator as build_estimator
 from radin.search.estimate.reading import Array, ArrayLike2D, FileArray, Reader, not_finite
+from radin.search.simplex import minimise, quadratic_minimum
 from radin.search.strategies import base
 from radin.search.strategies.base import Floats, Problem
 
@@ -37,6 +38,7 @@ class Search:
     run included.
     ``keys``: one string per member that names its content; decides ties, default the hash of the member's
     outputs.
+    ``names``: what messages call the members.
     ``estimator``: scores recipes over the members in the order given here; built from the outputs if not
     given.
 
@@ -56,6 +58,7 @@ class Search:
         budget: int,
         seed: int = 0,
         keys: Sequence[str] | None = None,
+        names: Sequence[str] | None = None,
         options: Mapping[str, Any] | None = None,
         estimator: Estimator | None = None,
         device: str = "cpu",
@@ -64,8 +67,8 @@ class Search:
         self.strategy = base.get(strategy)
         self.settings = self.strategy.settings(options)
         self.budget = _checked_budget(budget, at_least=1 if self.strategy.spends else 0)
-        reader = Reader(_arrays(outputs))
-        self._outputs = reader.sources
+        reader = Reader(_arrays(outputs), names)
+        self._outputs, self._names = reader.sources, reader.names
         self._targets = np.asarray(targets)
         self._device = device
         members = reader.members
@@ -99,6 +102,7 @@ class Search:
             self._estimated,
             self.budget,
             seed,
+            fit=self._fit if self.metric.targets in ("classes", "values") else None,
         )
         """What the strategy sees: members in canonical order, utilities."""
         self._running = self.strategy.run(self.problem, **self.settings)
@@ -168,11 +172,32 @@ class Search:
         """Estimated scores of weights (S, N) over the canonical order."""
         if self._estimator is None:
             # Built in canonical order, so that rounding too does not depend on the order given.
-            ordered = [self._outputs[k] for k in self._order]
-            self._estimator = build_estimator(ordered, self._targets, self.metric, device=self._device)
+            self._estimator = build_estimator(**self._canonical(), metric=self.metric, device=self._device)
             self._estimator_is_canonical = True
         given = weights if self._estimator_is_canonical else weights[:, self._position]
         return np.asarray(self._estimator.scores(np.ascontiguousarray(given)), dtype=np.float64)
+
+    def _canonical(self) -> dict[str, Any]:
+        return {
+            "outputs": [self._outputs[k] for k in self._order],
+            "targets": self._targets,
+            "names": [self._names[k] for k in self._order],
+        }
+
+    def _fit(self) -> Floats:
+        """The mixing weights, in canonical order, whose averaged outputs have the least cross-entropy or squared error.
+
+        Cross-entropy to a duality gap of 1e-10, squared error by its closed form.
+        """
+        # These need torch, which a search by other ways does not.
+        from radin.search.estimate import LossEstimator, QuadraticEstimator
+
+        if self.metric.targets == "classes":
+            loss = LossEstimator(**self._canonical(), metric=metrics.get("nll"))
+            return minimise(loss.value_and_gradient, len(self._order)).weights
+        metric = self.metric if self.metric.family in ("mse", "r2") else metrics.get("mse")
+        gram = QuadraticEstimator(**self._canonical(), metric=metric).gram
+        return quadratic_minimum(2 * gram, np.zeros(len(gram)))
 
     def _estimated(self, weights: Floats) -> Floats:
         scores = self._scores(weights)

@@ -38,20 +38,6 @@ def duality_gap(weights: Floats, gradient: Floats) -> float:
     return float(gradient @ weights - gradient.min())
 
 
-def quadratic_form(loss: Loss, members: int) -> Floats:
-    """The symmetric R (N, N) with loss(p) = p' R p on the simplex, for a loss that is quadratic in p.
-
-    Read off at the corners e_k: R_jk = loss(e_k) + gradient(e_k) . (e_j - e_k) / 2. For squared error R_jk is the mean
-    product of the errors of members j and k.
-    """
-    matrix = np.empty((members, members))
-    for k, corner in enumerate(np.eye(members)):
-        value, gradient = loss(corner)
-        matrix[:, k] = value + (gradient - gradient[k]) / 2
-    symmetric: Floats = (matrix + matrix.T) / 2
-    return symmetric
-
-
 def quadratic_minimum(matrix: Floats, linear: Floats, start: Floats | None = None) -> Floats:
     """The p on the simplex that minimises p' matrix p / 2 + linear . p, by a primal active-set method.
 
@@ -108,7 +94,7 @@ def _descent(matrix: Floats, gradient: Floats, inside: NDArray[np.bool_], scale:
     return direction, 1.0
 
 
-def minimise(loss: Loss, members: int, *, tolerance: float = 1e-7, evaluations: int = 300) -> Fit:
+def minimise(loss: Loss, members: int, *, tolerance: float = 1e-10, evaluations: int = 300) -> Fit:
     """Minimise a smooth convex loss over the simplex until the duality gap is at most ``tolerance``.
 
     Sequential quadratic programming: each step minimises the gradient's model with a BFGS curvature on the simplex
@@ -156,7 +142,7 @@ def _bfgs(curvature: Floats, moved: Floats, changed: Floats) -> Floats:
     return updated
 
 
-def tidy(weights: Floats, smallest: float = 1e-6) -> Floats:
+def tidy(weights: Floats, smallest: float = 1e-9) -> Floats:
     """The weights with those below ``smallest`` set to zero, summing to 1: no member is read for nothing."""
     kept = np.where(weights < smallest, 0.0, weights)
     result: Floats = kept / kept.sum()

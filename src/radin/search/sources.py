@@ -1,6 +1,6 @@
 """Where recipes come from beyond one draw of subsets: each source is a function over a problem, named for its reader.
 
-A source reads cached outputs only (``problem.estimate``, ``problem.loss``) and yields mixing weights in blocks, so that
+A source reads cached outputs only (``problem.estimate``, ``problem.fit``) and yields mixing weights in blocks, so that
 a million recipes never lie in memory at once. Axis names: members N, recipes S, ensembles grown side by side E.
 """
 
@@ -23,7 +23,7 @@ from radin.search.candidates import (
     monte_carlo,
     prefixes,
 )
-from radin.search.simplex import minimise, quadratic_form, quadratic_minimum, tidy
+from radin.search.simplex import tidy
 from radin.search.strategies.base import Problem
 
 ROWS_PER_BLOCK = 16384
@@ -197,15 +197,10 @@ def _mixtures(best: Floats, count: int, rng: np.random.Generator) -> Floats:
 def convex_fit(problem: Problem, hints: Hints, rng: np.random.Generator) -> Iterator[Floats]:
     """The mixing weights with the least cross-entropy, or least squared error, of the averaged outputs.
 
-    Both are convex in p: cross-entropy is fitted to a duality gap of 1e-7, squared error by its closed form.
+    Both are convex in p; see ``Search`` for how each is fitted.
     """
-    if problem.loss is None:
-        return
-    if problem.loss_is_quadratic:
-        matrix = quadratic_form(problem.loss, problem.members)
-        yield tidy(quadratic_minimum(2 * matrix, np.zeros(problem.members)))[None]
-    else:
-        yield tidy(minimise(problem.loss, problem.members).weights)[None]
+    if problem.fit is not None:
+        yield tidy(problem.fit())[None]
 
 
 SOURCES: dict[str, Source] = {

@@ -33,8 +33,8 @@ class Problem:
     ``singles`` (N,) utilities of the members, known from their outputs.
     ``estimate(weights (S, N)) -> (S,)`` utilities of the averaged outputs.
     ``budget``: how many soups may be evaluated in all.
-    ``loss(p (N,)) -> (value, gradient (N,))``, lower is better: the cross-entropy of the averaged logits, or the
-    squared error of the averaged values (``loss_is_quadratic``); None where the targets allow neither.
+    ``fit() -> (N,)``: the mixing weights with the least cross-entropy, or squared error, of the averaged outputs; None
+    where the targets allow neither.
     """
 
     members: int
@@ -42,8 +42,7 @@ class Problem:
     estimate: Callable[[Floats], Floats]
     budget: int
     seed: int
-    loss: Callable[[Floats], tuple[float, Floats]] | None = None
-    loss_is_quadratic: bool = False
+    fit: Callable[[], Floats] | None = None
 
 
 @dataclass(frozen=True)
