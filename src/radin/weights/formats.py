@@ -22,6 +22,7 @@ SAFETENSORS_SUFFIXES = (".safetensors",)
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
 SUFFIXES = SAFETENSORS_SUFFIXES + TORCH_SUFFIXES
 _INDEX_SUFFIX = ".index.json"
+_LFS_POINTER = b"version https://git-lfs"
 
 # What a folder must hold to be one checkpoint, in order of preference.
 FOLDER_FILES = (
@@ -208,10 +209,14 @@ def _open_files(path: Path, paths: list[Path], key: str | None) -> Checkpoint:
 def _state(path: Path) -> tuple[int, int]:
     try:
         status = path.stat()
+        with path.open("rb") as file:
+            start = file.read(len(_LFS_POINTER))
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
-    if status.st_size == 0:
+    if not start:
         raise CheckpointError(f"{path}: the file is empty")
+    if start == _LFS_POINTER:
+        raise CheckpointError(f"{path}: this is a git-lfs pointer, not the weights. Run `git lfs pull`.")
     return status.st_size, status.st_mtime_ns
 
 

@@ -23,7 +23,7 @@ Floats = NDArray[np.float64]
 # BatchNorm statistics are not weights: they are estimated again after averaging, and are far larger in scale.
 STATISTICS = ("running_mean", "running_var")
 
-_OPEN = 1 << 26  # elements read from all members together before their files are closed and mapped pages let go
+_OPEN = 1 << 25  # elements read from all members together before their files are closed and mapped pages let go
 _BLOCK = 1 << 22  # elements of all members together held as float64 at once
 _COPY = 1 << 15  # elements converted in one step, which torch then runs without waiting for other threads
 

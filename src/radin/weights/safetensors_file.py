@@ -15,7 +15,6 @@ from radin.errors import CheckpointError
 from radin.weights.layout import DTYPES
 from radin.weights.stored import Stored
 
-_LFS_POINTER = b"version https://git-lfs"
 _LENGTH_BYTES = 8  # a safetensors file starts with its header's length, little endian
 
 
@@ -72,12 +71,9 @@ def _damage(path: Path, error: Exception) -> str:
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
-            start = file.read(len(_LFS_POINTER))
-            if start == _LFS_POINTER:
-                return f"{path}: this is a git-lfs pointer, not the weights. Run `git lfs pull`."
+            start = file.read(_LENGTH_BYTES)
             promised = int.from_bytes(start[:_LENGTH_BYTES], "little") + _LENGTH_BYTES
-            if len(start) >= _LENGTH_BYTES and promised <= size:
-                file.seek(_LENGTH_BYTES)
+            if len(start) == _LENGTH_BYTES and promised <= size:
                 header = json.loads(file.read(promised - _LENGTH_BYTES))
                 promised += max(entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
     except OSError as reason:

@@ -14,6 +14,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from radin.errors import CheckpointError
@@ -45,6 +46,8 @@ def save(tensors: Mapping[str, Tensor], path: str | Path, *, metadata: Mapping[s
                 _write_torch(tensors, temporary, strings)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}") from error
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: cannot be written: {error}") from error
 
 
 def check_output(path: str | Path) -> None:
@@ -96,8 +99,11 @@ def _write_safetensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict
         else tensor.contiguous()
         for name, tensor in kept.items()
     }
-    # transformers loads only files that say which framework wrote them
-    safetensors.torch.save_file(whole, path, metadata={"format": "pt", **aliases, **metadata})
+    try:
+        # transformers loads only files that say which framework wrote them
+        safetensors.torch.save_file(whole, path, metadata={"format": "pt", **aliases, **metadata})
+    except KeyError as error:  # how the library says that it knows no such dtype
+        raise CheckpointError(f"safetensors cannot store {error}; write a .pt file instead") from error
 
 
 def _write_torch(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
@@ -113,7 +119,10 @@ def _replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside ``path`` that takes its place when the context ends well, and is removed if not."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
+        temporary.touch(exist_ok=False)
+        mode = temporary.stat().st_mode
         yield temporary
+        temporary.chmod(mode)  # safetensors puts a file of its own there, which only the owner may read
         _sync(temporary)
         os.replace(temporary, path)
     except BaseException:

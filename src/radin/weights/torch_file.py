@@ -89,7 +89,10 @@ def _refusal(path: Path, message: str) -> str:
     if not names:
         reason = message.strip().splitlines()[0]
         details = re.search(r"\n\n(?:WeightsUnpickler error: )?(.+?)\n", message)
-        return f"{path}: cannot be read as plain tensors ({details.group(1) if details else reason})"
+        return (
+            f"{path}: damaged or not saved by torch.save; cannot be read as plain tensors "
+            f"({details.group(1) if details else reason})"
+        )
     shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
     return (
         f"{path}: refused, because it holds {shown}, which is not plain tensor data: loading it would run code "
