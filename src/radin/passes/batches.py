@@ -28,8 +28,8 @@ def read(batches: Iterable[Any], what: str) -> Iterator[Batch]:
     """Yield each item of the user's iterable as a Batch.
 
     An item is ``(inputs, targets)``, or a mapping with the targets under "labels" (or label, targets, target).
-    ``what`` names the data in messages ("validation()"). Raises TaskError for items of another form, and with the
-    user's own traceback when the iterable itself fails.
+    Empty batches are left out. ``what`` names the data in messages ("validation()"). Raises TaskError for items of
+    another form, and with the user's own traceback when the iterable itself fails.
     """
     with user_code(what):
         iterator = iter(batches)
@@ -40,7 +40,9 @@ def read(batches: Iterable[Any], what: str) -> Iterator[Batch]:
                 item = next(iterator)
             except StopIteration:
                 return
-        yield _as_batch(item, f"{what}, batch {index}")
+        batch = _as_batch(item, f"{what}, batch {index}")
+        if batch.size:
+            yield batch
         index += 1
 
 

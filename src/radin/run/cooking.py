@@ -143,7 +143,8 @@ class _Session:
 
     def run(self, asked: Mapping[str, Any], outputs_dtype: str) -> Result:
         budget = asked["budget"]
-        self.directory.record(asked)
+        if self.directory.is_new:
+            self.directory.record(asked)  # from here on the folder is known as a run's
         cached = self._outputs(asked, outputs_dtype)
         started = time.monotonic()
         search = Search(
@@ -180,7 +181,6 @@ class _Session:
         """Each member's outputs, and its score into the ledger."""
         store = OutputStore(self.directory.outputs, precision=self.engine.precision, dtype=outputs_dtype)
         self._check_same_model(store)
-        recorded = self.directory.read()["identity"].get("data")
         cached = collect_outputs(
             self.task,
             self.pool.fingerprints,
@@ -190,7 +190,7 @@ class _Session:
             store,
             self.engine,
             self.metric,
-            expected_data=recorded,
+            expected_data=self.directory.identity["data"],
             progress=self.progress,
         )
         self.data = cached.data

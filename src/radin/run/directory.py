@@ -55,7 +55,7 @@ class RunDirectory:
         """Raises RunError when another process holds it, or when it belongs to something else."""
         if self.path.exists() and not self.path.is_dir():
             raise RunError(f"{self.path} is a file; give a directory for the run")
-        if self.path.is_dir() and not (self.path / "run.json").exists():
+        if self.path.is_dir() and self.is_new:
             strangers = [p.name for p in self.path.iterdir() if p.name != ".lock"]
             if strangers:
                 raise RunError(
@@ -71,6 +71,8 @@ class RunDirectory:
             ) from None
         try:
             self._check_identity()
+            # A run that was bound to its data stays bound; a new session learns its own data only by reading it.
+            self.identity["data"] = self.read().get("identity", {}).get("data")
         except BaseException:
             self._lock.release()
             raise
@@ -80,6 +82,10 @@ class RunDirectory:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._lock.release()
+
+    @property
+    def is_new(self) -> bool:
+        return not (self.path / "run.json").exists()
 
     def read(self) -> dict[str, Any]:
         """run.json, or an empty mapping. Raises RunError when it is damaged."""
