@@ -102,14 +102,14 @@ def bagged_selection(problem: Problem, hints: Hints, rng: np.random.Generator) -
 
 def _grow(problem: Problem, counts: Floats, allowed: Masks, steps: int) -> Iterator[Floats]:
     """Ensembles (E, N), as counts of each member, after 0, 1, ..., ``steps`` additions; each adds what helps most."""
-    one_more = np.eye(problem.members)
+    grower, member = np.nonzero(allowed)
     yield counts
     for _ in range(steps):
-        grown = counts[:, None, :] + one_more
-        weights = (grown / grown.sum(axis=2, keepdims=True)).reshape(-1, problem.members)
-        worth = problem.estimate(weights).reshape(len(counts), problem.members)
-        chosen = np.where(allowed, worth, -np.inf).argmax(axis=1)
-        counts = grown[np.arange(len(counts)), chosen]
+        grown = counts[grower]
+        grown[np.arange(len(member)), member] += 1
+        worth = np.full(allowed.shape, -np.inf)
+        worth[grower, member] = problem.estimate(grown / grown.sum(axis=1, keepdims=True))
+        counts = counts + np.eye(problem.members)[worth.argmax(axis=1)]
         yield counts
 
 
