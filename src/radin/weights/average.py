@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from importlib import metadata
 
 import torch
 from torch import Tensor
 
+from radin import __version__
 from radin.errors import PoolError
 from radin.recipe import Recipe
 from radin.weights.layout import Piece, blocks, chunks, is_averaged, reals
@@ -118,14 +118,7 @@ def recipe_metadata(
     """Metadata strings that say how a soup was made: its recipe as JSON, radin's version, where integers are from."""
     return {
         RECIPE_KEY: json.dumps(recipe.to_json(pool.member_names, pool.fingerprints)),
-        "radin.version": _version(),
+        "radin.version": __version__,
         "radin.integers_from": pool.member_names[integer_source(pool, recipe, integers_from)],
         **(extra or {}),
     }
-
-
-def _version() -> str:
-    try:
-        return metadata.version("radin")
-    except metadata.PackageNotFoundError:  # run from a source tree that is not installed
-        return "unknown"
