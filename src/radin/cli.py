@@ -213,17 +213,39 @@ def average(
 @click.option("--targets", type=click.Path(path_type=Path), required=True, help="Targets, .npy or .safetensors.")
 @click.option("--metric", default="accuracy", show_default=True)
 @click.option("--top", type=int, default=10, show_default=True, help="How many recipes to show.")
+@click.option("--count", type=int, default=10_000, show_default=True, help="Recipes that each random source draws.")
+@click.option("--source", "sources", multiple=True, help="Only these sources of candidates; repeat. Default all.")
 @click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ...")
 @_JSON
 def rank(
-    outputs: tuple[str, ...], more: tuple[str, ...], targets: Path, metric: str, top: int, seed: int, as_json: bool
+    outputs: tuple[str, ...],
+    more: tuple[str, ...],
+    targets: Path,
+    metric: str,
+    top: int,
+    count: int,
+    sources: tuple[str, ...],
+    seed: int,
+    device: str,
+    as_json: bool,
 ) -> None:
     """Recipes by estimate, from saved outputs alone: no model, no pass. More outputs files may follow the options."""
     from radin.report.tables import plain_table
     from radin.run.commands import rank_files
 
     with _progress() as progress:
-        found = rank_files([*outputs, *more], targets, metric, top, seed, progress)
+        found = rank_files(
+            [*outputs, *more],
+            targets,
+            metric,
+            top=top,
+            count=count,
+            sources=sources,
+            seed=seed,
+            device=device,
+            progress=progress,
+        )
     rows = [
         [
             f"{index + 1}",

@@ -10,7 +10,7 @@ from radin import metrics
 from radin.errors import RadinError
 from radin.recipe import Recipe
 from radin.search import Search
-from radin.search.rank import rank
+from radin.search.ranking import rank
 from radin.search.sources import SOURCES, Hints, best_recipes, default_sources, neighbours
 
 KEYS = list("abcdefghij")

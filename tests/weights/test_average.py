@@ -27,7 +27,7 @@ from radin.weights import (
     save,
 )
 
-average_module = importlib.import_module("radin.weights.average")  # the package's own name is the function
+average_module = importlib.import_module("radin.weights.averaging")  # the package's own name is the function
 
 States = list[dict[str, Tensor]]
 

@@ -167,21 +167,39 @@ def _recipe(pool: Pool, weights: str | None, recipe_file: Path | None) -> Recipe
 
 
 def rank_files(
-    outputs: Sequence[str], targets: Path, metric: str, top: int, seed: int, progress: Progress | None = None
+    outputs: Sequence[str],
+    targets: Path,
+    metric: str,
+    *,
+    top: int,
+    count: int,
+    sources: Sequence[str],
+    seed: int,
+    device: str,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """The best recipes by estimate, from files of outputs (.npy or radin's .safetensors)."""
     from radin.search import rank
 
     chosen = metrics.get(metric)
-    if top < 1:
-        raise RadinError(f"--top must be at least 1; got {top}")
     paths = [Path(text) for text in outputs]
     members = [_open_array(path) for path in paths]
     if len(members) < 2:
         raise RadinError("rank needs the outputs of at least two members")
     names = [path.stem for path in paths]
     labels = np.asarray(_open_targets(targets))
-    ranked = rank(members, labels, chosen, top=top, seed=seed)
+    ranked = rank(
+        members,
+        labels,
+        chosen,
+        sources=sources or None,
+        top=top,
+        count=count,
+        seed=seed,
+        names=names,
+        device=device,
+        progress=progress,
+    )
     singles = [chosen.value(np.asarray(member), labels) for member in members]
     best = max(range(len(singles)), key=lambda k: chosen.utility(singles[k]))
     return {

@@ -27,7 +27,7 @@ from radin.run.reasons import reasons_for_no_gain
 from radin.run.result import Gain, Passes, Result, Scored
 from radin.search import Search
 from radin.search.strategies import base
-from radin.weights import Pool, average, read_recipe, recipe_metadata, save
+from radin.weights import Pool, average, integer_source, read_recipe, recipe_metadata, save
 
 # Cached outputs may come from another device or thread count; more than this is another model or other preprocessing.
 _SAME_OUTPUTS = 2e-2
@@ -73,6 +73,7 @@ def cook(
         opening = (lambda done, total: progress("reading checkpoints", done, total)) if progress else None
         pool = Pool.open(pool, progress=opening)
     pool.require_several()
+    integer_source(pool, Recipe.single(0, len(pool)), integers_from)  # refuses an unknown name before anything long
     checked = preflight(task, pool.shapes, pool[0].name, lambda: pool.tensors(0), engine, metric)
 
     identity = {
@@ -156,6 +157,7 @@ class _Session:
             budget=budget,
             seed=asked["seed"],
             keys=self.pool.fingerprints,
+            names=self.names,
             device=str(self.engine.device),
         )
         for entry in self.ledger.entries("soup", "validation"):

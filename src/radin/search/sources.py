@@ -232,23 +232,31 @@ class Ranking:
     sources: tuple[str, ...]
 
 
-def best_recipes(problem: Problem, sources: Iterable[str], *, count: int, keep: int) -> Ranking:
+Progress = Callable[[str, float, float | None], None]
+
+
+def best_recipes(
+    problem: Problem, sources: Iterable[str], *, count: int, keep: int, progress: Progress | None = None
+) -> Ranking:
     """The ``keep`` best recipes by estimate among those of the sources, which run in the order given.
 
-    Each source starts from the best recipes of those before it. A recipe that several sources find is the first
-    one's; equal estimates stay in the order found. Every source draws from ``problem.seed`` afresh, so that its random
-    recipes do not depend on which others run. Raises RadinError for an unknown source.
+    Each source starts from the best recipes of those before it. A recipe that several sources find is the first one's;
+    equal estimates stay in the order found. Every source draws from ``problem.seed`` afresh, so that its random recipes
+    do not depend on which others run. ``progress(what, done, total)`` after each source. Raises RadinError for an
+    unknown source.
     """
     names = list(sources)
     for name in names:
         if name not in SOURCES:
             raise RadinError(f"unknown source {name!r}; known: {', '.join(SOURCES)}")
     ranking = Ranking(np.empty((0, problem.members)), np.empty(0), ())
-    for name in names:
+    for done, name in enumerate(names):
         hints = Hints(count, ranking.weights)
         for weights in SOURCES[name](problem, hints, np.random.default_rng(problem.seed)):
             if len(weights):
                 ranking = _merged(ranking, weights, problem.estimate(weights), name, keep)
+        if progress is not None:
+            progress("ranking recipes", done + 1, len(names))
     return ranking
 
 

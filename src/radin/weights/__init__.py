@@ -1,10 +1,10 @@
 """Files and tensors: open checkpoints, form a pool, average it by a recipe, measure distances."""
 
-from radin.weights.average import average, integer_source, recipe_metadata
+from radin.weights.averaging import average, integer_source, recipe_metadata
 from radin.weights.formats import Checkpoint, Reader, open_checkpoint
 from radin.weights.geometry import Geometry, dispersion, distances, geometry, gram
 from radin.weights.pool import Member, Pool
-from radin.weights.save import check_output, read_metadata, read_recipe, save
+from radin.weights.saving import check_output, read_metadata, read_recipe, save
 
 __all__ = [
     "Checkpoint",

@@ -6,6 +6,7 @@ import argparse
 import pickle
 import re
 import threading
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -69,7 +70,11 @@ def _is_zip(path: Path) -> bool:
 def _load(path: Path) -> Any:
     """The unpickled file, plain data only. argparse.Namespace is let through: timm and others save their options."""
     try:
-        with _ALLOWED_TYPES, torch.serialization.safe_globals([argparse.Namespace]):
+        with (
+            _ALLOWED_TYPES,
+            torch.serialization.safe_globals([argparse.Namespace]),
+            warnings.catch_warnings(action="ignore", category=UserWarning),  # what they foretell is raised as an error
+        ):
             return torch.load(path, weights_only=True, map_location="cpu", mmap=_is_zip(path))
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error

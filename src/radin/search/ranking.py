@@ -11,7 +11,7 @@ from radin.metrics import Metric
 from radin.recipe import Recipe
 from radin.search.estimate import Estimator, Outputs
 from radin.search.search import Search
-from radin.search.sources import best_recipes, default_sources
+from radin.search.sources import Progress, best_recipes, default_sources
 
 _KEPT_AT_LEAST = 64
 
@@ -39,6 +39,7 @@ def rank(
     names: Sequence[str] | None = None,
     estimator: Estimator | None = None,
     device: str = "cpu",
+    progress: Progress | None = None,
 ) -> list[RankedRecipe]:
     """The ``top`` recipes by estimate, best first, among those of the sources named.
 
@@ -64,7 +65,7 @@ def rank(
     )
     problem = search.problem
     chosen = default_sources(problem.members, count) if sources is None else sources
-    ranking = best_recipes(problem, chosen, count=count, keep=max(top, _KEPT_AT_LEAST))
+    ranking = best_recipes(problem, chosen, count=count, keep=max(top, _KEPT_AT_LEAST), progress=progress)
     sign = 1.0 if search.metric.higher_is_better else -1.0
     ranked = []
     for weights, utility, source in zip(ranking.weights, ranking.utilities, ranking.sources, strict=True):

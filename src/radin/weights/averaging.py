@@ -13,7 +13,7 @@ from radin.errors import PoolError
 from radin.recipe import Recipe
 from radin.weights.layout import Piece, blocks, chunks, is_averaged, reals
 from radin.weights.pool import Member, Pool, Progress, common_aliases, common_dtypes
-from radin.weights.save import RECIPE_KEY, check_output, read_metadata, read_recipe, save
+from radin.weights.saving import RECIPE_KEY, check_output, read_metadata, read_recipe, save
 
 # Elements averaged between opening and closing each member: 64 MB of float32. The float64 sums take twice that.
 _CHUNK = 1 << 24
