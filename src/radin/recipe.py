@@ -50,9 +50,7 @@ class Recipe:
         """The equal average of ``members`` (indices into a pool of ``pool_size``)."""
         chosen = set(members)
         if not chosen or min(chosen) < 0 or max(chosen) >= pool_size:
-            raise RadinError(
-                f"a uniform recipe needs member indices in 0..{pool_size - 1}; got {sorted(chosen)}"
-            )
+            raise RadinError(f"a uniform recipe needs member indices in 0..{pool_size - 1}; got {sorted(chosen)}")
         share = 1.0 / len(chosen)
         return cls(tuple(share if k in chosen else 0.0 for k in range(pool_size)))
 
@@ -93,8 +91,7 @@ class Recipe:
         """A JSON form that stands on its own: each member's name, content fingerprint and weight."""
         return {
             "members": [
-                {"name": names[k], "fingerprint": fingerprints[k], "weight": self.weights[k]}
-                for k in self.members
+                {"name": names[k], "fingerprint": fingerprints[k], "weight": self.weights[k]} for k in self.members
             ]
         }
 

@@ -5,26 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from literal import candidates_of_the_paper
 from radin.errors import RadinError
 from radin.recipe import Recipe
 from radin.search import Search
 
 KEYS = list("abcdefghij")  # members that tie come in the order given, as in a stable sort
-
-
-def candidates_of_the_paper(members, count, seed):
-    """``count`` distinct subsets, size uniform on [2, N-1], from the random numbers that ``monte_carlo`` documents."""
-    rng = np.random.default_rng(seed)
-    seen = {}
-    while len(seen) < count:
-        sizes = rng.integers(2, members, 4096)
-        numbers = rng.random((4096, members))
-        for size, row in zip(sizes, numbers, strict=True):
-            by_number = sorted(range(members), key=lambda k: row[k])
-            subset = frozenset(by_number[:size])
-            if subset not in seen and len(seen) < count:
-                seen[subset] = len(seen)
-    return list(seen)
 
 
 def score_of_averaged_outputs(zoo, subset):
