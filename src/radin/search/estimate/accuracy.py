@@ -9,7 +9,6 @@ weights are equal, so that ties are ties. Axis names: members N, examples M, row
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -20,6 +19,7 @@ import torch
 from radin.search.estimate.dense import as_weights
 from radin.search.estimate.margins import Margins
 from radin.search.estimate.reading import Array, Floats
+from radin.search.estimate.threads import map_on_threads
 
 # A product of these rows and recipes stays in cache until its minimum is taken.
 BLOCK_ROWS = {"cpu": 1024, "cuda": 32768}
@@ -148,22 +148,10 @@ def full_precision() -> Iterator[None]:
 
 
 def run_all(run: Callable[[int], None], tasks: Sequence[int], device: torch.device) -> None:
-    """Run independent tasks on as many threads as torch uses, each on one thread.
-
-    Threads that share a small operation wait for each other at its end, which costs more than the operation; threads
-    with tasks of their own need not.
-    """
+    """Run independent tasks: on the CPU on as many threads as torch uses, one after the other on a GPU."""
     threads = min(torch.get_num_threads(), len(tasks)) if device.type == "cpu" else 1
-    if threads <= 1:
-        for task in tasks:
-            run(task)
-        return
-    before = torch.get_num_threads()
-    try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            list(pool.map(run, tasks))
-    finally:
-        torch.set_num_threads(before)
+    for _ in map_on_threads(run, tasks, threads):
+        pass
 
 
 def exact_weights(rows: Floats) -> Floats:

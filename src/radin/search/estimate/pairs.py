@@ -8,7 +8,6 @@ outputs are looked at again. Axis names: members N, classes C, pairs P, examples
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 
 from radin.search.estimate.reading import Array, Reader, not_finite
+from radin.search.estimate.threads import map_on_threads
 
 # One member's rows of a block stay in L2 from reading to comparison, all members' rows near it until pairs are taken.
 MEMBER_BLOCK_BYTES = 256 * 1024
@@ -134,5 +134,4 @@ def scan(
         finally:
             free.append(scratch)
 
-    with ThreadPoolExecutor(threads) as pool:
-        yield from pool.map(task, range(0, reader.examples, step))
+    yield from map_on_threads(task, range(0, reader.examples, step), threads)
