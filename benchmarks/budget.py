@@ -51,17 +51,8 @@ class Truth:
         self.metric = self.task.get_metric()
         self.evaluator = Evaluator(self.task, LocalEngine.create("cpu"), self.metric)
         place = folder / "truth"
-        names = [member.name for member in self.pool]
-        found = collect_outputs(
-            self.task,
-            self.pool.fingerprints,
-            names,
-            self.pool.tensors,
-            self.pool.bytes,
-            OutputStore(place / "outputs"),
-            self.evaluator.engine,
-            self.metric,
-        )
+        store = OutputStore(place / "outputs")
+        found = collect_outputs(self.task, self.pool, store, self.evaluator.engine, self.metric)
         self.outputs = [np.asarray(o) for o in found.outputs]
         self.targets = found.targets
         self.ledger = Ledger(place / "truth.sqlite")

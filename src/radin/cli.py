@@ -18,7 +18,7 @@ from radin.errors import RadinError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from radin.passes.outputs import Progress
+    from radin.passes.batches import Progress
     from radin.weights import Pool
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
@@ -57,6 +57,14 @@ def cli() -> None:
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--uniform/--no-uniform", default=True, show_default=True, help="Spend one pass on the uniform soup.")
 @click.option("--members-at-once", type=int, help="Members sharing one reading of the data; default what fits.")
+@click.option("--outputs", type=click.Path(path_type=Path), help="Folder of cached outputs that several runs share.")
+@click.option(
+    "--keep-outputs/--no-keep-outputs",
+    default=True,
+    show_default=True,
+    help="Without: compile outputs while they are made and store none (accuracy, top-k). Gives up resuming inside a "
+    "reading, other metrics, and adding members without new passes.",
+)
 @click.option("--outputs-dtype", default="float32", show_default=True, help="float16 halves the cache on disk.")
 @click.option("--integers-from", help="Member whose integer tensors the soup takes; default the heaviest.")
 @_KEY
@@ -74,6 +82,8 @@ def cook(
     seed: int,
     uniform: bool,
     members_at_once: int | None,
+    outputs: Path | None,
+    keep_outputs: bool,
     outputs_dtype: str,
     integers_from: str | None,
     key: str | None,
@@ -107,6 +117,8 @@ def cook(
             precision=precision,
             batch_size=batch_size,
             members_at_once=members_at_once,
+            outputs=outputs,
+            keep_outputs=keep_outputs,
             outputs_dtype=outputs_dtype,
             integers_from=integers_from,
             progress=progress,

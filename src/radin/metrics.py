@@ -57,7 +57,13 @@ class Metric:
         return score if self.higher_is_better else -score
 
     def check(self, targets: Array, classes: int) -> None:
-        """Raise TaskError when the targets do not fit this metric and ``classes`` output columns."""
+        """Raise TaskError when the targets, all of them, do not fit this metric and ``classes`` output columns."""
+        self.check_batch(targets, classes)
+        if self.family == "r2" and not (_variation(targets) > 0).all():
+            raise TaskError(f"metric {self.name!r} is not defined: a column of the targets is constant")
+
+    def check_batch(self, targets: Array, classes: int) -> None:
+        """As ``check``, for what can be said of some of the examples alone."""
         if len(targets) == 0:
             raise TaskError("there are no validation examples: the data gave no batches")
         if self.targets == "classes":
@@ -68,8 +74,6 @@ class Metric:
             _check_multilabel(self.name, targets, classes)
         if self.family == "accuracy" and self.top > 1 and classes <= self.top:
             raise TaskError(f"metric {self.name!r} needs more than {self.top} classes; the model returns {classes}")
-        if self.family == "r2" and not (_variation(targets) > 0).all():
-            raise TaskError(f"metric {self.name!r} is not defined: a column of the targets is constant")
 
     def standard_error(self, outputs: Array, targets: Array, seed: int = 0) -> float:
         """Standard error of the value over examples: exact for means, else by bootstrap (100 resamples)."""

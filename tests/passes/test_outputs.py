@@ -17,8 +17,7 @@ ACCURACY = metrics.get("accuracy")
 def collect(task, pool, folder, engine=None, dtype="float32", **more):
     engine = engine or LocalEngine.create("cpu")
     store = OutputStore(folder, precision=engine.precision, dtype=dtype)
-    names = [m.name for m in pool]
-    return collect_outputs(task, pool.fingerprints, names, pool.tensors, pool.bytes, store, engine, ACCURACY, **more)
+    return collect_outputs(task, pool, store, engine, ACCURACY, **more)
 
 
 def expected(pool, k):

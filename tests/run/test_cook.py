@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 import radin
 import toy
-from radin.errors import RadinError, RunError, TaskError
+from radin.errors import OutputsError, RadinError, RunError, TaskError
 from radin.recipe import Recipe
 from radin.run.ledger import Ledger
 
@@ -236,3 +236,40 @@ def member_outputs(pool, k):
     model.load_state_dict(pool.tensors(k))
     with torch.no_grad():
         return torch.cat([model(x) for x, _ in toy.batches(toy.VALIDATION)])
+
+
+def test_outputs_need_not_be_kept(toy_pool, toy_folder, toy_task, tmp_path):
+    kept = radin.cook(toy_pool, toy_task, budget=5, out=tmp_path / "kept")
+    streamed = radin.cook(toy_pool, toy_task, budget=3, out=tmp_path / "streamed", keep_outputs=False)
+    files = sorted(toy_folder.glob("*.safetensors"))[::-1]
+    streamed = radin.cook(files, toy_task, budget=5, out=tmp_path / "streamed", keep_outputs=False)
+
+    def essence(result):
+        return {e.recipe.identity(result.fingerprints): (e.score, e.estimate) for e in result.evaluations}
+
+    assert essence(streamed) == essence(kept)
+    assert [p.name for p in (tmp_path / "streamed" / "outputs").iterdir()] == ["compiled.safetensors"]
+    assert streamed.ensemble.score == pytest.approx(kept.ensemble.score)
+    assert streamed.ensemble.stderr == pytest.approx(kept.ensemble.stderr)
+    with pytest.raises(RunError, match="keep_outputs"):
+        radin.cook(toy_pool, toy_task, budget=5, out=tmp_path / "streamed")
+    with pytest.raises(RadinError, match="metric 'nll' needs them"):
+        radin.cook(toy_pool, replace(toy_task, metric="nll"), budget=5, out=tmp_path / "nll", keep_outputs=False)
+    with pytest.raises(RadinError, match="all 6 members must be in memory at once"):
+        radin.cook(toy_pool, toy_task, budget=5, out=tmp_path / "few", keep_outputs=False, members_at_once=3)
+
+
+def test_runs_may_share_outputs_so_that_new_members_cost_one_pass_each(toy_folder, toy_task, tmp_path):
+    files = sorted(toy_folder.glob("*.safetensors"))
+    shared = tmp_path / "outputs"
+    radin.cook(files[:5], toy_task, budget=3, out=tmp_path / "five", outputs=shared)
+    before = {p.name: p.stat().st_mtime_ns for p in shared.iterdir()}
+    six = radin.cook(files, toy_task, budget=5, out=tmp_path / "six", outputs=shared)
+    kept = [p.name for p in shared.iterdir() if before.get(p.name) == p.stat().st_mtime_ns]
+    assert len([name for name in kept if len(name) > 40]) == 5  # the five members' files were not made again
+    alone = radin.cook(files, toy_task, budget=5, out=tmp_path / "alone")
+    assert [(e.recipe, e.score, e.estimate) for e in six.evaluations] == [
+        (e.recipe, e.score, e.estimate) for e in alone.evaluations
+    ]
+    with pytest.raises(OutputsError, match="was stored as float32, now float16 is asked"):
+        radin.cook(files, toy_task, budget=1, out=tmp_path / "half", outputs=shared, outputs_dtype="float16")

@@ -54,7 +54,7 @@ def test_outputs_that_do_not_fit_are_refused_by_member(zoo):
         Search([], zoo.targets, budget=1)
     with pytest.raises(TaskError, match="integer class indices"):
         Search(zoo.outputs, zoo.targets / 2, budget=1)
-    with pytest.raises(RadinError, match="one string per member; got 2 for 10 members"):
+    with pytest.raises(RadinError, match="keys must be one per member; got 2 for 10 members"):
         Search(zoo.outputs, zoo.targets, budget=1, keys=["a", "b"])
 
 

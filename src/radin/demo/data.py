@@ -159,7 +159,7 @@ def save(file: Path, splits: Mapping[str, Images]) -> None:
     for name, part in splits.items():
         arrays |= {f"{name}.images": part.images, f"{name}.labels": part.labels}
     temporary = file.with_name(f".{file.name}.{os.getpid()}.npz")
-    np.savez_compressed(temporary, **arrays)
+    np.savez(temporary, **arrays)  # not compressed: every pass over the data reads it
     os.replace(temporary, file)
 
 

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from radin.demo.data import Images, tensor
 
-Augmentation = Literal["none", "shift", "affine"]
+Augmentation = Literal["none", "shift", "affine", "strong"]
 
 _WARM_UP_STEPS = 10
 # largest rotation in degrees, shift in pixels and change of scale
@@ -22,6 +22,7 @@ _STRENGTH: dict[Augmentation, tuple[float, float, float]] = {
     "none": (0.0, 0.0, 0.0),
     "shift": (0.0, 2.0, 0.0),
     "affine": (15.0, 2.0, 0.1),
+    "strong": (60.0, 4.0, 0.3),
 }
 
 

@@ -1,8 +1,9 @@
 """Passes: a model over data. Knows weights; knows nothing of search."""
 
+from radin.passes.collect import MemberOutputs, collect_outputs, stream_outputs
 from radin.passes.engine.local import LocalEngine
 from radin.passes.evaluate import Evaluation, Evaluator
-from radin.passes.outputs import MemberOutputs, OutputStore, StoredOutputs, collect_outputs
+from radin.passes.outputs import OutputStore, StoredOutputs
 from radin.passes.task import Task, UserCodeError
 
 __all__ = [
@@ -15,4 +16,5 @@ __all__ = [
     "Task",
     "UserCodeError",
     "collect_outputs",
+    "stream_outputs",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,10 @@ from radin.errors import TaskError
 from radin.passes.task import user_code
 
 _TARGET_NAMES = ("labels", "label", "targets", "target")
+
+
+Progress = Callable[[str, float, float | None], None]
+"""Called with (what, done, total or None)."""
 
 
 @dataclass(frozen=True)
@@ -160,3 +164,11 @@ def tensor_bytes(tensor: torch.Tensor) -> bytes:
     """The tensor's values as contiguous bytes, whatever its dtype."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
+
+
+def length(source: Any) -> int | None:
+    """How many batches a reading has, if it says so."""
+    try:
+        return len(source)
+    except TypeError:
+        return None

@@ -13,11 +13,10 @@ from numpy.typing import NDArray
 
 from radin.errors import OutputsError, TaskError
 from radin.metrics import Metric
-from radin.passes.batches import DataFingerprint, read, rebatched
+from radin.passes.batches import DataFingerprint, Progress, length, read, rebatched
 from radin.passes.batchnorm import reestimate, statistics_layers
 from radin.passes.engine.local import LocalEngine
 from radin.passes.load import load_weights
-from radin.passes.outputs import Progress, length
 from radin.passes.task import Task
 
 
@@ -95,7 +94,7 @@ class Evaluator:
                 data.update(batch)
                 outputs.append(self.engine.outputs([model], batch)[0].numpy())
                 targets.append(batch.targets.cpu().numpy())
-                self.metric.check(targets[-1], outputs[-1].shape[1])
+                self.metric.check_batch(targets[-1], outputs[-1].shape[1])
             if progress:
                 progress(what or f"{where} on {split}", index + 1, total)
         if not outputs:
@@ -108,6 +107,7 @@ class Evaluator:
             )
         whole_outputs, whole_targets = np.concatenate(outputs), np.concatenate(targets)
         seconds = time.monotonic() - started
+        self.metric.check(whole_targets, whole_outputs.shape[1])
         if not np.isfinite(whole_outputs).all():
             return Evaluation(float("nan"), float("nan"), data.examples, seconds, data.hexdigest(), None)
         return evaluation(self.metric, whole_outputs, whole_targets, seconds, data.hexdigest())
@@ -117,7 +117,13 @@ def evaluation(metric: Metric, outputs: NDArray[Any], targets: NDArray[Any], sec
     """The Evaluation of outputs (examples, classes) that are already there."""
     if len(outputs) != len(targets):
         raise OutputsError(f"{len(outputs)} rows of outputs for {len(targets)} targets")
-    values = metric.per_example(outputs, targets) if metric.per_example else None
-    score = float(values.mean()) if values is not None else metric.value(outputs, targets)
+    if metric.per_example is not None:
+        return from_values(metric.per_example(outputs, targets), seconds, data)
     stderr = metric.standard_error(outputs, targets)
-    return Evaluation(score, stderr, len(targets), seconds, data, values)
+    return Evaluation(metric.value(outputs, targets), stderr, len(targets), seconds, data, None)
+
+
+def from_values(values: NDArray[np.float64], seconds: float, data: str) -> Evaluation:
+    """The Evaluation of a metric that is the mean of one number per example, (examples,)."""
+    stderr = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
+    return Evaluation(float(values.mean()), stderr, len(values), seconds, data, values)

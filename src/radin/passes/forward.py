@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from radin.errors import TaskError
+from radin.errors import OutputsError, TaskError
 from radin.passes.task import user_code
 
 
@@ -47,3 +47,13 @@ def outputs_of(result: Any, examples: int) -> torch.Tensor:
             f"got {tuple(found.shape)}. Wrap it in a module that reduces its output to that."
         )
     return found
+
+
+def check_finite(name: str, rows: torch.Tensor, first: int) -> None:
+    """Raise OutputsError, naming the model and the example, when outputs hold NaN or infinity."""
+    if not torch.isfinite(rows).all():
+        example = first + int((~torch.isfinite(rows)).any(dim=1).nonzero()[0])
+        raise OutputsError(
+            f"{name}: its outputs hold NaN or infinity, first for example {example} of validation(). "
+            "Its training diverged or the precision is too low: leave it out, or compute in float32."
+        )

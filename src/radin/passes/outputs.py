@@ -10,25 +10,21 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from radin.errors import OutputsError, TaskError
-from radin.metrics import Metric
-from radin.passes.batches import DataFingerprint, read, rebatched
-from radin.passes.engine.local import LocalEngine
-from radin.passes.load import load_weights
-from radin.passes.task import Task
-
-Progress = Callable[[str, float, float | None], None]
+from radin.errors import OutputsError
+from radin.passes.batches import DataFingerprint
 
 _TENSOR = "outputs"
 _HEADER_BYTES = 4096  # reserved at the head of a partial file, so that finishing it moves no data
@@ -45,6 +41,7 @@ class StoredOutputs:
     data: str
     shape: tuple[int, int]
     dtype: np.dtype[Any]
+    precision: str
     offset: int
 
     def array(self) -> NDArray[Any]:
@@ -65,24 +62,11 @@ class StoredOutputs:
                 f"{path} is not a whole outputs file ({error}). Delete it; it will be made again."
             ) from None
         dtype = {code: np.dtype(name) for name, code in _DTYPES.items()}.get(kind)
-        if dtype is None or len(shape) != 2 or not {"member", "data"} <= set(metadata):
+        if dtype is None or len(shape) != 2 or not {"member", "data", "precision"} <= set(metadata):
             raise OutputsError(f"{path} does not hold outputs as radin writes them. Move it away.")
         offset = path.stat().st_size - shape[0] * shape[1] * dtype.itemsize
-        return cls(path, metadata["member"], metadata["data"], (shape[0], shape[1]), dtype, offset)
-
-
-@dataclass(frozen=True)
-class MemberOutputs:
-    """All members' outputs (examples, classes), in the pool's order and memory-mapped.
-
-    ``targets`` (examples, ...); ``data``: the data's fingerprint; ``passes``: members whose outputs were not cached.
-    """
-
-    outputs: tuple[NDArray[Any], ...]
-    targets: NDArray[Any]
-    data: str
-    passes: int
-    seconds: float
+        size = (shape[0], shape[1])
+        return cls(path, metadata["member"], metadata["data"], size, dtype, metadata["precision"], offset)
 
 
 class OutputStore:
@@ -96,6 +80,15 @@ class OutputStore:
         self.dtype = np.dtype(dtype)
         folder.mkdir(parents=True, exist_ok=True)
 
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder for one process; runs may share it, but not write it at once. Raises OutputsError."""
+        try:
+            with FileLock(self.folder / ".lock", timeout=0):
+                yield
+        except Timeout:
+            raise OutputsError(f"{self.folder} is in use by another radin process. Wait for it.") from None
+
     def path(self, member: str) -> Path:
         return self.folder / f"{member[:32]}.safetensors"
 
@@ -107,6 +100,12 @@ class OutputStore:
         stored = StoredOutputs.open(path)
         if stored.member != member:
             raise OutputsError(f"{path} holds the outputs of other weights ({stored.member[:12]}). Delete it.")
+        for what, asked, found in (
+            ("stored as", self.dtype.name, stored.dtype.name),
+            ("computed in", self.precision, stored.precision),
+        ):
+            if asked != found:
+                raise OutputsError(f"{path} was {what} {found}, now {asked} is asked. Use another folder for outputs.")
         return stored
 
     def save_targets(self, targets: NDArray[Any], data: str) -> None:
@@ -123,7 +122,7 @@ def _sync(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-class _Reading:
+class PendingOutputs:
     """The partial files of one reading by some members: rows appended batch by batch, resumable.
 
     ``examples``: rows that are on disk already when the reading starts (0 without ``resume``), made by the data whose
@@ -170,8 +169,15 @@ class _Reading:
     def append(self, outputs: Sequence[torch.Tensor], data: DataFingerprint) -> None:
         """Add each member's rows; now and then make them safe."""
         self._classes = outputs[0].shape[1]
-        for file, rows in zip(self._files, outputs, strict=True):
-            file.write(rows.numpy().astype(self._store.dtype).tobytes())
+        for member, file, rows in zip(self._members, self._files, outputs, strict=True):
+            with np.errstate(over="ignore"):
+                stored = rows.numpy().astype(self._store.dtype)
+            if not np.isfinite(stored).all():
+                raise OutputsError(
+                    f"outputs of the member {member[:12]} reach {float(rows.abs().max()):.3g}, more than "
+                    f"{self._store.dtype} holds: store them as float32"
+                )
+            file.write(stored.tobytes())
         self.examples += len(outputs[0])
         if time.monotonic() - self._saved_at > _SAFE_EVERY:
             self._save(data)
@@ -220,156 +226,3 @@ class _Reading:
     def close(self) -> None:
         for file in self._files:
             file.close()
-
-
-def collect_outputs(
-    task: Task,
-    fingerprints: Sequence[str],
-    names: Sequence[str],
-    load: Callable[[int], dict[str, torch.Tensor]],
-    bytes_per_member: int,
-    store: OutputStore,
-    engine: LocalEngine,
-    metric: Metric,
-    *,
-    expected_data: str | None = None,
-    progress: Progress | None = None,
-) -> MemberOutputs:
-    """Every member's outputs over validation(), from the cache where they are, else computed.
-
-    ``load(k)`` gives member k's tensors. Members that fit in memory together share one reading of the data. When all
-    outputs are cached the data is still read once, without any model, to make sure that it is the same data.
-    ``expected_data``: a data fingerprint recorded earlier. Raises TaskError when the data differs from it or between
-    two readings, and OutputsError when outputs are not finite, naming the member.
-    """
-    started = time.monotonic()
-    stored = {k: found for k, f in enumerate(fingerprints) if (found := store.get(f)) is not None}
-    if expected_data is None and stored:
-        expected_data = next(iter(stored.values())).data
-    missing = [k for k in range(len(fingerprints)) if k not in stored]
-    group = engine.capacity(bytes_per_member, len(missing)) if missing else 1
-    groups = [missing[i : i + group] for i in range(0, len(missing), group)] or [[]]
-    targets: NDArray[Any] | None = None
-    for index, members in enumerate(groups):
-        what = f"outputs of {len(members)} members" if members else "checking the data"
-        if len(groups) > 1:
-            what += f", reading {index + 1} of {len(groups)}"
-        models = []
-        for k in members:
-            model = task.build_model()
-            load_weights(model, load(k), names[k])
-            models.append(engine.place(model))
-        data, targets = _read_once(
-            task, [fingerprints[k] for k in members], [names[k] for k in members], models,
-            store, engine, metric, expected_data, what, progress,
-        )  # fmt: skip
-        expected_data = data
-    assert expected_data is not None
-    assert targets is not None
-    for k, fingerprint in enumerate(fingerprints):
-        found = store.get(fingerprint)
-        assert found is not None
-        if found.data != expected_data:
-            raise OutputsError(
-                f"{found.path} holds outputs of {names[k]} over other data "
-                f"({found.data[:12]}, now {expected_data[:12]}). "
-                "Use another run directory for other data."
-            )
-        if found.shape[0] != len(targets):
-            raise OutputsError(f"{found.path}: {found.shape[0]} examples, the data has {len(targets)}")
-        stored[k] = found
-    store.save_targets(targets, expected_data)
-    in_order = tuple(stored[k].array() for k in range(len(fingerprints)))
-    return MemberOutputs(in_order, targets, expected_data, len(missing), time.monotonic() - started)
-
-
-class _CannotResume(Exception):
-    """The rows kept from a killed reading do not belong to the data as it is read now."""
-
-
-def _read_once(
-    task: Task,
-    fingerprints: Sequence[str],
-    names: Sequence[str],
-    models: Sequence[torch.nn.Module],
-    store: OutputStore,
-    engine: LocalEngine,
-    metric: Metric,
-    expected_data: str | None,
-    what: str,
-    progress: Progress | None,
-) -> tuple[str, NDArray[Any]]:
-    """One reading of validation() by ``models`` (none: only the fingerprint); returns (data fingerprint, targets)."""
-
-    def attempt(reading: _Reading | None) -> tuple[str, NDArray[Any]]:
-        data = DataFingerprint()
-        targets: list[NDArray[Any]] = []
-        skip = reading.examples if reading else 0
-        source = task.batches("validation")
-        total = length(source)
-        batches = read(source, "validation()")
-        for index, whole in enumerate(batches):
-            for batch in rebatched([whole], engine.batch_size):
-                if batch.targets is None:
-                    raise TaskError("validation() gives inputs without targets: yield (inputs, targets)")
-                first = data.examples
-                data.update(batch)
-                targets.append(batch.targets.cpu().numpy())
-                if reading is None:
-                    continue
-                if data.examples <= skip:
-                    if data.examples == skip and data.hexdigest() != reading.resume_data:
-                        raise _CannotResume
-                    continue
-                if first < skip:  # the batches are cut differently now
-                    raise _CannotResume
-                outputs = engine.outputs(models, batch)
-                for name, rows in zip(names, outputs, strict=True):
-                    check_finite(name, rows, first)
-                metric.check(targets[-1], outputs[0].shape[1])
-                reading.append(outputs, data)
-            if progress:
-                progress(what, index + 1, total)
-        if not targets:
-            raise TaskError("validation() gave no batches")
-        if data.examples < skip:
-            raise _CannotResume
-        if expected_data is not None and data.hexdigest() != expected_data:
-            raise TaskError(
-                f"validation() gave other data than before: {data.examples} examples with fingerprint "
-                f"{data.hexdigest()[:12]}, expected {expected_data[:12]}. It must give the same examples in the same "
-                "order every time: no shuffling, no random augmentation. For new data use a new run directory."
-            )
-        if reading:
-            reading.finish(data.hexdigest())
-        return data.hexdigest(), np.concatenate(targets)
-
-    if not models:
-        return attempt(None)
-    for resume in (True, False):
-        reading = _Reading(store, fingerprints, resume=resume)
-        try:
-            return attempt(reading)
-        except _CannotResume:
-            continue
-        finally:
-            reading.close()
-    raise AssertionError("a reading from the start needs nothing to resume")
-
-
-def length(source: Any) -> int | None:
-    """How many batches a reading has, if it says so."""
-    try:
-        return len(source)
-    except TypeError:
-        return None
-
-
-def check_finite(name: str, rows: torch.Tensor, first: int) -> None:
-    """Raise OutputsError, naming the model and the example, when outputs hold NaN or infinity."""
-    if not torch.isfinite(rows).all():
-        example = first + int((~torch.isfinite(rows)).any(dim=1).nonzero()[0])
-        raise OutputsError(
-            f"{name}: its outputs hold NaN or infinity, first for example {example} of validation(). "
-            "Its training diverged or the precision is too low: leave it out, or compute in float32."
-        )

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from radin import metrics
 from radin.errors import OutputsError, RadinError, TaskError
 from radin.passes import Evaluator, LocalEngine, StoredOutputs, Task
-from radin.passes.outputs import Progress, length
+from radin.passes.batches import Progress, length
 from radin.recipe import Recipe
 from radin.run.preflight import preflight
 from radin.weights import Pool, average, check_output, geometry, recipe_metadata, save

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 import radin
 from radin.errors import RadinError, RunError
 from radin.metrics import Metric
-from radin.passes import Evaluation, Evaluator, LocalEngine, MemberOutputs, OutputStore, Task, collect_outputs
-from radin.passes.evaluate import evaluation
-from radin.passes.outputs import Progress
+from radin.passes import Evaluation, Evaluator, LocalEngine, OutputStore, Task, collect_outputs, stream_outputs
+from radin.passes.batches import Progress
+from radin.passes.evaluate import evaluation, from_values
 from radin.recipe import Recipe
 from radin.run.directory import RunDirectory, write_json
 from radin.run.ledger import Ledger
@@ -26,6 +26,15 @@ from radin.run.preflight import Preflight, preflight
 from radin.run.reasons import reasons_for_no_gain
 from radin.run.result import Gain, Passes, Result, Scored
 from radin.search import Search
+from radin.search.estimate import (
+    Estimator,
+    Keys,
+    MarginCompiler,
+    estimator,
+    estimator_of,
+    load_margins,
+    save_margins,
+)
 from radin.search.strategies import base
 from radin.weights import Pool, average, integer_source, read_recipe, recipe_metadata, save
 
@@ -47,7 +56,9 @@ def cook(
     precision: str = "float32",
     batch_size: int | None = None,
     members_at_once: int | None = None,
+    outputs: str | Path | None = None,
     outputs_dtype: str = "float32",
+    keep_outputs: bool = True,
     integers_from: str | None = None,
     progress: Progress | None = None,
 ) -> Result:
@@ -56,8 +67,11 @@ def cook(
     pool: a Pool, or what Pool.open takes. task: a Task, or what Task.load takes. budget: passes spent on soups in total
     over all sessions of this run; the members' own passes are not in it. out: the run directory; if the run is there
     already, it goes on where it stopped. strategy, options: see radin.search.strategies. uniform: spend one of the
-    passes on the average of all members when the budget is at least 2. integers_from: the member whose integer tensors
-    the soup takes. progress: called with (what, done, total or None).
+    passes on the average of all members when the budget is at least 2. outputs: a folder for the members' outputs that
+    several runs share, so that a member added later costs one pass and not N; default inside ``out``.
+    keep_outputs=False compiles outputs as they are made and stores none: for accuracy and top-k, when disk is short;
+    it gives up resuming inside a reading, other metrics, and adding members without new passes. integers_from: the
+    member whose integer tensors the soup takes. progress: called with (what, done, total or None).
 
     Raises RadinError (one of its children) for anything the user can mend, before anything long starts where it can be
     known; never overwrites another run.
@@ -76,13 +90,16 @@ def cook(
     integer_source(pool, Recipe.single(0, len(pool)), integers_from)  # refuses an unknown name before anything long
     checked = preflight(task, pool.shapes, pool[0].name, lambda: pool.tensors(0), engine, metric)
 
+    if not keep_outputs and metric.family != "accuracy":
+        raise RadinError(f"outputs need not be kept for accuracy and top-k only; metric {metric.name!r} needs them")
     identity = {
-        "members": dict(zip(pool.fingerprints, (m.name for m in pool), strict=True)),
+        "members": dict(zip(pool.fingerprints, pool.member_names, strict=True)),
         "data": None,
         "metric": metric.name,
         "higher_is_better": metric.higher_is_better,
         "precision": precision,
         "outputs_dtype": outputs_dtype,
+        "keep_outputs": keep_outputs,
     }
     asked = {
         "budget": budget,
@@ -98,7 +115,8 @@ def cook(
         try:
             session = _Session(pool, task, metric, engine, directory, ledger, checked, integers_from, progress)
             session.seconds["open"] = time.monotonic() - started
-            return session.run(asked, outputs_dtype)
+            store = OutputStore(Path(outputs or directory.outputs), precision=precision, dtype=outputs_dtype)
+            return session.run(asked, store, keep_outputs)
         finally:
             ledger.close()
 
@@ -111,6 +129,15 @@ def versions() -> dict[str, str]:
         "torch": torch.__version__,
         "numpy": np.__version__,
     }
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What the members' passes gave: an estimator over the pool's order, targets, and outputs where they are kept."""
+
+    estimator: Estimator
+    targets: NDArray[Any]
+    outputs: tuple[NDArray[Any], ...] | None
 
 
 class _Session:
@@ -142,15 +169,18 @@ class _Session:
         self.data = ""
         self.names = tuple(member.name for member in pool)
 
-    def run(self, asked: Mapping[str, Any], outputs_dtype: str) -> Result:
+    def run(self, asked: Mapping[str, Any], store: OutputStore, keep_outputs: bool) -> Result:
         budget = asked["budget"]
         if self.directory.is_new:
             self.directory.record(asked)  # from here on the folder is known as a run's
-        cached = self._outputs(asked, outputs_dtype)
+        started = time.monotonic()
+        known = self._stored_outputs(store) if keep_outputs else self._streamed_outputs(store)
+        self.directory.bind_data(self.data, asked)
+        self.seconds["outputs"] = time.monotonic() - started
         started = time.monotonic()
         search = Search(
-            cached.outputs,
-            cached.targets,
+            known.outputs,
+            known.targets,
             metric=self.metric,
             strategy=asked["strategy"],
             options=asked["options"],
@@ -158,7 +188,8 @@ class _Session:
             seed=asked["seed"],
             keys=self.pool.fingerprints,
             names=self.names,
-            device=str(self.engine.device),
+            estimator=known.estimator,
+            singles=np.array([self._single(k).score for k in range(len(self.pool))]),
         )
         for entry in self.ledger.entries("soup", "validation"):
             search.tell(Recipe.from_json(entry.recipe, self.pool.fingerprints), entry.evaluation.score)
@@ -174,41 +205,87 @@ class _Session:
                 break
             search.tell(recipe, self._evaluate(recipe, search).score)
         self._write_soup(search.best[0])
-        result = self._result(search, cached, everyone, asked)
+        result = self._result(search, known, everyone, asked)
         write_json(self.directory.path / "recipe.json", result.to_json()["best"])
         write_json(self.directory.path / "result.json", result.to_json())
         return result
 
-    def _outputs(self, asked: Mapping[str, Any], outputs_dtype: str) -> MemberOutputs:
-        """Each member's outputs, and its score into the ledger."""
-        store = OutputStore(self.directory.outputs, precision=self.engine.precision, dtype=outputs_dtype)
-        self._check_same_model(store)
-        cached = collect_outputs(
-            self.task,
-            self.pool.fingerprints,
-            self.names,
-            self.pool.tensors,
-            self.pool.bytes,
-            store,
-            self.engine,
-            self.metric,
-            expected_data=self.directory.identity["data"],
-            progress=self.progress,
-        )
+    def _stored_outputs(self, store: OutputStore) -> _Known:
+        """Each member's outputs on disk, its score in the ledger, and an estimator that is kept beside them."""
+        self._check_same_outputs(store)
+        with store.lock():
+            cached = collect_outputs(
+                self.task,
+                self.pool,
+                store,
+                self.engine,
+                self.metric,
+                expected_data=self.directory.identity["data"],
+                progress=self.progress,
+            )
         self.data = cached.data
-        self.directory.bind_data(cached.data, asked)
         self.metric.check(cached.targets, cached.outputs[0].shape[1])
         for k, outputs in enumerate(cached.outputs):
-            single = Recipe.single(k, len(self.pool))
-            if self._known(single, "member", "validation") is None:
-                found = evaluation(
-                    self.metric, np.asarray(outputs), cached.targets, cached.seconds / len(self.pool), self.data
-                )
-                self._add(single, "member", "validation", found)
-        self.seconds["outputs"] = cached.seconds
-        return cached
+            if self._known(Recipe.single(k, len(self.pool)), "member", "validation") is None:
+                self._add_single(k, evaluation(self.metric, np.asarray(outputs), cached.targets, 0.0, self.data))
+        self._report("reading the outputs")
+        estimates = estimator(
+            cached.outputs,
+            cached.targets,
+            self.metric,
+            device=str(self.engine.device),
+            cache=store.folder / "compiled.safetensors",
+            keys=Keys.of(self.pool.fingerprints, self.data),
+            names=self.names,
+        )
+        return _Known(estimates, cached.targets, cached.outputs)
 
-    def _check_same_model(self, store: OutputStore) -> None:
+    def _streamed_outputs(self, store: OutputStore) -> _Known:
+        """Outputs compiled as they are made and stored nowhere; later sessions read the data and no model."""
+        path = store.folder / "compiled.safetensors"
+        expected = self.directory.identity["data"]
+        members = len(self.pool)
+        if expected is not None and path.exists():
+            self._check_same_values()
+            self.data, targets = stream_outputs(
+                self.task, self.pool, self.engine, self.metric, None, expected_data=expected, progress=self.progress
+            )
+            margins, keys = load_margins(path)
+            if keys.data != expected or set(keys.members) != set(self.pool.fingerprints):
+                raise RunError(f"{path} was compiled from other weights or data. Delete it to make it again.")
+            margins = margins.reordered([keys.members.index(f) for f in self.pool.fingerprints])
+            return _Known(estimator_of(margins, self.metric, device=str(self.engine.device)), targets, None)
+        compiler = MarginCompiler(members, self.checked.first_outputs.shape[1], top=self.metric.top, names=self.names)
+        values: list[list[NDArray[np.float64]]] = [[] for _ in range(members)]
+
+        def add(block: NDArray[Any], labels: NDArray[Any]) -> None:
+            compiler.add(block, labels)
+            assert self.metric.per_example is not None
+            for mine, outputs in zip(values, block, strict=True):
+                mine.append(self.metric.per_example(outputs, labels))
+
+        self.data, targets = stream_outputs(
+            self.task, self.pool, self.engine, self.metric, add, expected_data=expected, progress=self.progress
+        )
+        margins = compiler.finish()
+        for k, parts in enumerate(values):
+            self._add_single(k, from_values(np.concatenate(parts), 0.0, self.data))
+        save_margins(margins, path, Keys.of(self.pool.fingerprints, self.data))
+        return _Known(estimator_of(margins, self.metric, device=str(self.engine.device)), targets, None)
+
+    def _single(self, k: int) -> Evaluation:
+        found = self._known(Recipe.single(k, len(self.pool)), "member", "validation")
+        assert found is not None
+        return found
+
+    def _add_single(self, k: int, found: Evaluation) -> None:
+        self._add(Recipe.single(k, len(self.pool)), "member", "validation", found)
+
+    def _report(self, what: str) -> None:
+        if self.progress:
+            self.progress(what, 0, None)
+
+    def _check_same_outputs(self, store: OutputStore) -> None:
         """Raise RunError when the model gives other outputs than those cached: its code or its input changed."""
         stored = store.get(self.pool[0].fingerprint)
         if stored is None:
@@ -216,10 +293,23 @@ class _Session:
         now = self.checked.first_outputs
         before = stored.array()[: len(now)].astype(np.float32)
         if before.shape != now.shape or np.abs(before - now).max() > _SAME_OUTPUTS * max(1.0, np.abs(before).max()):
-            raise RunError(
-                f"{self.directory.path}: {self.names[0]} gives other outputs on the first batch of validation() than "
-                "those cached in this run. The model's code or the data changed: give a new directory with --out."
-            )
+            raise self._other_model()
+
+    def _check_same_values(self) -> None:
+        """The same where no outputs were kept, by what the first member got right."""
+        now = self.metric.per_example
+        assert now is not None
+        values = now(self.checked.first_outputs, self.checked.first_targets)
+        before = self._single(0).values
+        assert before is not None
+        if (values != before[: len(values)]).mean() > _SAME_OUTPUTS:
+            raise self._other_model()
+
+    def _other_model(self) -> RunError:
+        return RunError(
+            f"{self.directory.path}: {self.names[0]} gives other outputs on the first batch of validation() than "
+            "those this run began with. The model's code or the data changed: give a new directory with --out."
+        )
 
     def _known(self, recipe: Recipe, kind: str, split: str) -> Evaluation | None:
         return self.ledger.get(recipe.identity(self.pool.fingerprints), kind, split)
@@ -269,7 +359,7 @@ class _Session:
                 return
         self._save(best, self._build(best)[1])
 
-    def _result(self, search: Search, cached: MemberOutputs, everyone: Recipe, asked: Mapping[str, Any]) -> Result:
+    def _result(self, search: Search, known: _Known, everyone: Recipe, asked: Mapping[str, Any]) -> Result:
         fingerprints = self.pool.fingerprints
         singles = search.singles
         order = sorted(range(len(singles)), key=lambda k: (-self.metric.utility(float(singles[k])), fingerprints[k]))
@@ -295,7 +385,7 @@ class _Session:
 
         # A single member's averaged outputs are its own: then the average of all is the one to compare with.
         together = everyone if best.is_single else best
-        pooled = evaluation(self.metric, mixed(cached.outputs, together), cached.targets, 0.0, self.data)
+        pooled = self._ensemble(together, known)
         evaluations = tuple(scored(r, f"soup {i + 1}, {r.size} members") for i, r in enumerate(recipes))
         gain = self._gain(best, top)
         self.seconds["total"] = sum(self.seconds.values())
@@ -303,13 +393,13 @@ class _Session:
             out=self.directory.path,
             metric=self.metric.name,
             higher_is_better=self.metric.higher_is_better,
-            examples=len(cached.targets),
+            examples=len(known.targets),
             member_names=self.names,
             fingerprints=tuple(fingerprints),
             best=scored(best, names[best]),
             best_single=scored(top, names[top]),
             uniform=scored(everyone, names[everyone]),
-            ensemble=Scored("logit ensemble", together, pooled.score, pooled.stderr),
+            ensemble=Scored("logit ensemble", together, *pooled),
             gain=gain,
             evaluations=evaluations,
             passes=Passes(len(singles), search.spent, asked["budget"]),
@@ -319,6 +409,14 @@ class _Session:
             reasons=self._reasons(evaluations) if best.is_single else (),
             versions=asked["versions"],
         )
+
+    def _ensemble(self, recipe: Recipe, known: _Known) -> tuple[float, float]:
+        """Score and standard error of a recipe's averaged outputs."""
+        if known.outputs is not None:
+            found = evaluation(self.metric, mixed(known.outputs, recipe), known.targets, 0.0, self.data)
+            return found.score, found.stderr
+        score = float(known.estimator.scores(np.array([recipe.weights]))[0])
+        return score, float(np.sqrt(score * (1 - score) / max(len(known.targets) - 1, 1)))
 
     def _look_at_test(self, recipes: Sequence[Recipe]) -> dict[Recipe, dict[str, tuple[float, float]]]:
         """(score, stderr) of each recipe on test and every shift; each looked at once, then kept in the ledger."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,19 +16,20 @@ from radin.metrics import Metric
 from radin.passes.batches import Batch, DataFingerprint, read, rebatched
 from radin.passes.batchnorm import statistics_layers
 from radin.passes.engine.local import LocalEngine
+from radin.passes.forward import check_finite
 from radin.passes.load import check_fits, load_weights
-from radin.passes.outputs import check_finite
 from radin.passes.task import Task
 
 
 @dataclass(frozen=True)
 class Preflight:
-    """``first_outputs``: the probed member's outputs (b, classes) on the first batch of validation().
+    """``first_outputs`` (b, classes): the probed member's outputs on the first batch of validation(); its targets.
 
     ``seconds_per_batch``: what one batch took the model, warmed up, without the loading of the data.
     """
 
     first_outputs: NDArray[np.float32]
+    first_targets: NDArray[Any]
     seconds_per_batch: float
     batchnorm_layers: int
     notes: tuple[str, ...]
@@ -62,7 +64,8 @@ def preflight(
     seconds = time.monotonic() - started
     assert first.targets is not None
     check_finite(member, outputs, 0)
-    metric.check(first.targets.cpu().numpy(), outputs.shape[1])
+    targets = first.targets.cpu().numpy()
+    metric.check_batch(targets, outputs.shape[1])
     layers = len(statistics_layers(model))
     notes = []
     if layers and task.calibration is None:
@@ -70,7 +73,7 @@ def preflight(
             f"the model has {layers} BatchNorm layers and the task no calibration(): their statistics are averaged, "
             "which is often worse than re-estimating them. Give calibration() with a few training batches."
         )
-    return Preflight(outputs.numpy(), seconds, layers, tuple(notes))
+    return Preflight(outputs.numpy(), targets, seconds, layers, tuple(notes))
 
 
 def first_batch(task: Task, split: str, engine: LocalEngine) -> Batch:

@@ -40,7 +40,8 @@ class Search:
     outputs.
     ``names``: what messages call the members.
     ``estimator``: scores recipes over the members in the order given here; built from the outputs if not
-    given.
+    given. ``singles`` (N,): the members' own scores, where they are known. With both of these and keys,
+    ``outputs`` may be None: then no convex fit can be had.
 
     The answers depend on the members' content, not on their order. To resume, build the same search and tell
     it what was evaluated; the next recipe asked is the one that would have been next.
@@ -50,7 +51,7 @@ class Search:
 
     def __init__(
         self,
-        outputs: Outputs,
+        outputs: Outputs | None,
         targets: Array,
         *,
         metric: str | Metric = "accuracy",
@@ -61,30 +62,33 @@ class Search:
         names: Sequence[str] | None = None,
         options: Mapping[str, Any] | None = None,
         estimator: Estimator | None = None,
+        singles: Floats | None = None,
         device: str = "cpu",
     ) -> None:
         self.metric = metrics.get(metric)
         self.strategy = base.get(strategy)
         self.settings = self.strategy.settings(options)
         self.budget = _checked_budget(budget, at_least=1 if self.strategy.spends else 0)
-        reader = Reader(_arrays(outputs), names)
-        self._outputs, self._names = reader.sources, reader.names
         self._targets = np.asarray(targets)
         self._device = device
-        members = reader.members
-        if len(self._targets) != reader.examples:
-            raise OutputsError(f"there are {len(self._targets)} targets for {reader.examples} examples in the outputs")
-        self.metric.check(self._targets, reader.classes)
-        if keys is not None and len(keys) != members:
-            raise RadinError(f"keys must be one string per member; got {len(keys)} for {members} members")
-
-        self.singles: Floats = np.array(
-            [
-                self.metric.value(_whole(name, source), self._targets)
-                for name, source in zip(reader.names, reader.sources, strict=True)
-            ]
-        )
-        """Scores of the members alone, (N,), from their outputs."""
+        self._outputs: list[ArrayLike2D] = []
+        self._names: Sequence[str] = names or ()
+        if outputs is not None:
+            reader = Reader(_arrays(outputs), names)
+            self._outputs, self._names = reader.sources, reader.names
+            if len(self._targets) != reader.examples:
+                raise OutputsError(
+                    f"there are {len(self._targets)} targets for {reader.examples} examples in the outputs"
+                )
+            self.metric.check(self._targets, reader.classes)
+        elif estimator is None or singles is None or keys is None:
+            raise RadinError("without outputs, a search needs an estimator, the singles' scores and keys")
+        self.singles: Floats = self._own_scores() if singles is None else np.asarray(singles, dtype=np.float64)
+        """Scores of the members alone, (N,)."""
+        members = len(self._outputs) or len(self.singles)
+        for what, given in (("keys", keys), ("singles", self.singles)):
+            if given is not None and len(given) != members:
+                raise RadinError(f"{what} must be one per member; got {len(given)} for {members} members")
         utilities = np.array([self.metric.utility(float(score)) for score in self.singles])
         if np.isneginf(utilities).all():
             raise RadinError(f"no member has a usable {self.metric.name}: all {members} scores are {self.singles[0]}")
@@ -102,7 +106,7 @@ class Search:
             self._estimated,
             self.budget,
             seed,
-            fit=self._fit if self.metric.targets in ("classes", "values") else None,
+            fit=self._fit if self._outputs and self.metric.targets in ("classes", "values") else None,
         )
         """What the strategy sees: members in canonical order, utilities."""
         self._running = self.strategy.run(self.problem, **self.settings)
@@ -124,9 +128,9 @@ class Search:
         single member keeps the score its outputs gave. Raises RadinError for another pool's recipe, or a
         second, different score.
         """
-        if len(recipe.weights) != len(self._outputs):
+        if len(recipe.weights) != len(self._order):
             raise RadinError(
-                f"the recipe has {len(recipe.weights)} mixing weights, the pool {len(self._outputs)} members"
+                f"the recipe has {len(recipe.weights)} mixing weights, the pool {len(self._order)} members"
             )
         if recipe.is_single:
             return
@@ -176,6 +180,10 @@ class Search:
             self._estimator_is_canonical = True
         given = weights if self._estimator_is_canonical else weights[:, self._position]
         return np.asarray(self._estimator.scores(np.ascontiguousarray(given)), dtype=np.float64)
+
+    def _own_scores(self) -> Floats:
+        sources = zip(self._names, self._outputs, strict=True)
+        return np.array([self.metric.value(_whole(name, source), self._targets) for name, source in sources])
 
     def _canonical(self) -> dict[str, Any]:
         return {

@@ -24,6 +24,8 @@ from radin.search.estimate.threads import map_on_threads
 # A product of these rows and recipes stays in cache until its minimum is taken.
 BLOCK_ROWS = {"cpu": 1024, "cuda": 32768}
 BLOCK_RECIPES = {"cpu": 512, "cuda": 4096}
+# From so many levels with a row of every example on, one minimum over all is faster than one minimum after the other.
+WHOLE_LEVELS = 3
 
 
 @dataclass(frozen=True)
@@ -225,7 +227,11 @@ class AccuracyEstimator:
         """Which examples are right for sure, and which float32 cannot tell, (E, S) each; overwrites values (R, S)."""
         first, tau = values[: block.examples], self._tau
         if self._top == 1:
-            for lo, hi in block.later_levels():
+            whole = sum(hi - lo == block.examples for lo, hi in block.later_levels()) + 1
+            if whole >= WHOLE_LEVELS:
+                end = whole * block.examples
+                first = torch.amin(values[:end].view(whole, block.examples, -1), dim=0)
+            for lo, hi in list(block.later_levels())[whole - 1 if whole >= WHOLE_LEVELS else 0 :]:
                 torch.minimum(first[: hi - lo], values[lo:hi], out=first[: hi - lo])
             return first > tau, first.abs_() <= tau
         failing, doubtful = (first < -tau).int(), (first <= tau).int()

@@ -61,6 +61,11 @@ class Margins:
         """The same rows with another record of redundant pairs."""
         return replace(self, dropped=dropped)
 
+    def reordered(self, order: Sequence[int]) -> Margins:
+        """The same over reordered members: new member i is the old ``order[i]``."""
+        columns = list(order)
+        return replace(self, logits=self.logits[:, columns], truth=self.truth[:, columns])
+
     def rows(self) -> tuple[Array, Floats]:
         """Places of the rows of examples that are not always wrong, (K,), and their margins y_t - y_j, (K, N)."""
         places = np.flatnonzero(self.allowed[self.example] >= 0)
