@@ -255,7 +255,7 @@ def measure(case: Case, folder: Path, device: str, cold: bool) -> dict[str, Any]
         used += time.process_time()
     result["large"], result["large_s"], result["large_cpu_s"] = case.large, spent, used
     result["peak_rss_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    result["profile"] = profile(estimator, weights[:4096]) if device == "cpu" else {}
+    result["profile"] = profile(estimator, weights[:512]) if device == "cpu" else {}
     result |= compare(case, outputs, targets, estimator, rng, device)
     masks = random_subsets(case.checked, case.members, rng)
     counts = np.rint(estimator.scores(uniform(masks)) * case.examples).astype(np.int64)

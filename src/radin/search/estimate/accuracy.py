@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -24,8 +25,6 @@ from radin.search.estimate.threads import map_on_threads
 # A product of these rows and recipes stays in cache until its minimum is taken.
 BLOCK_ROWS = {"cpu": 1024, "cuda": 32768}
 BLOCK_RECIPES = {"cpu": 512, "cuda": 4096}
-# From so many levels with a row of every example on, one minimum over all is faster than one minimum after the other.
-WHOLE_LEVELS = 3
 
 
 @dataclass(frozen=True)
@@ -47,9 +46,14 @@ class Block:
     def examples(self) -> int:
         return self.levels[1]
 
-    def later_levels(self) -> Iterator[tuple[int, int]]:
-        """Start and end of each level but the first."""
-        return zip(self.levels[1:-1], self.levels[2:], strict=True)
+    @cached_property
+    def whole(self) -> int:
+        """How many levels have a row of every example: one minimum over all of them is faster than one after another."""
+        return int((np.diff(self.levels) == self.examples).sum())
+
+    def later_levels(self, after: int = 1) -> Iterator[tuple[int, int]]:
+        """Start and end of each level after the first ``after``."""
+        return pairwise(self.levels[after:])
 
 
 @dataclass(frozen=True)
@@ -227,11 +231,10 @@ class AccuracyEstimator:
         """Which examples are right for sure, and which float32 cannot tell, (E, S) each; overwrites values (R, S)."""
         first, tau = values[: block.examples], self._tau
         if self._top == 1:
-            whole = sum(hi - lo == block.examples for lo, hi in block.later_levels()) + 1
-            if whole >= WHOLE_LEVELS:
-                end = whole * block.examples
-                first = torch.amin(values[:end].view(whole, block.examples, -1), dim=0)
-            for lo, hi in list(block.later_levels())[whole - 1 if whole >= WHOLE_LEVELS else 0 :]:
+            if block.whole > 1:
+                together = values[: block.levels[block.whole]].view(block.whole, block.examples, -1)
+                first = torch.amin(together, dim=0)
+            for lo, hi in block.later_levels(block.whole):
                 torch.minimum(first[: hi - lo], values[lo:hi], out=first[: hi - lo])
             return first > tau, first.abs_() <= tau
         failing, doubtful = (first < -tau).int(), (first <= tau).int()
