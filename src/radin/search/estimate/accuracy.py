@@ -48,7 +48,7 @@ class Block:
 
     @cached_property
     def whole(self) -> int:
-        """How many levels have a row of every example: one minimum over all of them is faster than one after another."""
+        """How many levels have a row of every example: one minimum over all is faster than one by one."""
         return int((np.diff(self.levels) == self.examples).sum())
 
     def later_levels(self, after: int = 1) -> Iterator[tuple[int, int]]:
