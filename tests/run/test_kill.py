@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -78,8 +79,10 @@ def test_killed_at_random_moments(pool, tmp_path, seed):
             kills += 1
             continue
         assert code == 0, process.stderr.read().decode()
-        break
-    assert kills > 0
+        if kills:
+            break
+        shutil.rmtree(out)  # the machine is quicker now than it was for the first run
+        whole_time *= 0.7
     assert essence(out) == essence(folder / "straight")
     soup, straight = (load_file(run / "soup.safetensors") for run in (out, folder / "straight"))
     assert soup.keys() == straight.keys()
