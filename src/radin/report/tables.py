@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich import box
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -20,19 +21,23 @@ def number(value: float | None, stderr: float | None = None) -> str:
     return text if stderr is None else f"{text} ± {stderr:.4f}"
 
 
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", title_style="", box=box.SIMPLE_HEAD, pad_edge=False)
+
+
 def closing_table(result: Json) -> Table:
     """The table that ends a run, from result.json: who, validation, test, shifts."""
     metric = result["metric"]
     direction = "higher is better" if metric["higher_is_better"] else "lower is better"
     title = f"{metric['name']} ({direction}), {result['examples']} validation examples"
-    table = Table(title=title, title_justify="left")
-    table.add_column("")
+    table = _table(title)
+    table.add_column("", no_wrap=True)
     table.add_column("members", justify="right")
-    table.add_column("validation", justify="right")
+    table.add_column("validation", justify="right", no_wrap=True)
     looks = {"test": result["test"] or {}, **{name: found or {} for name, found in result["shifts"].items()}}
     looks = {name: found for name, found in looks.items() if found}
     for name in looks:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     rows = [("best_single", "best single"), ("uniform", "uniform soup"), ("best", "chosen soup")]
     chosen_is_single = result["best"]["size"] == 1
     chosen_is_uniform = result["best"]["recipe"] == result["uniform"]["recipe"]
@@ -44,12 +49,12 @@ def closing_table(result: Json) -> Table:
         found = result[key]
         validation = number(found["score"], found["stderr"])
         if found["score"] is None and found["estimate"] is not None:
-            validation = f"not evaluated; estimate {found['estimate']:.4f}"
+            validation = f"({found['estimate']:.4f})"
         cells = [number(look[key]["score"], look[key]["stderr"]) if key in look else "–" for look in looks.values()]
         table.add_row(label, str(found["size"]), validation, *cells, style="bold" if key == "best" else None)
     ensemble = result["ensemble"]
     table.add_row(
-        "logit ensemble (reference)",
+        "logit ensemble",
         str(ensemble["size"]),
         number(ensemble["score"], ensemble["stderr"]),
         *["–"] * len(looks),
@@ -62,10 +67,12 @@ def closing_lines(result: Json) -> list[str]:
     """What the table cannot say: the gain, the passes, the time, the members chosen, notes and reasons."""
     gain, passes, seconds = result["gain"], result["passes"], result["seconds"]
     lines = []
+    if result["uniform"]["score"] is None:
+        lines.append("(in brackets: estimated from averaged outputs; this soup was not evaluated)")
     if result["best"]["size"] > 1:
         lines.append(
             f"gain over the best single on validation: {gain['difference']:+.4f} ± {gain['stderr'] or 0:.4f} (paired); "
-            "a score that was chosen by is flattering, the test score is not"
+            "chosen by it, so flattering: the test score is not"
         )
         members = result["best"]["recipe"]["members"]
         lines.append("members: " + ", ".join(f"{m['name']} {m['weight']:.3g}" for m in members))
@@ -85,7 +92,7 @@ def closing_lines(result: Json) -> list[str]:
 
 def plain_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     """A table with its first column left, the others right."""
-    table = Table(title=title, title_justify="left")
+    table = _table(title)
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
     for row in rows:
