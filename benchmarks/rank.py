@@ -39,7 +39,8 @@ from radin.search.estimate.reading import Reader
 HERE = Path(__file__).resolve().parent
 CACHE = HERE / ".cache" / "rank"
 Clock = Callable[[], float]
-NOTES = """What limits it: at 15 % disagreement and above, the float32 product of recipes and margin rows, which runs near
+NOTES = """What limits it: at 15 % disagreement and above, the float32 product of recipes and margin rows, which runs
+near
 the processor's peak: fewer rows would help, a faster minimum would not. Where few rows are left, comparing and counting
 take a third. Elapsed times depend on what else the machine does; processor seconds hardly do, and on idle cores a run
 takes its processor seconds divided by the threads."""
