@@ -113,19 +113,19 @@ def test_evaluate_scores_checkpoints_as_they_are(toy_folder, radin_command):
 
 def test_rank_reads_the_outputs_of_a_run(cooked, radin_command, tmp_path):
     run, _ = cooked
-    outputs = sorted(p for p in (run / "outputs").glob("*.safetensors") if p.name != "targets.safetensors")
-    arguments = ("rank", "--targets", run / "outputs" / "targets.safetensors", "--outputs", *outputs, "--top", 5)
-    found = json.loads(radin_command(*arguments, "--json").stdout)
+    found = json.loads(radin_command("rank", "--outputs", run / "outputs", "--top", 5, "--json").stdout)
+    names = json.loads((run / "run.json").read_text())["identity"]["members"]
+    outputs = [run / "outputs" / f"{fingerprint[:32]}.safetensors" for fingerprint in names]
     assert len(found["recipes"]) == 5
     estimates = [r["estimate"] for r in found["recipes"]]
     assert estimates == sorted(estimates, reverse=True)
-    arrays = {p.stem: load_file(p)["outputs"].double() for p in outputs}
+    arrays = {name: load_file(p)["outputs"].double() for name, p in zip(names.values(), outputs, strict=True)}
     targets = load_file(run / "outputs" / "targets.safetensors")["targets"]
     for ranked in found["recipes"]:
         mixed = sum(m["weight"] * arrays[m["name"]] for m in ranked["recipe"]["members"])
         assert float((mixed.argmax(1) == targets).double().mean()) == pytest.approx(ranked["estimate"], abs=2 / 600)
-    for k, path in enumerate(outputs):
-        np.save(tmp_path / f"{k}.npy", arrays[path.stem].numpy())
+    for k, array in enumerate(arrays.values()):
+        np.save(tmp_path / f"{k}.npy", array.numpy())
     np.save(tmp_path / "targets.npy", targets.numpy())
     files = [tmp_path / f"{k}.npy" for k in range(6)]
     same = radin_command("rank", "--targets", tmp_path / "targets.npy", "--outputs", *files, "--top", 5, "--json")

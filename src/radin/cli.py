@@ -219,10 +219,14 @@ def average(
 
 @cli.command()
 @click.option(
-    "--outputs", "outputs", multiple=True, required=True, help="A member's outputs (.npy or .safetensors); repeat."
+    "--outputs",
+    "outputs",
+    multiple=True,
+    required=True,
+    help="A member's outputs (.npy or .safetensors), or the outputs folder of a run; repeat.",
 )
 @click.argument("more", nargs=-1)
-@click.option("--targets", type=click.Path(path_type=Path), required=True, help="Targets, .npy or .safetensors.")
+@click.option("--targets", type=click.Path(path_type=Path), help="Targets (.npy, .safetensors); a run has its own.")
 @click.option("--metric", default="accuracy", show_default=True)
 @click.option("--top", type=int, default=10, show_default=True, help="How many recipes to show.")
 @click.option("--count", type=int, default=10_000, show_default=True, help="Recipes that each random source draws.")
@@ -233,7 +237,7 @@ def average(
 def rank(
     outputs: tuple[str, ...],
     more: tuple[str, ...],
-    targets: Path,
+    targets: Path | None,
     metric: str,
     top: int,
     count: int,

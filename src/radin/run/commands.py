@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -168,7 +169,7 @@ def _recipe(pool: Pool, weights: str | None, recipe_file: Path | None) -> Recipe
 
 def rank_files(
     outputs: Sequence[str],
-    targets: Path,
+    targets: Path | None,
     metric: str,
     *,
     top: int,
@@ -178,15 +179,19 @@ def rank_files(
     device: str,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """The best recipes by estimate, from files of outputs (.npy or radin's .safetensors)."""
+    """The best recipes by estimate, from files of outputs (.npy or radin's .safetensors) or a run's outputs folder."""
     from radin.search import rank
 
     chosen = metrics.get(metric)
-    paths = [Path(text) for text in outputs]
-    members = [_open_array(path) for path in paths]
+    found = [pair for text in outputs for pair in _outputs_at(Path(text))]
+    names = [name for name, _ in found]
+    members = [_open_array(path) for _, path in found]
+    if targets is None:
+        targets = Path(outputs[0]) / "targets.safetensors"
+        if not targets.is_file():
+            raise RadinError("rank needs --targets, a file with one target per example")
     if len(members) < 2:
         raise RadinError("rank needs the outputs of at least two members")
-    names = [path.stem for path in paths]
     labels = np.asarray(_open_targets(targets))
     ranked = rank(
         members,
@@ -211,6 +216,20 @@ def rank_files(
             for r in ranked
         ],
     }
+
+
+def _outputs_at(path: Path) -> list[tuple[str, Path]]:
+    """(name, file) of the outputs at a path: the file itself, or each member's in the outputs folder of a run."""
+    if not path.is_dir():
+        return [(path.stem, path)]
+    files = [file for file in sorted(path.glob("*.safetensors")) if re.fullmatch("[0-9a-f]{32}", file.stem)]
+    if not files:
+        raise OutputsError(f"{path} holds no members' outputs; give files, or the outputs folder of a run")
+    names: dict[str, str] = {}
+    if (path.parent / "run.json").is_file():
+        members = json.loads((path.parent / "run.json").read_text())["identity"]["members"]
+        names = {fingerprint[:32]: name for fingerprint, name in members.items()}
+    return [(names.get(file.stem, file.stem[:12]), file) for file in files]
 
 
 def _open_array(path: Path) -> NDArray[Any]:
