@@ -101,7 +101,7 @@ def _idx(path: Path) -> Bytes:
         shape = struct.unpack_from(f">{axes}I", content, 4)
         if (zero, kind) != (0, 8):
             raise ValueError("not an IDX file of bytes")
-        return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(shape)
+        return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(shape).copy()
     except (OSError, EOFError, ValueError, struct.error) as error:
         raise RadinError(f"{path} is damaged ({error}); install or download it again") from None
 
