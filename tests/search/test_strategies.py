@@ -140,7 +140,8 @@ def test_each_soup_better_than_the_last_ends_with_the_last(zoo, name):
 def test_small_pools(zoo, name, members):
     few = zoo.permuted(list(range(members)))
     asked = play(start(few, name), few)
-    assert len(asked) <= 2**members - members - 1
+    if all(recipe.is_uniform for recipe in asked):
+        assert len(asked) <= 2**members - members - 1
     assert all(len(recipe.weights) == members for recipe in asked)
 
 
