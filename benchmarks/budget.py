@@ -24,7 +24,7 @@ import numpy as np
 from radin import Pool, Recipe, Search, Task
 from radin.passes import Evaluation, Evaluator, LocalEngine, OutputStore, collect_outputs
 from radin.run.ledger import Ledger
-from radin.weights import average
+from radin.weights import average, geometry
 
 BUDGETS = (1, 2, 4, 8, 16)
 RESULTS = Path(__file__).parent / "results"
@@ -39,6 +39,7 @@ STRATEGIES: dict[str, tuple[str, dict[str, Any]]] = {
     "random": ("random", {}),
     "RADIN, lambda 0": ("radin", {"uniform": False}),
     "RADIN, lambda 1": ("radin", {"prior": 1.0}),
+    "adaptive": ("adaptive", {}),
 }
 
 
@@ -57,6 +58,7 @@ class Truth:
         self.targets = found.targets
         self.ledger = Ledger(place / "truth.sqlite")
         self.splits = ["test", *(f"shifts/{name}" for name in self.task.shift_sources())]
+        self.gram = geometry(self.pool).gram
         self.seconds: list[float] = []
 
     def __call__(self, recipe: Recipe, split: str) -> Evaluation:
@@ -105,6 +107,7 @@ def play(
             budget=budget,
             seed=seed,
             keys=[truth.pool.fingerprints[k] for k in members],
+            gram=truth.gram[np.ix_(members, members)],
         )
         while (recipe := search.ask()) is not None:
             search.tell(recipe, truth(_whole(recipe, members, len(truth.pool)), "validation").score)
@@ -127,7 +130,7 @@ def table(points: Sequence[Point], truth: Truth, budgets: Sequence[int], members
     """Markdown: validation / test accuracy for each strategy and budget; means and standard errors over sub-pools."""
     lines = ["| strategy | " + " | ".join(f"B = {b}" for b in budgets) + " | passes at the last B |"]
     lines.append("|---" * (len(budgets) + 2) + "|")
-    for label in STRATEGIES:
+    for label in dict.fromkeys(p.strategy for p in points):
         cells = []
         for budget in budgets:
             here = [p for p in points if p.strategy == label and p.budget == budget]
@@ -150,11 +153,16 @@ def main() -> None:
     parser.add_argument("--subpools", type=int, default=0, help="random sub-pools; 0: the whole pool, once")
     parser.add_argument("--members", type=int, default=13, help="members of a sub-pool")
     parser.add_argument("--budgets", type=int, nargs="+", default=list(BUDGETS))
+    parser.add_argument("--only", nargs="+", choices=list(STRATEGIES), help="some strategies; default all")
+    parser.add_argument("--from-subpool", type=int, default=0, help="leave out the sub-pools before this one")
+    parser.add_argument("--no-shifts", action="store_true", help="do not look at the shift sets")
     parser.add_argument("--write", action="store_true", help="keep the table in benchmarks/results")
     parser.add_argument("--json", action="store_true", help="all points as the last line of standard output")
     given = parser.parse_args()
 
     truth = Truth(given.pool)
+    if given.no_shifts:
+        truth.splits = ["test"]
     everyone = list(range(len(truth.pool)))
     if given.subpools:
         rng = np.random.default_rng(0)
@@ -162,8 +170,8 @@ def main() -> None:
     else:
         groups = [everyone]
     points: list[Point] = []
-    for index, members in enumerate(groups):
-        for label in STRATEGIES:
+    for index, members in list(enumerate(groups))[given.from_subpool :]:
+        for label in given.only or STRATEGIES:
             started = time.monotonic()
             points += play(truth, members, label, given.budgets, index, seed=index)
             print(f"{index + 1}/{len(groups)} {label}: {time.monotonic() - started:.1f} s", file=sys.stderr, flush=True)

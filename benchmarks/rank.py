@@ -121,7 +121,7 @@ def open_outputs(case: Case, folder: Path) -> tuple[list[Any], np.ndarray]:
 
     from radin.passes.outputs import StoredOutputs
 
-    paths = sorted(path for path in folder.glob("*.safetensors") if path.name != "targets.safetensors")
+    paths = sorted(path for path in folder.glob("*.safetensors") if len(path.stem) == 32)
     (targets,) = load_file(folder / "targets.safetensors").values()
     return [StoredOutputs.open(path).array() for path in paths], targets
 
@@ -137,7 +137,9 @@ def describe_pool(folder: Path) -> tuple[Case, dict[str, float]]:
         "disagreement": float(np.mean(differ)),
         "contested": float((predicted != predicted[0]).any(axis=0).mean()),
     }
-    return Case(f"real pool {folder.name}", len(outputs), examples, classes, 0, checked=10_000), figures
+    return Case(
+        f"{folder.absolute().parents[1].name} (real)", len(outputs), examples, classes, 0, checked=10_000
+    ), figures
 
 
 def random_subsets(count: int, members: int, rng: np.random.Generator) -> np.ndarray:
@@ -416,7 +418,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a minute or two, on 2,000 examples")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     parser.add_argument("--write", action="store_true", help="write the table to benchmarks/results/rank.md")
-    parser.add_argument("--pool", type=Path, help="outputs folder of a radin run")
+    parser.add_argument("--pool", type=Path, nargs="+", default=[], help="outputs folders of radin runs, real data")
     parser.add_argument("--only", default="", help="only the sizes whose name has this in it")
     parser.add_argument("--device", default="cpu", help="cpu or cuda, for (a) and (c)")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
@@ -427,9 +429,9 @@ def main() -> None:
         print(json.dumps(measure(case, Path(request["folder"]), request["device"], request["cold"])))
         return
     results = []
-    if options.pool:
-        case, figures = describe_pool(options.pool)
-        results.append({"case": asdict(case), **figures, **in_own_process(case, options.pool, options.device, False)})
+    for folder in options.pool:
+        case, figures = describe_pool(folder)
+        results.append({"case": asdict(case), **figures, **in_own_process(case, folder, options.device, False)})
     for case in QUICK if options.quick else FULL:
         if options.only not in case.name:
             continue

@@ -36,7 +36,7 @@ from radin.search.estimate import (
     save_margins,
 )
 from radin.search.strategies import base
-from radin.weights import Pool, average, integer_source, read_recipe, recipe_metadata, save
+from radin.weights import Pool, average, geometry, integer_source, read_recipe, recipe_metadata, save
 
 # Cached outputs may come from another device or thread count; more than this is another model or other preprocessing.
 _SAME_OUTPUTS = 2e-2
@@ -190,6 +190,7 @@ class _Session:
             names=self.names,
             estimator=known.estimator,
             singles=np.array([self._single(k).score for k in range(len(self.pool))]),
+            gram=self._gram() if base.get(asked["strategy"]).geometry else None,
         )
         for entry in self.ledger.entries("soup", "validation"):
             search.tell(Recipe.from_json(entry.recipe, self.pool.fingerprints), entry.evaluation.score)
@@ -209,6 +210,11 @@ class _Session:
         write_json(self.directory.path / "recipe.json", result.to_json()["best"])
         write_json(self.directory.path / "result.json", result.to_json())
         return result
+
+    def _gram(self) -> NDArray[np.float64]:
+        progress = self.progress
+        report = (lambda done, total: progress("distances between members", done, total)) if progress else None
+        return geometry(self.pool, progress=report).gram
 
     def _stored_outputs(self, store: OutputStore) -> _Known:
         """Each member's outputs on disk, its score in the ledger, and an estimator that is kept beside them."""

@@ -41,7 +41,8 @@ class Search:
     ``names``: what messages call the members.
     ``estimator``: scores recipes over the members in the order given here; built from the outputs if not
     given. ``singles`` (N,): the members' own scores, where they are known. With both of these and keys,
-    ``outputs`` may be None: then no convex fit can be had.
+    ``outputs`` may be None: then no convex fit can be had. ``gram`` (N, N): inner products of the members'
+    weights, for strategies that use their distances.
 
     The answers depend on the members' content, not on their order. To resume, build the same search and tell
     it what was evaluated; the next recipe asked is the one that would have been next.
@@ -63,6 +64,7 @@ class Search:
         options: Mapping[str, Any] | None = None,
         estimator: Estimator | None = None,
         singles: Floats | None = None,
+        gram: Floats | None = None,
         device: str = "cpu",
     ) -> None:
         self.metric = metrics.get(metric)
@@ -107,6 +109,7 @@ class Search:
             self.budget,
             seed,
             fit=self._fit if self._outputs and self.metric.targets in ("classes", "values") else None,
+            gram=None if gram is None else np.asarray(gram)[np.ix_(self._order, self._order)],
         )
         """What the strategy sees: members in canonical order, utilities."""
         self._running = self.strategy.run(self.problem, **self.settings)

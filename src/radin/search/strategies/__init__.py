@@ -1,6 +1,6 @@
 """How the budget is spent: strategies as generators that yield mixing weights and receive utilities."""
 
-from radin.search.strategies import baselines, greedy, radin
+from radin.search.strategies import adaptive, baselines, greedy, radin
 from radin.search.strategies.base import Asks, Option, Problem, Strategy, get, names, strategy
 
 __all__ = [
@@ -8,6 +8,7 @@ __all__ = [
     "Option",
     "Problem",
     "Strategy",
+    "adaptive",
     "baselines",
     "get",
     "greedy",

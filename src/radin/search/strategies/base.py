@@ -35,6 +35,7 @@ class Problem:
     ``budget``: how many soups may be evaluated in all.
     ``fit() -> (N,)``: the mixing weights with the least cross-entropy, or squared error, of the averaged outputs; None
     where the targets allow neither.
+    ``gram`` (N, N): inner products of the members' weights about any origin; None where they are not known.
     """
 
     members: int
@@ -43,6 +44,7 @@ class Problem:
     budget: int
     seed: int
     fit: Callable[[], Floats] | None = None
+    gram: Floats | None = None
 
 
 @dataclass(frozen=True)
@@ -101,13 +103,17 @@ def _fits(value: Any, kind: Any) -> bool:
 
 @dataclass(frozen=True)
 class Strategy:
-    """A way to spend the budget. ``spends`` is False for one that evaluates no soup."""
+    """A way to spend the budget.
+
+    ``spends`` is False for one that evaluates no soup, ``geometry`` True for one that is better with ``Problem.gram``.
+    """
 
     name: str
     summary: str
     run: Callable[..., Asks]
     options: tuple[Option, ...]
     spends: bool = True
+    geometry: bool = False
 
     def settings(self, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """All options with their values, defaults filled in. Raises RadinError for one that does not fit."""
@@ -124,7 +130,9 @@ class Strategy:
 _STRATEGIES: dict[str, Strategy] = {}
 
 
-def strategy(name: str, *, spends: bool = True) -> Callable[[Callable[..., Asks]], Callable[..., Asks]]:
+def strategy(
+    name: str, *, spends: bool = True, geometry: bool = False
+) -> Callable[[Callable[..., Asks]], Callable[..., Asks]]:
     """Register a generator function under ``name``.
 
     Its keyword-only parameters, each ``Annotated[type, "help"] = default``, are the options; the first line
@@ -139,7 +147,7 @@ def strategy(name: str, *, spends: bool = True) -> Callable[[Callable[..., Asks]
                 kind, text = get_args(hints[parameter.name])
                 options.append(Option(parameter.name, kind, parameter.default, text))
         summary = (inspect.getdoc(function) or "").splitlines()[0]
-        _STRATEGIES[name] = Strategy(name, summary, function, tuple(options), spends)
+        _STRATEGIES[name] = Strategy(name, summary, function, tuple(options), spends, geometry)
         return function
 
     return register
