@@ -4,6 +4,7 @@ import itertools
 import json
 import sqlite3
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 
 import radin
 import toy
+from radin import Task
 from radin.errors import OutputsError, RadinError, RunError, TaskError
 from radin.recipe import Recipe
 from radin.run.ledger import Ledger
@@ -273,3 +275,43 @@ def test_runs_may_share_outputs_so_that_new_members_cost_one_pass_each(toy_folde
     ]
     with pytest.raises(OutputsError, match="was stored as float32, now float16 is asked"):
         radin.cook(files, toy_task, budget=1, out=tmp_path / "half", outputs=shared, outputs_dtype="float16")
+
+
+def test_mapping_batches_and_models_that_return_logits_give_the_same_run(toy_pool, toy_task, tmp_path):
+    class ByKeyword(torch.nn.Sequential):
+        def forward(self, pixels):
+            return SimpleNamespace(logits=super().forward(pixels), loss=None)
+
+    def mapped(rows):
+        return lambda: [{"pixels": x, "labels": y} for x, y in toy.batches(rows)]
+
+    task = Task(
+        model=lambda: ByKeyword(*toy.model()),
+        validation=mapped(toy.VALIDATION),
+        test=mapped(toy.TEST),
+        calibration=mapped(toy.TRAINING),
+    )
+    ours = radin.cook(toy_pool, task, budget=3, out=tmp_path / "mapped")
+    plain = radin.cook(toy_pool, toy_task, budget=3, out=tmp_path / "plain")
+    assert [(e.recipe, e.score) for e in ours.evaluations] == [(e.recipe, e.score) for e in plain.evaluations]
+    assert ours.best.looks == plain.best.looks
+
+
+def test_regression_with_a_score_where_lower_is_better(tmp_path):
+    """Linear models: the soup gives the average of the outputs exactly, so every estimate is true."""
+    torch.manual_seed(0)
+    inputs, truth = torch.randn(300, 5), torch.randn(5, 1)
+    targets = inputs @ truth + 0.1 * torch.randn(300, 1)
+    for k in range(5):
+        model = torch.nn.Linear(5, 1)
+        with torch.no_grad():
+            model.weight.copy_(truth.T + 0.3 * torch.randn(1, 5))
+        torch.save(model.state_dict(), tmp_path / f"{k}.pt")
+    task = Task(model=lambda: torch.nn.Linear(5, 1), validation=[(inputs, targets)], metric="mse")
+    result = radin.cook(tmp_path, task, budget=6, out=tmp_path / "run")
+    assert result.best.score < result.best_single.score
+    for evaluation in result.evaluations:
+        assert evaluation.score == pytest.approx(evaluation.estimate, rel=1e-5)
+    held = load_file(tmp_path / "run" / "soup.safetensors")
+    by_hand = torch.nn.functional.mse_loss(inputs @ held["weight"].T + held["bias"], targets)
+    assert float(by_hand) == pytest.approx(result.best.score, rel=1e-5)
