@@ -210,6 +210,13 @@ def test_a_directory_of_something_else_is_left_alone(toy_pool, toy_task, tmp_pat
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+def test_a_directory_that_a_killed_start_left_behind_is_taken(toy_pool, toy_task, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").touch()
+    (tmp_path / "run" / "run.json.partial").write_text('{"form')
+    assert radin.cook(toy_pool, toy_task, budget=1, out=tmp_path / "run").passes.soups == 1
+
+
 @pytest.mark.parametrize("budget", [0, -3, 1.5, True])
 def test_budgets_that_are_none(toy_pool, toy_task, tmp_path, budget):
     with pytest.raises(RadinError, match="must be at least 1"):

@@ -111,6 +111,8 @@ def cook(
         "versions": versions(),
     }
     with RunDirectory(Path(out), identity) as directory:
+        if directory.is_new:
+            directory.record(asked)  # before anything else is written: from here on the folder is known as a run's
         ledger = Ledger(directory.ledger)
         try:
             session = _Session(pool, task, metric, engine, directory, ledger, checked, integers_from, progress)
@@ -171,8 +173,6 @@ class _Session:
 
     def run(self, asked: Mapping[str, Any], store: OutputStore, keep_outputs: bool) -> Result:
         budget = asked["budget"]
-        if self.directory.is_new:
-            self.directory.record(asked)  # from here on the folder is known as a run's
         started = time.monotonic()
         known = self._stored_outputs(store) if keep_outputs else self._streamed_outputs(store)
         self.directory.bind_data(self.data, asked)

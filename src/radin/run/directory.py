@@ -56,7 +56,7 @@ class RunDirectory:
         if self.path.exists() and not self.path.is_dir():
             raise RunError(f"{self.path} is a file; give a directory for the run")
         if self.path.is_dir() and self.is_new:
-            strangers = [p.name for p in self.path.iterdir() if p.name != ".lock"]
+            strangers = [p.name for p in self.path.iterdir() if p.name not in (".lock", "run.json.partial")]
             if strangers:
                 raise RunError(
                     f"{self.path} is not empty and not a radin run (found {', '.join(sorted(strangers)[:3])}). "
