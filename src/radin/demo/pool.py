@@ -34,7 +34,7 @@ SIZES = {
     "fashion": {"pretraining": 300, "finetuning": 1000, "validation": 3000, "test": 3000},
 }
 SHIFT_NAMES = {"mnist": "scanned digits", "fashion": "rotated by 20 degrees"}
-# every sixth member is trained far too fast: a pool from real life has such runs, and a good search leaves them out
+# every sixth member is trained too fast: a pool from real life has such runs, and a good search leaves them out
 ROUGH_EVERY = 6
 
 _TASK = '''"""The demo's task: what radin must know beyond the checkpoints. A first example to copy from.
@@ -131,9 +131,9 @@ def build(
 def hyperparameters(seed: int, index: int) -> Hyperparameters:
     """Those of member ``index``: drawn at random, the same whatever the number of members."""
     rng = np.random.default_rng([seed, index])
-    rate = 10 ** rng.uniform(-3.1, -2.5)
+    rate = 10 ** rng.uniform(-3.3, -2.7)
     if index % ROUGH_EVERY == ROUGH_EVERY - 1:
-        rate *= 12
+        rate *= 6
     augmentations: tuple[Augmentation, ...] = ("none", "shift", "affine")
     return Hyperparameters(
         # rounded, so that the file's name says exactly what was done
