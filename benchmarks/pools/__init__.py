@@ -1,0 +1,1 @@
+"""Scripts that build larger pools than the demo's, into the ignored folder .pools."""
