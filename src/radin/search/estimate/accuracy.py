@@ -214,12 +214,18 @@ class AccuracyEstimator:
         height = max((len(block.scaled) for block in self._contested.blocks), default=0)
         buffer = torch.empty(height, len(rows), device=self._device)
         total = torch.zeros(len(rows), dtype=self._worth.dtype, device=self._device)
+        flags = torch.empty(height, len(rows), dtype=total.dtype, device=self._device)
         unsure = []
         for block in self._contested.blocks:
             values = torch.mm(block.scaled, recipes, out=buffer[: len(block.scaled)])
-            right, near = self._decide(block, values)
-            total += self._worth[block.first : block.first + block.examples] @ right.to(total.dtype)
-            unsure.append(torch.nonzero(near) + near.new_tensor([block.first, 0], dtype=torch.int64))
+            worth = self._worth[block.first : block.first + block.examples]
+            if self._top == 1:
+                sure, near = self._decide_best(block, values, worth, flags[: block.examples])
+            else:
+                right, doubtful = self._decide_top(block, values)
+                sure, near = worth @ right.to(total.dtype), torch.nonzero(doubtful)
+            total += sure
+            unsure.append(near + near.new_tensor([block.first, 0]))
         near_zero = torch.cat(unsure) if unsure else torch.empty(0, 2, dtype=torch.int64)
         if len(near_zero):
             example, recipe = near_zero.unbind(1)
@@ -227,16 +233,27 @@ class AccuracyEstimator:
             total.index_add_(0, recipe, self._worth[example] * right)
         return total.cpu().numpy().astype(np.float64)
 
-    def _decide(self, block: Block, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Which examples are right for sure, and which float32 cannot tell, (E, S) each; overwrites values (R, S)."""
+    def _decide_best(
+        self, block: Block, values: torch.Tensor, worth: torch.Tensor, flags: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What examples that are right for sure are worth, (S,), and the (example, recipe) pairs float32 cannot tell.
+
+        ``values`` (R, S), overwritten; ``worth`` (E,); ``flags`` (E, S), scratch. Few recipes have a doubtful example,
+        and those are found by comparing two sums, which costs far less than looking for the examples everywhere.
+        """
         first, tau = values[: block.examples], self._tau
-        if self._top == 1:
-            if block.whole > 1:
-                together = values[: block.levels[block.whole]].view(block.whole, block.examples, -1)
-                first = torch.amin(together, dim=0)
-            for lo, hi in block.later_levels(block.whole):
-                torch.minimum(first[: hi - lo], values[lo:hi], out=first[: hi - lo])
-            return first > tau, first.abs_() <= tau
+        for lo, hi in block.later_levels():
+            torch.minimum(first[: hi - lo], values[lo:hi], out=first[: hi - lo])
+        sure = worth @ torch.gt(first, tau, out=flags)
+        not_wrong = worth @ torch.ge(first, -tau, out=flags)
+        recipes = torch.nonzero(not_wrong != sure)[:, 0]
+        near = torch.nonzero(first[:, recipes].abs_() <= tau)
+        near[:, 1] = recipes[near[:, 1]]
+        return sure, near
+
+    def _decide_top(self, block: Block, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Which examples are right for sure, and which float32 cannot tell, (E, S) each."""
+        first, tau = values[: block.examples], self._tau
         failing, doubtful = (first < -tau).int(), (first <= tau).int()
         for lo, hi in block.later_levels():
             failing[: hi - lo] += values[lo:hi] < -tau
