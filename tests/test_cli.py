@@ -54,7 +54,6 @@ def test_check(toy_folder, radin_command, tmp_path):
     shutil.copy(toy_folder / "run-1.safetensors", tmp_path / "copy.safetensors")
     arguments = ("check", toy_folder, tmp_path / "copy.safetensors", "--task", toy_folder / "task.py")
     found = json.loads(radin_command(*arguments, "--json").stdout)
-    assert [m["name"] for m in found["members"]][:2] != []
     assert len(found["members"]) == 6
     assert len(found["duplicates"]) == 1
     weights = []
