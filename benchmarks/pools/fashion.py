@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 
 from radin import RadinError
 from radin.demo import data
-from radin.demo.data import Images
+from radin.demo.data import BATCH_SIZE, Images
 from radin.demo.pool import rotated
 from radin.demo.training import Augmentation, Hyperparameters, logits, network, one_thread, train
 from radin.weights import save
@@ -35,6 +35,8 @@ POOLS = Path(__file__).parents[2] / ".pools"
 CLASSES = 10
 WIDTH = 12
 HELD_OUT = 10_000
+VALIDATION = 5_000  # of those held out, what recipes are chosen by; thousands of soups are evaluated on it
+CALIBRATION = 500
 SHIFTS = ("rotated", "blurred", "noisy")
 
 
@@ -77,7 +79,7 @@ def model():
 
 
 def validation():
-    return batches(DATA, "validation")
+    return batches(DATA, "validation")[:{validation}]
 
 
 def test():
@@ -89,7 +91,7 @@ def shifts():
 
 
 def calibration():
-    return batches(DATA, "finetuning")
+    return batches(DATA, "finetuning")[:{calibration}]
 
 
 metric = "accuracy"
@@ -169,6 +171,8 @@ def write_logits(folder: Path, paths: Sequence[Path]) -> None:
     states = [load_file(path) for path in paths]
     for name in ("validation", "test", *SHIFTS):
         part = data.load(folder / "data.npz", name)
+        if name == "validation":
+            part = part.take(np.arange(VALIDATION))
         inputs = data.tensor(part.images)
         found = np.empty((len(paths), len(part), CLASSES), np.float32)
         for row, state in zip(found, states, strict=True):
@@ -207,7 +211,15 @@ def build(name: str, folder: Path, source: Path | None, *, seed: int = 0, jobs: 
         recipes.append(recipes[index])
     table = {path.name: asdict(how) for path, how in zip(paths, recipes, strict=True)}
     (folder / "hyperparameters.json").write_text(json.dumps(table, indent=2) + "\n")
-    (folder / "task.py").write_text(TASK.format(kind=name, width=WIDTH, shifts=SHIFTS))
+    (folder / "task.py").write_text(
+        TASK.format(
+            kind=name,
+            width=WIDTH,
+            shifts=SHIFTS,
+            validation=VALIDATION // BATCH_SIZE,
+            calibration=CALIBRATION // BATCH_SIZE,
+        )
+    )
     say("logits")
     write_logits(folder, paths)
 
