@@ -34,11 +34,11 @@ class Passes:
     """Validation passes: by members to get their outputs, by soups (what the budget counts), and both."""
 
     outputs: int
-    soups: int
+    soups: float
     budget: int
 
     @property
-    def total(self) -> int:
+    def total(self) -> float:
         return self.outputs + self.soups
 
 

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from radin import metrics
 from radin.errors import OutputsError, RadinError
@@ -21,7 +22,17 @@ from radin.search.estimate import estimator as build_estimator
 from radin.search.estimate.reading import Array, ArrayLike2D, FileArray, Reader, not_finite
 from radin.search.simplex import minimise, quadratic_minimum
 from radin.search.strategies import base
-from radin.search.strategies.base import Floats, Problem
+from radin.search.strategies.base import Examples, Floats, Indices, Problem, Slice
+
+_ROUNDING = 1e-9  # of passes, which are sums of shares
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Examples of a soup to evaluate: ``recipe``, and ``examples`` (m,), ascending indices, none known yet."""
+
+    recipe: Recipe
+    examples: Indices
 
 
 class Search:
@@ -44,6 +55,15 @@ class Search:
     ``outputs`` may be None: then no convex fit can be had. ``gram`` (N, N): inner products of the members'
     weights, for strategies that use their distances.
 
+    ``parts``: let the strategy evaluate soups on some of the examples (accuracy only; for other metrics each part is a
+    whole soup). ``ask_part`` and ``tell_part`` then take the place of ``ask`` and ``tell``:
+
+        while (part := search.ask_part()) is not None:
+            search.tell_part(part, [one value per example of part.examples])
+
+    and the budget is in passes: a soup costs its share of the examples. ``overhead``: what beginning a soup costs
+    besides, as examples per validation example (those over which BatchNorm statistics are estimated again).
+
     The answers depend on the members' content, not on their order. To resume, build the same search and tell
     it what was evaluated; the next recipe asked is the one that would have been next.
 
@@ -65,6 +85,8 @@ class Search:
         estimator: Estimator | None = None,
         singles: Floats | None = None,
         gram: Floats | None = None,
+        parts: bool = False,
+        overhead: float = 0.0,
         device: str = "cpu",
     ) -> None:
         self.metric = metrics.get(metric)
@@ -101,6 +123,10 @@ class Search:
         self._estimator = estimator
         self._estimator_is_canonical = False
         self._told: dict[Recipe, float] = {}
+        self.parts = parts
+        self._overhead = overhead / (1 + overhead)
+        self._values: dict[Recipe, Floats] = {}
+        self._examples_told = 0
         self._known = {Recipe.single(k, members): float(u) for k, u in enumerate(utilities)}
         self.problem = Problem(
             members,
@@ -110,6 +136,9 @@ class Search:
             seed,
             fit=self._fit if self._outputs and self.metric.targets in ("classes", "values") else None,
             gram=None if gram is None else np.asarray(gram)[np.ix_(self._order, self._order)],
+            examples=Examples(len(self._targets), self._overhead, self._margins)
+            if parts and self.metric.family == "accuracy" and self.metric.top == 1
+            else None,
         )
         """What the strategy sees: members in canonical order, utilities."""
         self._running = self.strategy.run(self.problem, **self.settings)
@@ -120,9 +149,56 @@ class Search:
 
         Asked again before it is told, the answer is the same. No recipe is asked whose score is known.
         """
-        while self._next is not None and self._next in self._known:
-            self._next = self._advance(self._known[self._next])
-        return None if self.spent >= self.budget else self._next
+        if self.parts:
+            raise RadinError("a search by parts is asked with ask_part() and told with tell_part()")
+        part = self._question()
+        return None if part is None else part.recipe
+
+    def ask_part(self) -> Part | None:
+        """The soup and the examples to evaluate next; None when the budget is spent or nothing is left."""
+        if not self.parts:
+            raise RadinError("this search asks for whole soups; build it with parts=True to ask for parts")
+        return self._question()
+
+    def _question(self) -> Part | None:
+        """Answer the strategy from what is known, until it asks what is not."""
+        while self._next is not None:
+            recipe, asked = self._next
+            part, answer = self._missing(recipe, asked)
+            if part is None:
+                self._next = self._advance(answer)
+                continue
+            reserve = asked.reserve if asked is not None else 0.0
+            if self.spent + self._cost(part) + reserve <= self.budget + _ROUNDING:
+                return part
+            if asked is None:
+                return None
+            self._next = self._advance(None)
+        return None
+
+    def _missing(self, recipe: Recipe, asked: Slice | None) -> tuple[Part | None, float | Floats | None]:
+        """What must be evaluated to answer, or None and the answer."""
+        values = self._values.get(recipe)
+        if asked is None or recipe.is_single:
+            if recipe in self._known:
+                return None, self._known[recipe]
+            examples = np.arange(len(self._targets)) if values is None else np.flatnonzero(np.isnan(values))
+            return Part(recipe, examples), None
+        if recipe in self._known and (values is None or not np.isfinite(self._known[recipe])):
+            return None, np.full(len(asked.examples), np.nan)
+        wanted = asked.examples if values is None else asked.examples[np.isnan(values[asked.examples])]
+        if len(wanted):
+            return Part(recipe, np.sort(wanted)), None
+        assert values is not None
+        found = values[asked.examples]
+        return None, found if self.metric.higher_is_better else -found
+
+    def _cost(self, part: Part) -> float:
+        """Passes that a part costs."""
+        if not self.parts:
+            return 1.0
+        begins = 0.0 if part.recipe in self._values else self._overhead
+        return begins + (1 - self._overhead) * len(part.examples) / len(self._targets)
 
     def tell(self, recipe: Recipe, score: float) -> None:
         """Record the score of a recipe's soup, in the metric's own units; NaN counts as worst.
@@ -131,10 +207,7 @@ class Search:
         single member keeps the score its outputs gave. Raises RadinError for another pool's recipe, or a
         second, different score.
         """
-        if len(recipe.weights) != len(self._order):
-            raise RadinError(
-                f"the recipe has {len(recipe.weights)} mixing weights, the pool {len(self._order)} members"
-            )
+        self._check(recipe)
         if recipe.is_single:
             return
         utility = self.metric.utility(float(score))
@@ -142,10 +215,42 @@ class Search:
             raise RadinError(f"this recipe was told {self._told[recipe]} before, now {score}; a recipe has one score")
         self._told.setdefault(recipe, float(score))
 
+    def tell_part(self, part: Part, values: ArrayLike) -> None:
+        """Record a soup's values of the metric on some examples, (m,); all of them make its score.
+
+        A part that was not asked may be told too; examples known already keep their values. NaN says that the soup's
+        outputs are not finite: its score is then the worst. Raises RadinError for another pool's recipe or another
+        number of values.
+        """
+        self._check(part.recipe)
+        told = np.asarray(values, dtype=np.float64)
+        if told.shape != part.examples.shape:
+            raise RadinError(f"expected one value for each of {len(part.examples)} examples; got shape {told.shape}")
+        if part.recipe.is_single:
+            return
+        known = self._values.setdefault(part.recipe, np.full(len(self._targets), np.nan))
+        new = np.isnan(known[part.examples])
+        self._examples_told += int(new.sum())
+        known[part.examples[new]] = told[new]
+        if np.isnan(told).any():
+            self.tell(part.recipe, float("nan"))
+        elif not np.isnan(known).any():
+            self.tell(part.recipe, float(known.mean()))
+
+    def _check(self, recipe: Recipe) -> None:
+        if len(recipe.weights) != len(self._order):
+            raise RadinError(
+                f"the recipe has {len(recipe.weights)} mixing weights, the pool {len(self._order)} members"
+            )
+
     @property
-    def spent(self) -> int:
-        """How many soups were evaluated."""
-        return len(self._told)
+    def spent(self) -> float:
+        """Passes: soups evaluated, and the shares of those evaluated on some examples."""
+        if not self.parts:
+            return len(self._told)
+        whole = sum(recipe not in self._values for recipe in self._told)
+        share = self._examples_told / len(self._targets)
+        return whole + self._overhead * len(self._values) + (1 - self._overhead) * share
 
     @property
     def evaluations(self) -> list[tuple[Recipe, float]]:
@@ -215,13 +320,24 @@ class Search:
         utilities = scores if self.metric.higher_is_better else -scores
         return np.where(np.isnan(utilities), -np.inf, utilities)
 
-    def _advance(self, utility: float | None) -> Recipe | None:
-        """Send the strategy the utility of what it asked; its next recipe, in the members' given order."""
+    def _margins(self, weights: Floats) -> Floats:
+        """By how much the averaged outputs are right on each example, (M,); weights (N,) in canonical order."""
+        from radin.search.estimate import AccuracyEstimator
+
+        self._scores(weights[None])  # builds the estimator where none was given
+        if not isinstance(self._estimator, AccuracyEstimator):
+            raise RadinError("evaluating parts of the examples needs an estimator of accuracy")
+        return self._estimator.example_margins(weights if self._estimator_is_canonical else weights[self._position])
+
+    def _advance(self, answer: float | Floats | None) -> tuple[Recipe, Slice | None] | None:
+        """Send the strategy the answer; what it asks next, in the members' given order, and the slice if it is one."""
         try:
-            weights = next(self._running) if utility is None else self._running.send(utility)
+            asked = self._running.send(answer)
         except StopIteration:
             return None
-        return self.recipe(weights)
+        if isinstance(asked, Slice):
+            return self.recipe(asked.weights), asked
+        return self.recipe(asked), None
 
     def recipe(self, weights: Floats) -> Recipe:
         """The recipe, over the members in the order given, of weights (N,) over the problem's canonical order."""

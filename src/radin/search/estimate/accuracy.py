@@ -208,6 +208,18 @@ class AccuracyEstimator:
             run_all(run, range(0, len(rows), step), self._device)
         return (totals + self._base) / self._scale
 
+    def example_margins(self, weights: Floats) -> Floats:
+        """By how much averaged outputs are right on each example: the true class's less the best other's, (M,).
+
+        ``weights`` (N,). Infinite where every recipe is right, or wrong. Only for accuracy (top 1).
+        """
+        data = self._contested
+        result = np.where(self.margins.allowed >= 0, np.inf, -np.inf)
+        if len(data.example):
+            values = (data.margins.cpu() @ torch.from_numpy(weights).double()).numpy()
+            result[data.example] = np.minimum.reduceat(values, data.starts.cpu().numpy()[:-1])
+        return result
+
     @torch.inference_mode()
     def _totals(self, rows: Floats) -> Floats:
         recipes = torch.from_numpy(rows).to(self._device, torch.float32).T.contiguous()

@@ -19,8 +19,42 @@ from numpy.typing import NDArray
 from radin.errors import RadinError
 
 Floats = NDArray[np.float64]
-Asks = Generator[Floats, float, None]
-"""A running strategy: yields mixing weights (N,), is sent the utility of their soup."""
+Indices = NDArray[np.intp]
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A question about some examples of a soup: ``weights`` (N,), ``examples`` (m,) indices.
+
+    Asked only if, after paying for the examples not yet known, ``reserve`` passes are left.
+    """
+
+    weights: Floats
+    examples: Indices
+    reserve: float = 0.0
+
+
+Asks = Generator[Floats | Slice, Any, None]
+"""A running strategy: yields mixing weights (N,) and is sent the utility of their soup; or yields a Slice and is sent
+its soup's utilities on those examples (m,), or None where the budget does not allow it."""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What a strategy that asks about some examples only knows of them.
+
+    ``count``: M. ``overhead``: the share of a pass that beginning a soup costs (BatchNorm re-estimation), so that m
+    examples of a new soup cost overhead + (1 - overhead) m / M. ``margins(weights (N,)) -> (M,)``: by how much the
+    averaged outputs are right (above zero) or wrong, infinite where all mixing weights agree.
+    """
+
+    count: int
+    overhead: float
+    margins: Callable[[Floats], Floats]
+
+    def cost(self, examples: int) -> float:
+        """Passes that ``examples`` of a new soup cost."""
+        return self.overhead + (1 - self.overhead) * examples / self.count
 
 
 @dataclass(frozen=True)
@@ -36,6 +70,7 @@ class Problem:
     ``fit() -> (N,)``: the mixing weights with the least cross-entropy, or squared error, of the averaged outputs; None
     where the targets allow neither.
     ``gram`` (N, N): inner products of the members' weights about any origin; None where they are not known.
+    ``examples``: where soups may be evaluated on some examples only; else None.
     """
 
     members: int
@@ -45,6 +80,7 @@ class Problem:
     seed: int
     fit: Callable[[], Floats] | None = None
     gram: Floats | None = None
+    examples: Examples | None = None
 
 
 @dataclass(frozen=True)
