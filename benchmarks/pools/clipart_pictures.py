@@ -1,4 +1,4 @@
-"""Pictures for the clipart pools: openclipart, Tux Paint's stamps and Noto's emoji, in eight classes all three share."""
+"""Pictures for the clipart pools: openclipart, Tux Paint's stamps, Noto's emoji, in eight classes that they share."""
 
 from __future__ import annotations
 
