@@ -12,8 +12,8 @@ of the mean. Snippets rated within 0.5 of zero are left out, and whatever a text
 into finetuning, validation and test; the shifts (Amazon, tweets, NYT) are the same in all splits.
 
 Writes what benchmarks/pools/README.md lists, but texts.json for data.npz, and states-SPLIT.npy: (all tokens, 384), the
-texts one after the other, shortest first, with lengths-SPLIT.npy tokens each. Goes on where it stopped. Needs the package
-transformers (5.23.0 was used) beside radin.
+texts one after the other, shortest first, with lengths-SPLIT.npy tokens each. Goes on where it stopped. Beside
+radin it needs the package transformers (5.23.0 was used).
 """
 
 from __future__ import annotations
