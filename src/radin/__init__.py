@@ -27,6 +27,7 @@ _PLACES = {
     "TaskError": "radin.errors",
     "average": "radin.weights",
     "cook": "radin.run",
+    "doctor": "radin.run.doctor",
     "rank": "radin.search",
     "save": "radin.weights",
 }
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from radin.passes import Task
     from radin.recipe import Recipe
     from radin.run import Result, cook
+    from radin.run.doctor import doctor
     from radin.search import Search, rank
     from radin.weights import Pool, average, save
 
@@ -56,6 +58,7 @@ __all__ = [
     "__version__",
     "average",
     "cook",
+    "doctor",
     "rank",
     "save",
 ]

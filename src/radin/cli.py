@@ -158,6 +158,44 @@ def check(
 
 @cli.command()
 @_PATHS
+@click.option("--task", help="Also look at a slice of validation(): scores, agreement, interpolation, expected gain.")
+@click.option("--run", "directory", type=click.Path(path_type=Path), help="Also a run of cook over these checkpoints.")
+@click.option("--examples", type=int, default=1000, show_default=True, help="How much of validation() to look at.")
+@_KEY
+@_engine_options
+@_JSON
+def doctor(
+    paths: tuple[str, ...],
+    task: str | None,
+    directory: Path | None,
+    examples: int,
+    key: str | None,
+    device: str,
+    precision: str,
+    batch_size: int | None,
+    as_json: bool,
+) -> None:
+    """Explain a pool: what is the matter with it, with numbers, and what to do."""
+    import radin
+    from radin.report.doctor import doctor_parts
+
+    with _progress() as progress:
+        pool = _open_pool(paths, key, progress)
+        found = radin.doctor(
+            pool,
+            task,
+            directory,
+            examples=examples,
+            device=device,
+            precision=precision,
+            batch_size=batch_size,
+            progress=progress,
+        ).to_json()
+    _show(found if as_json else None, *doctor_parts(found))
+
+
+@cli.command()
+@_PATHS
 @_TASK
 @click.option("--split", default="validation", show_default=True, help="validation, test or shifts/NAME.")
 @_KEY
