@@ -171,13 +171,13 @@ def test_trainings_that_share_nothing_are_not_called_one_pool(tmp_path):
     assert "one initialisation" not in titles(found, "ok")
 
 
-def test_a_member_far_out_is_named_with_how_far(toy_folder, toy_pool, tmp_path):
+def test_a_member_far_out_is_named_and_tried_without(toy_folder, toy_pool, task, tmp_path, healthy):
     members = [toy_pool.tensors(k) for k in range(6)]
     mean = mixed(members, [1 / 6] * 6)
     away = {n: mean[n] + 6 * (t - mean[n]) if "weight" in n or "bias" in n else t for n, t in members[1].items()}
     save_file(away, tmp_path / "away.safetensors")
     pool = Pool.open([toy_folder, tmp_path])
-    found = radin.doctor(pool)
+    found = radin.doctor(pool, task)
     (far,) = found.spread.far
     assert pool[far[0]].name.endswith("away")
 
@@ -190,6 +190,11 @@ def test_a_member_far_out_is_named_with_how_far(toy_folder, toy_pool, tmp_path):
     warning = the(found, "members far out")
     assert warning.level == "warning"
     assert f"({far[1]:.1f} times)" in warning.sentence
+    assert found.slice.soups.core.score == healthy.slice.soups.together.score
+    core, together = found.slice.soups.core, found.slice.soups.together
+    stderr = scipy.stats.sem(core.values - together.values)
+    assert f"{core.score - together.score:+.4f} ± {stderr:.4f} against" in the(found, "the core of the pool").sentence
+    assert healthy.slice.soups.core is None
 
 
 def test_duplicates_and_near_duplicates_are_named(toy_folder, toy_pool, tmp_path):

@@ -94,10 +94,10 @@ def doctor(
         check_fits(loaded.build_model(), pool.shapes, pool[0].name)
     history = examine_run(Path(run), pool, loaded) if run is not None else None
     shape = spread(pool, progress=progress)
-    seen = examine_slice(loaded, pool, shape.distances, examples, engine, progress) if loaded is not None else None
+    seen = examine_slice(loaded, pool, shape, examples, engine, progress) if loaded is not None else None
     findings = [*of_weights(pool, shape, loaded)]
     if seen is not None:
-        findings += of_slice(pool, seen)
+        findings += of_slice(pool, shape, seen)
     if history is not None:
         findings += of_run(history)
     findings.sort(key=lambda finding: LEVELS.index(finding.level))
@@ -120,6 +120,7 @@ def _slice_json(seen: SliceReport) -> dict[str, Any]:
             "members": list(soups.usable),
             "uniform": {"score": _number(soups.together.score), "stderr": _number(soups.together.stderr)},
             "ensemble": {"score": _number(soups.ensemble.score), "stderr": _number(soups.ensemble.stderr)},
+            "core": soups.core and {"score": _number(soups.core.score), "stderr": _number(soups.core.stderr)},
             "subset": {"members": list(soups.subset), "estimate": _number(soups.promised)},
             "alphas": list(ALPHAS),
             "interpolations": [

@@ -22,6 +22,7 @@ from radin.recipe import Recipe
 from radin.run.cooking import mixed
 from radin.run.directory import RunDirectory
 from radin.run.ledger import Entry, Ledger
+from radin.run.reasons import Spread
 from radin.search import rank
 from radin.search.estimate import estimator
 from radin.search.sources import default_sources
@@ -58,7 +59,8 @@ class Soups:
     """Soups of the ``usable`` members, and what averaged outputs promise, all on the slice.
 
     ``together``: all of them as one soup; ``ensemble``: their averaged outputs; ``subset``: the subset whose averaged
-    outputs score best, ``promised``.
+    outputs score best, ``promised``. ``core``: the soup of the largest group without members far out, None where that
+    is all of them or fewer than two.
     """
 
     usable: tuple[int, ...]
@@ -66,6 +68,7 @@ class Soups:
     ensemble: Evaluation
     subset: tuple[int, ...]
     promised: float
+    core: Evaluation | None
     interpolations: tuple[Interpolation, ...]
 
 
@@ -116,11 +119,11 @@ def first_examples(task: Task, count: int) -> Task:
 
 
 def examine_slice(
-    task: Task, pool: Pool, distances: Floats, examples: int, engine: LocalEngine, progress: Progress | None = None
+    task: Task, pool: Pool, shape: Spread, examples: int, engine: LocalEngine, progress: Progress | None = None
 ) -> SliceReport:
     """Measure the pool on the first ``examples`` of validation(), with one model in memory at a time.
 
-    ``distances`` (N, N) between the members. Costs N + 1 + 3 * 4 passes over the slice, and calibration() for each of
+    ``shape``: of the pool's weights. Costs at most N + 2 + 3 * 4 passes over the slice, and calibration() for each of
     the soups among them. Raises TaskError when model, data or metric do not fit.
     """
     part, metric = first_examples(task, examples), task.get_metric()
@@ -163,7 +166,7 @@ def examine_slice(
         if len(usable) < 2:
             return found
         soups = _Soups(Evaluator(part, engine, metric), pool, data, progress)
-        return replace(found, soups=soups.examine(found, usable, tuple(outputs.values()), targets, distances))
+        return replace(found, soups=soups.examine(found, usable, tuple(outputs.values()), targets, shape))
 
 
 def _keeper(rows: list[NDArray[Any]]) -> Any:
@@ -210,25 +213,28 @@ class _Soups:
         usable: tuple[int, ...],
         outputs: Sequence[NDArray[Any]],
         targets: NDArray[Any],
-        distances: Floats,
+        shape: Spread,
     ) -> Soups:
         metric, best = found.metric, found.order[0]
-        farthest = max(usable, key=lambda k: float(distances[best, k]))
+        farthest = max(usable, key=lambda k: float(shape.distances[best, k]))
         others = list(dict.fromkeys([*found.order[1 : 1 + _NEXT_BEST], farthest]))
-        total = 1 + len(others) * len(ALPHAS)
-        together = self._score({k: 1 / len(usable) for k in usable}, 1, total)
+        near = [k for k in shape.core if k in usable]
+        total = 2 + len(others) * len(ALPHAS)
+        together = self._score(usable, 1, total)
+        core = self._score(near, 2, total) if 2 <= len(near) < len(usable) else None
         interpolations = [
-            self._interpolate(found, best, k, k == farthest, 1 + i * len(ALPHAS), total) for i, k in enumerate(others)
+            self._interpolate(found, best, k, k == farthest, 2 + i * len(ALPHAS), total) for i, k in enumerate(others)
         ]
         everyone = Recipe.uniform(range(len(usable)), len(usable))
         ensemble = evaluation(metric, mixed(outputs, everyone), targets, 0.0, self.data)
         sources = [s for s in default_sources(len(usable), _CANDIDATES) if s in ("top-k", "all", "random")]
         top = rank(outputs, targets, metric, sources=sources, top=1, count=_CANDIDATES)[0]
         subset = tuple(usable[k] for k in top.recipe.members)
-        return Soups(usable, together, ensemble, subset, top.estimate, tuple(interpolations))
+        return Soups(usable, together, ensemble, subset, top.estimate, core, tuple(interpolations))
 
-    def _score(self, weights: Mapping[int, float], done: int, total: int) -> Evaluation:
-        recipe = Recipe(tuple(weights.get(k, 0.0) for k in range(len(self.pool))))
+    def _score(self, members: Sequence[int] | Mapping[int, float], done: int, total: int) -> Evaluation:
+        shares = members if isinstance(members, Mapping) else dict.fromkeys(members, 1.0)
+        recipe = Recipe.normalized(shares.get(k, 0.0) for k in range(len(self.pool)))
         model, _ = self.evaluator.prepare(average(self.pool, recipe), "the soup", calibrate=True)
         found = self.evaluator.score(model, "validation", "the soup", expected_data=self.data)
         if self.progress is not None:

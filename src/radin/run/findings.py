@@ -74,8 +74,11 @@ def of_weights(pool: Pool, shape: Spread, task: Task | None) -> Iterator[Finding
             "warning",
             "members far out",
             far,
-            "They had a higher learning rate or more steps than the rest, or another initialisation; an average of all "
-            "suffers from them. Try without them first.",
+            "They had a higher learning rate or more steps than the rest, or another initialisation; averages often "
+            "suffer from them. "
+            + (
+                "See below what leaving them out gives." if task else "With --task the doctor tries an average without."
+            ),
         )
     if pool.duplicates:
         shown = ", ".join(f"{dropped.name} = {kept.name}" for dropped, kept in pool.duplicates[:5])
@@ -119,7 +122,7 @@ def _of_batchnorm(layers: int, task: Task | None) -> Iterator[Finding]:
         yield Finding("ok", "BatchNorm", f"{have}; they are re-estimated over calibration() for every soup")
 
 
-def of_slice(pool: Pool, seen: SliceReport) -> Iterator[Finding]:
+def of_slice(pool: Pool, shape: Spread, seen: SliceReport) -> Iterator[Finding]:
     """Scores, agreement, interpolation, the uniform soup and the expected gain, on a slice of the data."""
     for k, reason in seen.broken.items():
         yield Finding("problem", "member diverged", reason, f"Leave {pool[k].name} out.")
@@ -145,6 +148,8 @@ def of_slice(pool: Pool, seen: SliceReport) -> Iterator[Finding]:
     if seen.soups is not None:
         yield from _of_interpolations(pool, seen, seen.soups)
         yield from _of_uniform(pool, seen, seen.soups)
+        if seen.soups.core is not None:
+            yield _of_core(shape, seen, seen.soups)
 
 
 def _of_agreement(pool: Pool, seen: SliceReport) -> Finding:
@@ -219,7 +224,7 @@ def _of_uniform(pool: Pool, seen: SliceReport, soups: Soups) -> Iterator[Finding
     elif beaten * 2 >= count:
         yield Finding("note", "uniform soup", sentence, "A choice of members is needed: cook with a budget.")
     else:
-        advice = "Averaging all does harm here: leave out members far out, and cook with a budget to choose the rest."
+        advice = "Averaging all does harm here: cook with a budget to choose the members."
         yield Finding("warning", "uniform soup", sentence, advice)
     short, short_stderr = contrast([(sign, soups.ensemble), (-sign, together)])
     sentence = (
@@ -240,6 +245,26 @@ def _of_uniform(pool: Pool, seen: SliceReport, soups: Soups) -> Iterator[Finding
         f"{sign * (soups.promised - top):+.4f} (positive is better). An estimate, and a flattering one: it is of "
         "averaged outputs, not of a soup, and chosen on this very slice",
     )
+
+
+def _of_core(shape: Spread, seen: SliceReport, soups: Soups) -> Finding:
+    assert soups.core is not None
+    sign = 1.0 if seen.metric.higher_is_better else -1.0
+    gain, stderr = contrast([(1.0, soups.core), (-1.0, soups.together)])
+    near = [k for k in soups.usable if k in shape.core]
+    sentence = f"the average of the {len(near)} members of the largest group that are not far out "
+    title = "the core of the pool"
+    if not math.isfinite(soups.core.score):
+        return Finding("warning", title, sentence + "gives outputs that are not finite")
+    sentence += f"scores {_pm(soups.core.score, soups.core.stderr)}"
+    if not math.isfinite(gain):
+        return Finding("note", title, sentence, "Leave the others out.")
+    sentence += f", {_signed(gain, stderr)} against the average of all {len(soups.usable)}"
+    if sign * gain > _SURE * stderr:
+        return Finding("note", title, sentence, "Leaving the others out helps.")
+    if sign * gain < -_SURE * stderr:
+        return Finding("note", title, sentence, "Far out as they are, the others help: keep them.")
+    return Finding("note", title, sentence, "On this slice, leaving the others out makes no clear difference.")
 
 
 def of_run(found: History) -> Iterator[Finding]:

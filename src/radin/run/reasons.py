@@ -50,6 +50,12 @@ class Spread:
         return float(np.median(self.distances[np.triu_indices(len(self.distances), 1)]))
 
     @property
+    def core(self) -> tuple[int, ...]:
+        """The largest group without its members far out."""
+        out = {k for k, _ in self.far}
+        return tuple(k for k in self.groups[0] if k not in out)
+
+    @property
     def median_cosine(self) -> float:
         """Median cosine between the differences of two members from the mean; about -1/(N-1) when independent."""
         return float(np.median(self.cosines[np.triu_indices(len(self.cosines), 1)]))
