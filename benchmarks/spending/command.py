@@ -18,7 +18,7 @@ import torch
 from benchmarks.spending import figures, tables
 from benchmarks.spending.play import Facts, Group, Point, Work, play, share
 from benchmarks.spending.results import Results, numbers, read_csv, write_csv
-from benchmarks.spending.strategies import STRATEGIES
+from benchmarks.spending.strategies import STRATEGIES, register
 from benchmarks.spending.truth import Checked, Truth
 
 import radin.demo
@@ -26,7 +26,7 @@ from radin import RadinError
 
 RESULTS = Path(__file__).parents[1] / "results"
 POOLS = Path(__file__).parents[2] / ".pools"
-QUICK = {"pool": 16, "members": 10, "subpools": 6, "most": 8}
+QUICK = {"pool": 16, "members": 10, "subpools": 10, "most": 8}
 _SPLIT = re.compile(r"-\d$")
 
 
@@ -61,6 +61,7 @@ _truth: Truth | None = None  # a worker's own
 def _open(folder: Path) -> None:
     global _truth
     torch.set_num_threads(1)
+    register()
     _truth = Truth(folder)
 
 

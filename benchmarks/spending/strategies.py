@@ -1,6 +1,6 @@
-"""The strategies compared: radin's own by their options, and two that a user would try, registered here.
+"""The strategies compared: radin's own by their options, and two that a user would try, written here.
 
-Registered like any strategy, so that Search drives all of them in the same way and counts their passes alike.
+Those two are registered like any other, so that Search drives all in the same way and counts their passes alike.
 """
 
 from __future__ import annotations
@@ -38,7 +38,12 @@ GREEDY = "greedy, strict"
 _SPREAD = 1.0  # CMA-ES's first standard deviation: mixing weights within a factor e of each other, mostly
 
 
-@strategy("greedy on logits")
+def register() -> None:
+    """Make the two known to Search. Not done on import: whoever lists radin's own strategies must not see them."""
+    strategy("greedy on logits")(greedy_on_logits)
+    strategy("cma-es")(cma_es)
+
+
 def greedy_on_logits(problem: Problem) -> Asks:
     """Grow an ensemble by the member that helps its averaged outputs most, no repeats; build that one soup.
 
@@ -58,7 +63,6 @@ def greedy_on_logits(problem: Problem) -> Asks:
     yield mask / mask.sum()
 
 
-@strategy("cma-es")
 def cma_es(
     problem: Problem,
     *,
@@ -69,6 +73,8 @@ def cma_es(
     The package ``cma`` with its own population size. The uniform soup, where the distribution is centred, comes first.
     """
     yield np.full(problem.members, 1.0 / problem.members)
+    if problem.members < 2:
+        return
     search = cma.CMAEvolutionStrategy(
         np.zeros(problem.members), spread, {"seed": problem.seed + 1, "verbose": -9, "maxiter": 10**6}
     )
