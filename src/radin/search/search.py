@@ -25,6 +25,7 @@ from radin.search.strategies import base
 from radin.search.strategies.base import Examples, Floats, Indices, Problem, Slice
 
 _ROUNDING = 1e-9  # of passes, which are sums of shares
+_SAMPLE = 1 << 25  # outputs of all members together that are compared
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,6 +137,7 @@ class Search:
             seed,
             fit=self._fit if self._outputs and self.metric.targets in ("classes", "values") else None,
             gram=None if gram is None else np.asarray(gram)[np.ix_(self._order, self._order)],
+            output_distances=self._output_distances if self._outputs else None,
             examples=Examples(len(self._targets), self._overhead, self._margins)
             if parts and self.metric.family == "accuracy" and self.metric.top == 1
             else None,
@@ -315,19 +317,41 @@ class Search:
         gram = QuadraticEstimator(**self._canonical(), metric=metric).gram
         return quadratic_minimum(2 * gram, np.zeros(len(gram)))
 
+    def _output_distances(self) -> Floats:
+        """(N, N) root mean square differences of the members' outputs over a sample of the examples.
+
+        For classes, what is added to all logits of an example alike does not count.
+        """
+        examples, columns = self._outputs[0].shape
+        few = max(1, min(examples, 2048, _SAMPLE // (columns * len(self._outputs))))
+        rows = np.unique(np.linspace(0, examples - 1, few).astype(int))
+        sample = []
+        for k in self._order:
+            mine = _rows(self._outputs[k], rows)
+            sample.append(
+                (mine - mine.mean(axis=1, keepdims=True) if self.metric.targets == "classes" else mine).ravel()
+            )
+        flat = np.stack(sample)
+        flat -= flat.mean(axis=0)
+        products = (flat @ flat.T).astype(np.float64)
+        squares = np.diag(products)
+        squared = np.maximum(squares[:, None] + squares[None, :] - 2 * products, 0.0)
+        result: Floats = np.sqrt(squared / len(rows))
+        return result
+
     def _estimated(self, weights: Floats) -> Floats:
         scores = self._scores(weights)
         utilities = scores if self.metric.higher_is_better else -scores
         return np.where(np.isnan(utilities), -np.inf, utilities)
 
     def _margins(self, weights: Floats) -> Floats:
-        """By how much the averaged outputs are right on each example, (M,); weights (N,) in canonical order."""
+        """By how much the averaged outputs are right on each example, (S, M); weights (S, N) in canonical order."""
         from radin.search.estimate import AccuracyEstimator
 
-        self._scores(weights[None])  # builds the estimator where none was given
+        self._scores(weights[:1])  # builds the estimator where none was given
         if not isinstance(self._estimator, AccuracyEstimator):
             raise RadinError("evaluating parts of the examples needs an estimator of accuracy")
-        return self._estimator.example_margins(weights if self._estimator_is_canonical else weights[self._position])
+        return self._estimator.example_margins(weights if self._estimator_is_canonical else weights[:, self._position])
 
     def _advance(self, answer: float | Floats | None) -> tuple[Recipe, Slice | None] | None:
         """Send the strategy the answer; what it asks next, in the members' given order, and the slice if it is one."""
@@ -384,6 +408,17 @@ def _arrays(outputs: Outputs) -> list[ArrayLike2D]:
         array = member if isinstance(member, np.ndarray) else np.asarray(member)
         arrays.append(array[:, None] if array.ndim == 1 else array)
     return arrays
+
+
+def _rows(source: ArrayLike2D, rows: Indices) -> Floats:
+    """Some rows of one member's outputs, read in blocks where they are in a file."""
+    if isinstance(source, np.ndarray):
+        return source[rows].astype(np.float32)
+    blocks = []
+    for part in np.array_split(rows, max(1, len(rows) // 64)):
+        first, last = int(part[0]), int(part[-1]) + 1
+        blocks.append(np.asarray(source[first:last])[part - first].astype(np.float32))
+    return np.concatenate(blocks)
 
 
 def _whole(name: str, source: ArrayLike2D) -> Array:

@@ -209,15 +209,15 @@ class AccuracyEstimator:
         return (totals + self._base) / self._scale
 
     def example_margins(self, weights: Floats) -> Floats:
-        """By how much averaged outputs are right on each example: the true class's less the best other's, (M,).
+        """By how much averaged outputs are right on each example: the true class's less the best other's, (S, M).
 
-        ``weights`` (N,). Infinite where every recipe is right, or wrong. Only for accuracy (top 1).
+        ``weights`` (S, N). Infinite where every recipe is right, or wrong. Only for accuracy (top 1).
         """
         data = self._contested
-        result = np.where(self.margins.allowed >= 0, np.inf, -np.inf)
+        result = np.tile(np.where(self.margins.allowed >= 0, np.inf, -np.inf), (len(weights), 1))
         if len(data.example):
-            values = (data.margins.cpu() @ torch.from_numpy(weights).double()).numpy()
-            result[data.example] = np.minimum.reduceat(values, data.starts.cpu().numpy()[:-1])
+            values = (data.margins.cpu() @ torch.from_numpy(weights.T).double()).numpy()
+            result[:, data.example] = np.minimum.reduceat(values, data.starts.cpu().numpy()[:-1], axis=0).T
         return result
 
     @torch.inference_mode()

@@ -3,36 +3,35 @@
 The estimate of a recipe p (the score of its averaged outputs) is a good guess of its soup's score and a biased one:
 the more the members are spread, the more averaging weights loses against averaging outputs. Truth minus estimate is
 modelled as a Gaussian process over recipes: two linear trends that vanish for single members, where the estimate is
-the truth, and a smooth remainder that is alike for soups that lie close together in weight space. Before anything is
-evaluated a soup is expected to keep four fifths of what averaging outputs gains over its members; each evaluation then
-corrects the ranking of what is near.
+the truth, and a remainder that is alike for soups that lie close together in weight space. Before anything is evaluated
+a soup is expected to lose a share of what averaging outputs gains over its members, more where the members' outputs
+show that the way between them bends; each evaluation then corrects the ranking of what is near.
+
+Where soups may be evaluated on some examples only, many are begun, on the examples where the answer may change, few
+are gone on with, and the best is evaluated on all. Each step is the one with the largest knowledge gradient (Frazier,
+Powell and Dayanik 2008) for what it costs.
 
 Axis names: members N, candidates K, evaluations n.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from math import erf, pi, sqrt
+from math import pi, sqrt
 from typing import Annotated
 
 import numpy as np
-from numpy.typing import NDArray
 
-from radin.search.candidates import Floats, equal_weights, monte_carlo, prefixes
+from radin.search.candidates import equal_weights, monte_carlo, prefixes
 from radin.search.sources import best_recipes, default_sources
-from radin.search.strategies.base import Asks, Problem, strategy
+from radin.search.strategies.base import Asks, Examples, Floats, Problem, Slice, strategy
+from radin.search.strategies.process import Prior, Process
+from radin.search.strategies.slices import Reading, Slices, normal_below
 
-Indices = NDArray[np.intp]
-
-# What a soup loses of the gain of averaged outputs over its members, before anything is known: a fifth.
-_LOSS = 0.2
-# Prior standard deviations, in units of the gain that the best estimate promises over the best single member.
-_TRENDS = (0.25, 1.0)
-_REMAINDERS = (0.1, 0.2, 0.4)
-_LENGTHS = (0.5, 1.0, 2.0)
-_JITTER = 0.02
 _ANCHORS = 8
+_SOFTENING = 0.15  # of the typical margin
+_ROWS = 64
+
+_State = tuple[list[int], Floats, Floats, Floats]
 
 
 @strategy("adaptive", geometry=True)
@@ -45,19 +44,23 @@ def adaptive(
     """Rank recipes of every source, unequal ratios too, and correct the ranking by each soup evaluated."""
     weights = candidates(problem, count, keep)
     estimates = problem.estimate(weights)
-    known = np.flatnonzero((weights > 0).sum(axis=1) == 1)
-    process = Process.of(problem, weights, estimates, known)
-    open_ = np.ones(len(weights), dtype=bool)
-    open_[known] = False
+    if problem.examples is None:
+        yield from _whole(problem, weights, Process.of(problem, weights, estimates))
+    else:
+        soft = softened(problem.examples, weights, estimates)
+        yield from _by_slices(problem, problem.examples, weights, Process.of(problem, weights, soft))
+
+
+def _whole(problem: Problem, weights: Floats, process: Process) -> Asks:
+    """Evaluate whole soups, one after the other."""
+    open_ = (weights > 0).sum(axis=1) > 1
     seen: list[int] = []
     truth: list[float] = []
-    for turn in range(problem.budget):
-        if not open_.any():
-            return
-        mean, deviation = process.posterior(seen, np.array(truth))
+    model = _Model(process)
+    while open_.any():
+        mean, variance = model.posterior(seen, np.array(truth), np.zeros(len(seen)))
         best = max([problem.singles.max(), *truth])
-        certain = turn in (0, problem.budget - 1)
-        worth = mean if certain else expected_improvement(mean, deviation, best)
+        worth = knowledge_gradient(mean - best, np.sqrt(variance)) if seen else mean
         chosen = int(np.flatnonzero(open_)[np.argmax(worth[open_])])
         utility = yield weights[chosen]
         open_[chosen] = False
@@ -66,19 +69,199 @@ def adaptive(
             truth.append(utility)
 
 
+def _by_slices(problem: Problem, examples: Examples, weights: Floats, process: Process) -> Asks:
+    """Begin many soups on slices, go on with the promising ones, evaluate the best on all examples."""
+    race = _Race(examples, weights, process)
+    while (candidate := race.next()) is not None:
+        values = yield race.question(candidate)
+        if values is None and race.is_new(candidate):
+            race.may_begin = False
+        elif values is None:
+            break
+        else:
+            race.answer(candidate, values)
+    while (candidate := race.leader()) is not None:
+        utility = yield weights[candidate]
+        race.settle(candidate, utility)
+
+
+class _Race:
+    """Which soup to evaluate on its next slice, and which on all examples."""
+
+    def __init__(self, examples: Examples, weights: Floats, process: Process) -> None:
+        self._examples = examples
+        self._weights = weights
+        self._model = _Model(process)
+        contested = np.isfinite(examples.margins(weights[:1])).sum()
+        self._slices = Slices(examples.count, int(contested))
+        self._singles = (weights > 0).sum(axis=1) == 1
+        self._broken = np.zeros(len(weights), dtype=np.bool_)
+        self._unknown = (0.1 * process.scale) ** 2
+        self._state: _State | None = None
+        self.may_begin = True
+        """Whether the budget allows to begin another soup."""
+
+    def is_new(self, candidate: int) -> bool:
+        """Whether nothing of this soup is known."""
+        return not self._level(candidate)
+
+    def _level(self, candidate: int) -> int:
+        reading = self._slices.readings.get(candidate)
+        return 0 if reading is None else reading.level
+
+    def next(self) -> int | None:
+        """The soup whose next slice has the largest knowledge gradient for its cost; None when nothing is left."""
+        last = len(self._slices.sizes)
+        level = np.zeros(len(self._weights), dtype=int)
+        for candidate, reading in self._slices.readings.items():
+            level[candidate] = reading.level
+        open_ = (level < last) & ~self._singles & ~self._broken
+        open_[list(self._slices.settled)] = False
+        if not self.may_begin:
+            open_ &= level > 0
+        if not open_.any():
+            return None
+        seen, noise, mean, variance = self._beliefs()
+        if not seen:
+            return int(np.flatnonzero(open_)[np.argmax(mean[open_])])
+        # What is known of a soup without its own slices, and what it will be known to after one more.
+        tiny = 1e-18
+        own = np.full(len(level), np.inf)
+        own[seen] = noise
+        alone = np.maximum(1 / np.maximum(variance, tiny) - 1 / np.maximum(own, tiny), tiny)
+        coming = np.array([self._slices.expected_variance(k, self._unknown / 4**k) for k in range(last)])
+        after = 1 / (alone + 1 / np.maximum(coming[np.minimum(level, last - 1)], tiny))
+        learned = np.sqrt(np.maximum(variance - after, 0.0))
+        passes = np.array([0.0, *(self._examples.cost(size) for size in self._slices.sizes)])
+        cost = passes[np.minimum(level + 1, last)] - passes[np.minimum(level, last)]
+        gap = np.abs(mean - _best_other(mean, self._singles | (level > 0)))
+        worth = knowledge_gradient(-gap, learned) / np.where(open_, cost, 1.0)
+        return int(np.flatnonzero(open_)[np.argmax(worth[open_])])
+
+    def _beliefs(self) -> _State:
+        """The soups begun, the variance of what is known of each, and every candidate's mean and variance."""
+        if self._state is None:
+            seen, found, noise = self._slices.observations()
+            self._state = (seen, noise, *self._model.posterior(seen, found, noise))
+        return self._state
+
+    def question(self, candidate: int) -> Slice:
+        """The next slice of this soup, asked only if the best so far, or this one, can then be evaluated on the rest."""
+        slices = self._slices
+        if candidate not in slices.readings:
+            slices.readings[candidate] = Reading(self._examples.margins(self._weights[candidate : candidate + 1])[0])
+        reading = slices.readings[candidate]
+        size = slices.sizes[reading.level]
+        reserve = self._rest(size)
+        ahead = self.leader()
+        if ahead is not None and ahead != candidate:
+            reserve = max(reserve, self._rest(slices.sizes[self._level(ahead) - 1]))
+        return Slice(self._weights[candidate], reading.order[:size], reserve)
+
+    def _rest(self, size: int) -> float:
+        """Passes that the other examples cost."""
+        return self._examples.cost(self._examples.count) - self._examples.cost(size)
+
+    def answer(self, candidate: int, values: Floats) -> None:
+        """The soup's correctness on the examples asked."""
+        self._state = None
+        if np.isfinite(values).all():
+            self._slices.readings[candidate].add(values)
+        else:
+            self._broken[candidate] = True
+            del self._slices.readings[candidate]
+
+    def leader(self) -> int | None:
+        """The best of the soups begun and not yet known on all examples; None when there is none."""
+        seen, _, mean, _ = self._beliefs()
+        left = [k for k in seen if k not in self._slices.settled]
+        if not left:
+            return None
+        return max(left, key=lambda k: mean[k])
+
+    def settle(self, candidate: int, utility: float) -> None:
+        """The soup's true score."""
+        self._state = None
+        if np.isfinite(utility):
+            self._slices.settled[candidate] = utility
+        else:
+            self._broken[candidate] = True
+            del self._slices.readings[candidate]
+
+
+class _Model:
+    """A process whose prior is chosen anew each time the evaluations have grown by half."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        self._prior = Prior()
+        self._next = 2
+
+    def posterior(self, seen: list[int], truth: Floats, noise: Floats) -> tuple[Floats, Floats]:
+        if len(seen) >= self._next:
+            self._prior = self._process.likeliest(seen, truth, noise)
+            self._next = len(seen) + max(1, len(seen) // 2)
+        return self._process.posterior(seen, truth, noise, self._prior)
+
+
+def _best_other(mean: Floats, among: np.ndarray) -> Floats:
+    """For each candidate the highest mean among the others of ``among``, (K,)."""
+    inside = np.flatnonzero(among)
+    ranked = inside[np.argsort(-mean[inside], kind="stable")]
+    result = np.full(len(mean), mean[ranked[0]])
+    result[ranked[0]] = mean[ranked[1]] if len(ranked) > 1 else -np.inf
+    return result
+
+
+def knowledge_gradient(lead: Floats, spread: Floats) -> Floats:
+    """E[max(lead + spread Z, 0)] for Z standard normal: what is gained where ``lead`` is at most 0."""
+    wide = np.maximum(spread, 1e-12)
+    z = np.clip(lead / wide, -38, 38)
+    gradient: Floats = wide * (np.exp(-0.5 * z**2) / sqrt(2 * pi) + z * normal_below(z))
+    return gradient
+
+
+def softened(examples: Examples, weights: Floats, estimates: Floats) -> Floats:
+    """The estimates with answers counted by how sure they are: an even margin counts half, (K,).
+
+    Counting right answers tells no narrow one from a clear one; a small change of the weights does.
+    """
+    result = estimates.copy()
+    for start in range(0, len(weights), _ROWS):
+        block = slice(start, start + _ROWS)
+        margins = examples.margins(weights[block])
+        finite = np.isfinite(margins)
+        typical = np.abs(margins[finite]).mean() if finite.any() else 1.0
+        counted = normal_below(np.clip(margins / (_SOFTENING * max(typical, 1e-12)), -6, 6)).mean(axis=1)
+        result[block] = counted
+    mixed = (weights > 0).sum(axis=1) > 1
+    result[mixed] += estimates[mixed].mean() - result[mixed].mean() if mixed.any() else 0.0
+    result[~mixed] = estimates[~mixed]
+    return result
+
+
 def candidates(problem: Problem, count: int, keep: int) -> Floats:
     """Distinct recipes (K, N): the members alone, the best by estimate of every source, and anchors of every size.
 
-    The anchors keep the set diverse: all prefixes of the members sorted best first, and the best few random subsets of
-    each size. Where the estimate is wrong for whole regions, some candidate lies outside them.
+    Equal ratios and unequal ones get half of ``keep`` each, since unequal ones exploit the estimate's errors; of
+    recipes that lie close together the best by estimate stands for all. The anchors keep the set diverse: all prefixes
+    of the members sorted best first, and the best few random subsets of each size. Where the estimate is wrong for
+    whole regions, some candidate lies outside them.
     """
     members = problem.members
-    found = best_recipes(problem, default_sources(members, count), count=count, keep=keep).weights
-    rows = [np.eye(members), found, equal_weights(prefixes(members)[1:])]
+    names = default_sources(members, count)
+    found = best_recipes(problem, names, count=count, keep=8 * keep).weights
+    equal = [name for name in names if name in ("top-k", "random", "all", "local")]
+    subsets = best_recipes(problem, equal, count=count, keep=8 * keep).weights
+    rows = [
+        np.eye(members),
+        thinned(subsets, keep // 2),
+        thinned(found, keep // 2),
+        equal_weights(prefixes(members)[1:]),
+    ]
     if members > 2:
-        subsets = monte_carlo(members, count, (2, members - 1), np.random.default_rng(problem.seed), False)
-        drawn = equal_weights(subsets)
-        worth, sizes = problem.estimate(drawn), subsets.sum(axis=1)
+        drawn = equal_weights(monte_carlo(members, count, (2, members - 1), np.random.default_rng(problem.seed), False))
+        worth, sizes = problem.estimate(drawn), (drawn > 0).sum(axis=1)
         for size in np.unique(sizes):
             of_size = np.flatnonzero(sizes == size)
             rows.append(drawn[of_size[np.argsort(-worth[of_size], kind="stable")[:_ANCHORS]]])
@@ -87,88 +270,27 @@ def candidates(problem: Problem, count: int, keep: int) -> Floats:
     return everything[np.sort(first)]
 
 
-def expected_improvement(mean: Floats, deviation: Floats, best: float) -> Floats:
-    """E[max(u - best, 0)] for u normal with this mean and standard deviation, (K,)."""
-    spread = np.maximum(deviation, 1e-12)
-    z = (mean - best) / spread
-    density = np.exp(-0.5 * z**2) / sqrt(2 * pi)
-    below = 0.5 * (1 + np.vectorize(erf)(z / sqrt(2)))
-    improvement: Floats = (mean - best) * below + spread * density
-    return improvement
+def thinned(weights: Floats, keep: int) -> Floats:
+    """``keep`` of these recipes (K, N), the first ones that are not close to one before; close is found by halving."""
+    low, high, chosen = 0.0, 2.0, weights[:keep]
+    for _ in range(12):
+        radius = (low + high) / 2
+        found = _apart(weights, radius, keep)
+        if len(found) < keep:
+            high = radius
+        else:
+            low, chosen = radius, found
+    return chosen
 
 
-@dataclass(frozen=True)
-class Process:
-    """A Gaussian process for truth minus estimate over K candidates.
-
-    ``expected`` (K,): the estimates, less the loss expected beforehand. ``trends`` (K, 2): features that are zero for
-    single members and about 1 for the typical candidate: the dispersion of the members' weights, and the gain of the
-    averaged outputs over the members. ``distances`` (K, K): squared distances between soups in weight space, 1 for the
-    typical pair. ``scale``: the gain that the best estimate promises, the unit of all prior deviations. ``known``: the
-    candidates that are single members, whose truth is their estimate.
-    """
-
-    expected: Floats
-    trends: Floats
-    distances: Floats
-    scale: float
-    known: Indices
-
-    @classmethod
-    def of(cls, problem: Problem, weights: Floats, estimates: Floats, known: Indices) -> Process:
-        gram = problem.gram if problem.gram is not None else np.eye(problem.members)
-        spread = weights @ np.diag(gram) - ((weights @ gram) * weights).sum(axis=1)
-        gain = estimates - weights @ np.where(np.isfinite(problem.singles), problem.singles, problem.singles.min())
-        mixed = (weights > 0).sum(axis=1) > 1
-        features = np.stack([np.maximum(spread, 0.0), gain], axis=1)
-        typical = np.abs(features[mixed]).mean(axis=0) if mixed.any() else np.ones(2)
-        features = features / np.where(typical > 0, typical, 1.0)
-        features[~mixed] = 0.0
-        products = weights @ gram @ weights.T
-        squares = np.diag(products)
-        squared = np.maximum(squares[:, None] + squares[None, :] - 2 * products, 0.0)
-        typical_pair = np.median(squared[np.ix_(mixed, mixed)]) if mixed.any() else 1.0
-        squared = squared / (typical_pair if typical_pair > 0 else 1.0)
-        expected = estimates - _LOSS * gain
-        finite = estimates[np.isfinite(estimates)]
-        promise = float(finite.max() - problem.singles.max())
-        scale = max(promise, 0.25 * float(finite.std()), 1e-9)
-        return cls(expected, features, squared, scale, known)
-
-    def posterior(self, seen: list[int], truth: Floats) -> tuple[Floats, Floats]:
-        """Mean and standard deviation of every candidate's utility, (K,) each, given those evaluated."""
-        at = np.concatenate([self.known, seen]).astype(int)
-        residual = np.concatenate([np.zeros(len(self.known)), truth - self.expected[seen]])
-        choices = [(0.25, 0.2, 1.0)] if len(seen) < 2 else [
-            (t, r, length) for t in _TRENDS for r in _REMAINDERS for length in _LENGTHS
-        ]  # fmt: skip
-        best: tuple[float, Floats, Floats] | None = None
-        for trend, remainder, length in choices:
-            likelihood, mean, variance = self._fit(at, residual, trend, remainder, length)
-            if best is None or likelihood > best[0]:
-                best = (likelihood, mean, variance)
-        assert best is not None
-        return self.expected + best[1], np.sqrt(np.maximum(best[2], 0.0))
-
-    def _fit(
-        self, at: Indices, residual: Floats, trend: float, remainder: float, length: float
-    ) -> tuple[float, Floats, Floats]:
-        """Log marginal likelihood, and mean and variance of the residual at every candidate."""
-        unit = self.scale**2
-
-        def covariance(rows: Indices, columns: Indices) -> Floats:
-            linear = trend**2 * (self.trends[rows] @ self.trends[columns].T)
-            smooth = remainder**2 * np.exp(-0.5 * self.distances[np.ix_(rows, columns)] / length**2)
-            result: Floats = unit * (linear + smooth)
-            return result
-
-        everything = np.arange(len(self.expected))
-        inside = covariance(at, at) + unit * _JITTER**2 * np.eye(len(at))
-        lower = np.linalg.cholesky(inside)
-        whitened = np.linalg.solve(lower, residual)
-        cross = np.linalg.solve(lower, covariance(at, everything))
-        prior = unit * (trend**2 * (self.trends**2).sum(axis=1) + remainder**2)
-        likelihood = -0.5 * float(whitened @ whitened) - float(np.log(np.diag(lower)).sum())
-        mean: Floats = cross.T @ whitened
-        variance: Floats = prior - (cross**2).sum(axis=0)
-        return likelihood, mean, variance
+def _apart(weights: Floats, radius: float, keep: int) -> Floats:
+    """The first ``keep`` recipes of which no two share more than 1 - radius / 2 of their weight."""
+    chosen = np.empty((keep, weights.shape[1]))
+    number = 0
+    for row in weights:
+        if not number or np.abs(chosen[:number] - row).sum(axis=1).min() > radius:
+            chosen[number] = row
+            number += 1
+            if number == keep:
+                break
+    return chosen[:number]

@@ -44,7 +44,7 @@ class Examples:
     """What a strategy that asks about some examples only knows of them.
 
     ``count``: M. ``overhead``: the share of a pass that beginning a soup costs (BatchNorm re-estimation), so that m
-    examples of a new soup cost overhead + (1 - overhead) m / M. ``margins(weights (N,)) -> (M,)``: by how much the
+    examples of a new soup cost overhead + (1 - overhead) m / M. ``margins(weights (S, N)) -> (S, M)``: by how much the
     averaged outputs are right (above zero) or wrong, infinite where all mixing weights agree.
     """
 
@@ -70,7 +70,8 @@ class Problem:
     ``fit() -> (N,)``: the mixing weights with the least cross-entropy, or squared error, of the averaged outputs; None
     where the targets allow neither.
     ``gram`` (N, N): inner products of the members' weights about any origin; None where they are not known.
-    ``examples``: where soups may be evaluated on some examples only; else None.
+    ``output_distances() -> (N, N)``: root mean square differences of the members' outputs; None where outputs are not
+    kept. ``examples``: where soups may be evaluated on some examples only; else None.
     """
 
     members: int
@@ -80,6 +81,7 @@ class Problem:
     seed: int
     fit: Callable[[], Floats] | None = None
     gram: Floats | None = None
+    output_distances: Callable[[], Floats] | None = None
     examples: Examples | None = None
 
 

@@ -1,0 +1,141 @@
+"""A Gaussian process for truth minus estimate over a set of recipes.
+
+Axis names: members N, candidates K, evaluations n.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from radin.search.strategies.base import Floats, Indices, Problem
+
+# Prior standard deviations, in units of the gain that the best estimate promises over the best single member.
+_TRENDS = (0.25, 1.0)
+_REMAINDERS = (0.1, 0.2, 0.4)
+_LENGTHS = (0.5, 1.0, 2.0)
+_JITTER = 0.02
+# What a soup loses of the gain of averaged outputs over its members, before anything is known; and for each unit by
+# which the members' mean squared nonlinearity exceeds 1.
+_LOSS, _LOSS_BY_NONLINEARITY = 0.15, 0.05
+
+
+@dataclass(frozen=True)
+class Prior:
+    """Prior deviations of the trends and of the remainder, and the distance over which the remainder changes."""
+
+    trend: float = 0.25
+    remainder: float = 0.2
+    length: float = 1.0
+
+
+@dataclass(frozen=True)
+class Process:
+    """Truth minus what is expected of K candidates, as trends and a remainder that changes slowly with the weights.
+
+    ``expected`` (K,): the estimates, less the loss expected beforehand. ``trends`` (K, 3): features that are zero for
+    single members and of the order of 1 for the typical candidate: the dispersion of the members' weights, the gain of
+    the averaged outputs over the members, and the estimate itself, since the highest estimates are the luckiest.
+    ``distances`` (K, K): between soups in weight space, 1 for the typical pair. ``scale``: the gain that the best
+    estimate promises, the unit of all prior deviations. ``known``: the candidates that are single members, whose truth
+    is their estimate.
+    """
+
+    expected: Floats
+    trends: Floats
+    distances: Floats
+    scale: float
+    known: Indices
+
+    @classmethod
+    def of(cls, problem: Problem, weights: Floats, estimates: Floats) -> Process:
+        """``weights`` (K, N), ``estimates`` (K,)."""
+        gram = problem.gram if problem.gram is not None else np.eye(problem.members)
+        known = np.flatnonzero((weights > 0).sum(axis=1) == 1)
+        spread = weights @ np.diag(gram) - ((weights @ gram) * weights).sum(axis=1)
+        gain = estimates - weights @ np.where(np.isfinite(problem.singles), problem.singles, problem.singles.min())
+        mixed = (weights > 0).sum(axis=1) > 1
+        features = np.stack([np.maximum(spread, 0.0), gain], axis=1)
+        typical = np.abs(features[mixed]).mean(axis=0) if mixed.any() else np.ones(2)
+        features = features / np.where(typical > 0, typical, 1.0)
+        features[~mixed] = 0.0
+        middle, width = (np.median(estimates[mixed]), estimates[mixed].std()) if mixed.any() else (0.0, 1.0)
+        slope = np.where(mixed, (estimates - middle) / max(float(width), 1e-12), 0.0)
+        features = np.column_stack([features, slope])
+        products = weights @ gram @ weights.T
+        squares = np.diag(products)
+        squared = np.maximum(squares[:, None] + squares[None, :] - 2 * products, 0.0)
+        typical_pair = np.median(squared[np.ix_(mixed, mixed)]) if mixed.any() else 1.0
+        loss = _LOSS + _LOSS_BY_NONLINEARITY * (nonlinearity(problem, weights) - 1)
+        finite = estimates[np.isfinite(estimates)]
+        promise = float(finite.max() - problem.singles.max())
+        return cls(
+            estimates - loss * np.maximum(gain, 0.0),
+            features,
+            np.sqrt(squared / (typical_pair if typical_pair > 0 else 1.0)),
+            max(promise, 0.25 * float(finite.std()), 1e-9),
+            known,
+        )
+
+    def posterior(self, seen: list[int], truth: Floats, noise: Floats, prior: Prior) -> tuple[Floats, Floats]:
+        """Mean and variance of every candidate's utility, (K,) each.
+
+        ``seen``: candidates evaluated, with utilities ``truth`` (n,) known up to the variance ``noise`` (n,).
+        """
+        at, residual, own = self._data(seen, truth, noise)
+        lower = np.linalg.cholesky(self._covariance(at, at, prior) + np.diag(own))
+        everything = np.arange(len(self.expected))
+        cross = np.linalg.solve(lower, self._covariance(at, everything, prior))
+        alone = self.scale**2 * (prior.trend**2 * (self.trends**2).sum(axis=1) + prior.remainder**2)
+        mean: Floats = self.expected + cross.T @ np.linalg.solve(lower, residual)
+        variance: Floats = np.maximum(alone - (cross**2).sum(axis=0), 0.0)
+        return mean, variance
+
+    def likeliest(self, seen: list[int], truth: Floats, noise: Floats) -> Prior:
+        """The prior under which what was seen is likeliest."""
+        at, residual, own = self._data(seen, truth, noise)
+
+        def likelihood(prior: Prior) -> float:
+            lower = np.linalg.cholesky(self._covariance(at, at, prior) + np.diag(own))
+            whitened = np.linalg.solve(lower, residual)
+            return -0.5 * float(whitened @ whitened) - float(np.log(np.diag(lower)).sum())
+
+        return max((Prior(t, r, length) for t in _TRENDS for r in _REMAINDERS for length in _LENGTHS), key=likelihood)
+
+    def _data(self, seen: list[int], truth: Floats, noise: Floats) -> tuple[Indices, Floats, Floats]:
+        """Where truth minus what is expected is known, single members included; its values and their noise variance."""
+        at = np.concatenate([self.known, seen]).astype(int)
+        residual = np.concatenate([np.zeros(len(self.known)), truth - self.expected[seen]])
+        own = np.concatenate([np.zeros(len(self.known)), noise]) + (self.scale * _JITTER) ** 2
+        return at, residual, own
+
+    def _covariance(self, rows: Indices, columns: Indices, prior: Prior) -> Floats:
+        linear = prior.trend**2 * (self.trends[rows] @ self.trends[columns].T)
+        remainder = prior.remainder**2 * np.exp(-self.distances[np.ix_(rows, columns)] / prior.length)
+        result: Floats = self.scale**2 * (linear + remainder)
+        return result
+
+
+def nonlinearity(problem: Problem, weights: Floats) -> Floats:
+    """Mean squared nonlinearity between the members that each recipe mixes, (K,); 1 where nothing speaks for more.
+
+    Near a common start outputs move in proportion to the weights. Where two members' outputs lie closer together than
+    their weights lead one to expect from the pool's closest pairs, the way between them bends, and averages of their
+    weights are no averages of their outputs. ``weights`` (K, N).
+    """
+    if problem.gram is None or problem.output_distances is None or problem.members < 3:
+        return np.ones(len(weights))
+    squares = np.diag(problem.gram)
+    apart = np.sqrt(np.maximum(squares[:, None] + squares[None, :] - 2 * problem.gram, 0.0))
+    moved = problem.output_distances()
+    pairs = np.triu(moved > 0, 1) & (apart > 0)
+    if not pairs.any():
+        return np.ones(len(weights))
+    ratio = np.divide(apart, moved, out=np.zeros_like(apart), where=moved > 0)
+    ratio = np.maximum(ratio / np.quantile(ratio[pairs], 0.1), 1.0) ** 2
+    np.fill_diagonal(ratio, 0.0)
+    mixed = ((weights @ ratio) * weights).sum(axis=1)
+    share = 1 - (weights**2).sum(axis=1)
+    result: Floats = np.where(share > 1e-12, mixed / np.where(share > 1e-12, share, 1.0), 1.0)
+    return result

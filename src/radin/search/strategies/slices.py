@@ -1,0 +1,130 @@
+"""What a slice of the examples says of a soup's accuracy on all of them.
+
+Averaging weights changes the answers that averaging outputs is least sure of: nearly all examples on which the two
+differ have a small margin (the averaged outputs' true class less its best rival). So a slice is the examples with the
+smallest margins, in absolute value. On the rest the answer of the averaged outputs stands in, as a control variate,
+less what the slice leads one to expect: the soup's margin is taken to be that of the averaged outputs plus normal
+noise, of the size that makes as many answers change inside the slice as were seen to change.
+
+Axis names: examples M, examples of a slice m.
+"""
+
+from __future__ import annotations
+
+from math import erf, sqrt
+
+import numpy as np
+
+from radin.search.strategies.base import Floats, Indices
+
+# Slices, as shares of the examples: the first tells a soup that lies out of the basin from others, the last nearly
+# settles the score of one inside it.
+LEVELS = (0.1, 0.2, 0.35)
+
+_GRID = np.linspace(-6.0, 6.0, 2401)
+_NORMAL = np.array([0.5 * (1 + erf(x / sqrt(2))) for x in _GRID])
+
+
+def normal_below(z: Floats) -> Floats:
+    """Share of a standard normal distribution below z, to 1e-6."""
+    result: Floats = np.interp(z, _GRID, _NORMAL)
+    return result
+
+
+class Reading:
+    """One soup's slices: what is known of it so far, and what that makes of its accuracy on all examples."""
+
+    def __init__(self, margins: Floats) -> None:
+        """``margins`` (M,) of the averaged outputs."""
+        self.order: Indices = np.argsort(np.abs(margins), kind="stable")
+        """Examples, those most likely to change first."""
+        self._margins = margins[self.order]
+        self.estimates: list[float] = []
+        """The accuracy expected after each slice."""
+        self.variances: list[float] = []
+        """How far, squared, it may be from the true one for want of the other examples."""
+
+    @property
+    def level(self) -> int:
+        """How many slices are known."""
+        return len(self.estimates)
+
+    def add(self, values: Floats) -> None:
+        """The next slice: correctness (m,) on the first m examples of ``order``."""
+        examples = len(self._margins)
+        inside, rest = np.split(self._margins, [len(values)])
+        changed = float(np.abs(values - (inside > 0)).sum())
+        noise = _noise(np.abs(inside), changed)
+        right = normal_below(np.clip(rest / noise, -6, 6))
+        self.estimates.append(float(values.sum() + right.sum()) / examples)
+        self.variances.append(float((right * (1 - right)).sum()) / examples**2)
+
+
+def _noise(sizes: Floats, changed: float) -> float:
+    """The noise under which ``changed`` answers with margins of these sizes are expected to change."""
+    target = min(max(changed, 0.5), 0.49 * len(sizes))
+    low, high = 1e-9, 1e9
+    for _ in range(40):
+        middle = sqrt(low * high)
+        if normal_below(-np.minimum(sizes / middle, 6)).sum() < target:
+            low = middle
+        else:
+            high = middle
+    return sqrt(low * high)
+
+
+class Slices:
+    """The readings of all soups begun, and how far those of each level have been from later ones."""
+
+    def __init__(self, examples: int, contested: int) -> None:
+        """``contested``: examples on which the members do not all agree; no slice needs to hold more."""
+        sizes = {min(max(1, round(share * examples)), max(contested, 1)) for share in LEVELS}
+        self.sizes: tuple[int, ...] = tuple(sorted(sizes - {examples})) or (examples,)
+        """Examples known after each slice."""
+        self.readings: dict[int, Reading] = {}
+        """By candidate."""
+        self.settled: dict[int, float] = {}
+        """True accuracies, by candidate, once all examples are known."""
+
+    def observations(self) -> tuple[list[int], Floats, Floats]:
+        """The candidates begun; the accuracy of each by its last slice, less the slices' usual error; its variance."""
+        bias, spread = self._errors()
+        candidates, found, variance = [], [], []
+        for index, reading in self.readings.items():
+            if not reading.level:
+                continue
+            candidates.append(index)
+            level = reading.level - 1
+            settled = self.settled.get(index)
+            found.append(reading.estimates[-1] - bias[level] if settled is None else settled)
+            variance.append(_pooled(reading.variances[-1], spread[level]) if settled is None else 0.0)
+        return candidates, np.array(found), np.array(variance)
+
+    def expected_variance(self, level: int, otherwise: float) -> float:
+        """The variance to expect of a soup's accuracy after slice number ``level``."""
+        seen = [reading.variances[level] for reading in self.readings.values() if reading.level > level]
+        return _pooled(float(np.mean(seen)), self._errors()[1][level]) if seen else otherwise
+
+    def _errors(self) -> tuple[list[float], list[tuple[int, float]]]:
+        """For each level: its estimates less the best known of the same soups, on average; how many, and how spread.
+
+        The mean is shrunk towards zero, as if one soup without error had been seen.
+        """
+        bias, spread = [], []
+        for level in range(len(self.sizes)):
+            errors = []
+            for index, reading in self.readings.items():
+                if index in self.settled and reading.level > level:
+                    errors.append(reading.estimates[level] - self.settled[index])
+                elif reading.level > level + 1:
+                    errors.append(reading.estimates[level] - reading.estimates[-1])
+            mean = sum(errors) / (len(errors) + 1)
+            bias.append(mean)
+            spread.append((len(errors), float(np.mean([(e - mean) ** 2 for e in errors])) if errors else 0.0))
+        return bias, spread
+
+
+def _pooled(model: float, seen: tuple[int, float]) -> float:
+    """The model's variance, doubled for what it leaves out, and that of the errors seen, by their number."""
+    count, squared = seen
+    return (3 * 2 * model + count * squared) / (3 + count)
