@@ -204,6 +204,9 @@ def main(description: str) -> None:
         parser.error("--write keeps whole runs only: leave out --only and --quick")
     if not given.summary and bool(given.pools) == given.quick:
         parser.error("give one or more pools, or --quick")
+    missing = [str(folder) for folder in given.pools if not (given.summary or (folder / "task.py").is_file())]
+    if missing:
+        parser.error(f"no task.py in {', '.join(missing)}: not a pool")
     if given.quick:
         given.subpools, given.members, given.most = QUICK["subpools"], QUICK["members"], QUICK["most"]
     plan = Plan(

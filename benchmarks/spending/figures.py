@@ -26,7 +26,7 @@ _SHOWN = {
 def curves(results: Results, title: str, path: Path) -> None:
     """One panel for validation, one for test; bands of one standard error over sub-pools."""
     plt.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "radin", "font.size": 9})
-    figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.6), layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(10.5, 3.6), layout="constrained")
     budgets = np.arange(1, results.most + 1)
     for panel, field in zip(axes, ("validation", "test"), strict=True):
         for strategy, (colour, style) in _SHOWN.items():
@@ -35,12 +35,14 @@ def curves(results: Results, title: str, path: Path) -> None:
             found = [results.mean(strategy, field, int(b)) for b in budgets]
             mean, error = np.array([f.mean for f in found]), np.nan_to_num([f.stderr for f in found])
             width = 2.0 if strategy == "ours" else 1.2
-            panel.plot(budgets, mean, style, color=colour, label=strategy, linewidth=width)
-            if strategy != "best single":
+            if strategy == "best single":
+                panel.autoscale(False, axis="y")  # it may lie far below all others
+            else:
                 panel.fill_between(budgets, mean - error, mean + error, color=colour, alpha=0.12, linewidth=0)
+            panel.plot(budgets, mean, style, color=colour, label=strategy, linewidth=width)
         panel.set(title=f"{title}: {field}", xlabel="B, passes spent on soups", ylabel="accuracy")
         panel.set_xlim(1, results.most)
         panel.spines[["top", "right"]].set_visible(False)
-    axes[1].legend(fontsize=8, frameon=False, loc="lower right")
+    figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, frameon=False, loc="outside right center")
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
