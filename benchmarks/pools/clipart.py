@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from benchmarks.pools.clipart_pictures import CLASSES, CLIPART, EMOJI, SHARES, SHIFTS, SIDE, STAMPS, pictures, splits
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -37,8 +38,6 @@ from radin import RadinError
 from radin.demo import data
 from radin.demo.training import affine, one_thread
 from radin.weights import save
-
-from .clipart_pictures import CLASSES, CLIPART, EMOJI, SHARES, SHIFTS, SIDE, STAMPS, pictures, splits
 
 ROOT = Path(__file__).parents[2]
 POOLS = ROOT / ".pools"
@@ -235,10 +234,9 @@ def batches(folder: Path, name: str) -> list[tuple[Tensor, Tensor]]:
 
 
 def write(file: Path, array: NDArray[Any]) -> None:
-    """Save whole or not at all: a build that is stopped must not leave half a file to go on from."""
-    temporary = file.with_name(f".{file.name}")
-    np.save(temporary, array)
-    os.replace(temporary, file)
+    """Save whole or not at all: a build that is stopped must leave no half file to go on from."""
+    np.save(file.with_name(f".{file.name}"), array)
+    os.replace(file.with_name(f".{file.name}"), file)
 
 
 def write_features(folder: Path, split: int) -> None:
