@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 import time
@@ -28,7 +30,15 @@ def test_cook_prints_the_closing_table(cooked):
     _, done = cooked
     for words in ("best single", "uniform soup", "chosen soup", "logit ensemble", "validation", "test", "noisy", "±"):
         assert words in done.stdout
-    assert "passes over validation: 10 (6 for the members' outputs, 4 of 4 for soups)" in done.stdout
+    passes = (
+        r"passes over validation: (\d+\.?\d?) \(6 for the members' outputs, (\d\.?\d?) of 4 for soups: (\d+) begun, "
+    )
+    found = re.search(passes + r"(\d) evaluated in full\)", done.stdout)
+    assert found, done.stdout
+    total, soups, begun, full = map(float, found.groups())
+    assert total == pytest.approx(6 + soups)
+    assert 3 < soups <= 4
+    assert begun > full >= 1
     assert "Traceback" not in done.stderr
 
 
@@ -36,7 +46,9 @@ def test_the_same_command_again_spends_nothing_and_report_shows_it(cooked, toy_f
     out, first = cooked
     again = radin_command("cook", toy_folder, "--task", toy_folder / "task.py", "--budget", 4, "--out", out, "--json")
     found = json.loads(again.stdout)
-    assert found["passes"]["soups"] == 4
+    begun = sqlite3.connect(out / "ledger.sqlite").execute("SELECT COUNT(DISTINCT identity) FROM parts").fetchone()[0]
+    assert found["passes"]["begun"] == begun
+    assert 3 < found["passes"]["soups"] <= 4
     report = radin_command("report", out, "--json")
     assert json.loads(report.stdout) == found
     table = radin_command("report", out).stdout.split("\n")

@@ -35,7 +35,7 @@ def test_cooking_from_python(sweep, capsys):
     exec(BLOCKS[1], found)
     assert (sweep / "soup.safetensors").exists()
     assert set(found["weights"]) == set(toy.model().state_dict())
-    assert found["result"].passes.total == 11
+    assert 10 < found["result"].passes.total <= 11
     assert str(found["result"].best.score) in capsys.readouterr().out
 
 

@@ -48,14 +48,31 @@ def cli() -> None:
 @cli.command()
 @_PATHS
 @_TASK
-@click.option("--budget", type=int, required=True, help="Soups to evaluate in all, resumed sessions included.")
+@click.option(
+    "--budget",
+    type=int,
+    required=True,
+    help="Passes over validation() to spend on soups in all, resumed sessions included. A soup evaluated on some of "
+    "the examples costs its share. With BatchNorm, a pass is the validation and the calibration examples.",
+)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Run directory; the same again resumes.")
-@click.option("--strategy", default="radin", show_default=True, help="How to spend the budget; see 'radin strategies'.")
+@click.option(
+    "--strategy", default="adaptive", show_default=True, help="How to spend the budget; see 'radin strategies'."
+)
 @click.option("--prior", type=float, help="lambda: worth of each further member when ranking (radin).")
 @click.option("--candidates", type=int, help="How many subsets to draw and rank (radin).")
 @click.option("-O", "--option", "options", multiple=True, metavar="NAME=VALUE", help="Any option of the strategy.")
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--uniform/--no-uniform", default=True, show_default=True, help="Spend one pass on the uniform soup.")
+@click.option(
+    "--uniform/--no-uniform",
+    default=None,
+    help="Spend one pass on the uniform soup first; by default from a budget of 8 on.",
+)
+@click.option(
+    "--choose-on-half",
+    is_flag=True,
+    help="Search on half of the validation examples and choose on the others, which then flatter the soup less.",
+)
 @click.option("--members-at-once", type=int, help="Members sharing one reading of the data; default what fits.")
 @click.option("--outputs", type=click.Path(path_type=Path), help="Folder of cached outputs that several runs share.")
 @click.option(
@@ -80,7 +97,8 @@ def cook(
     candidates: int | None,
     options: tuple[str, ...],
     seed: int,
-    uniform: bool,
+    uniform: bool | None,
+    choose_on_half: bool,
     members_at_once: int | None,
     outputs: Path | None,
     keep_outputs: bool,
@@ -92,11 +110,11 @@ def cook(
     batch_size: int | None,
     as_json: bool,
 ) -> None:
-    """Find the best soup that BUDGET evaluations can buy and write it to OUT/soup.safetensors."""
+    """Find the best soup that BUDGET passes can buy and write it to OUT/soup.safetensors."""
     given: dict[str, Any] = dict(_split_option(text) for text in options)
     given |= {name: value for name, value in (("prior", prior), ("candidates", candidates)) if value is not None}
     if budget < 1:
-        raise RadinError(f"the budget is the number of soups to evaluate and must be at least 1; got {budget}")
+        raise RadinError(f"the budget is the number of passes to spend on soups and must be at least 1; got {budget}")
     import radin
     from radin.report.tables import closing_lines, closing_table
     from radin.search.strategies import base
@@ -113,6 +131,7 @@ def cook(
             options=given,
             seed=seed,
             uniform=uniform,
+            choose_on_half=choose_on_half,
             device=device,
             precision=precision,
             batch_size=batch_size,

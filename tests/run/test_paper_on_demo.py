@@ -73,7 +73,14 @@ def test_cook_replays_algorithm_2(demo, paper, tmp_path, prior):
 
     options = {"prior": prior, "uniform": False}
     result = radin.cook(
-        demo.paths, demo.task_path, budget=BUDGET, out=tmp_path / "run", seed=3, options=options, uniform=False
+        demo.paths,
+        demo.task_path,
+        budget=BUDGET,
+        out=tmp_path / "run",
+        strategy="radin",
+        options=options,
+        seed=3,
+        uniform=False,
     )
     paths = {path.stem: path for path in demo.paths}
     names = [next(stem for stem in paths if stem.endswith(name)) for name in result.member_names]

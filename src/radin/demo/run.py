@@ -10,7 +10,7 @@ from rich.console import RenderableType
 
 from radin.demo.pool import build
 from radin.passes.batches import Progress
-from radin.report.tables import closing_lines, closing_table, number, plain_table
+from radin.report.tables import closing_lines, closing_table, number, plain_table, share
 from radin.run import cook
 
 MEMBERS = 16
@@ -54,7 +54,7 @@ def _shown(found: dict[str, Any]) -> list[RenderableType]:
         looks = [result, result["test"], *result["shifts"].values()]
         scores = [number(look[key]["score"], look[key]["stderr"]) for look in looks]
         passes = ours["passes"]["outputs"] if key == "best_single" else result["passes"]["total"]
-        rows.append([label, str(result[key]["size"]), *scores, str(passes)])
+        rows.append([label, str(result[key]["size"]), *scores, share(passes)])
     columns = ["", "members", "validation", "test", *ours["shifts"], "passes"]
     seconds = found["seconds"]
     return [

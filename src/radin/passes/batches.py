@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from radin.errors import TaskError
 from radin.passes.task import user_code
@@ -118,13 +120,101 @@ def rebatched(batches: Iterable[Batch], size: int | None) -> Iterator[Batch]:
 
 
 def _rows(value: Any, start: int, stop: int) -> Any:
+    return _mapped(value, lambda tensor: tensor[start:stop])
+
+
+def _mapped(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """The same nested value with every tensor that has rows changed."""
     if isinstance(value, torch.Tensor):
-        return value[start:stop]
+        return change(value) if value.ndim else value
     if isinstance(value, Mapping):
-        return {name: _rows(part, start, stop) for name, part in value.items()}
+        return {name: _mapped(part, change) for name, part in value.items()}
     if isinstance(value, list | tuple):
-        return tuple(_rows(part, start, stop) for part in value)
+        return tuple(_mapped(part, change) for part in value)
     return value
+
+
+def copied(batch: Batch) -> Batch:
+    """The same batch in memory of its own, which no loader that reuses its buffers can change."""
+    targets = None if batch.targets is None else batch.targets.clone()
+    return Batch(_mapped(batch.inputs, torch.Tensor.clone), targets, batch.size)
+
+
+def size_in_bytes(batch: Batch) -> int:
+    """Memory that the batch's tensors take."""
+    tensors = [tensor for _, tensor in _leaves(batch.inputs)]
+    tensors += [batch.targets] if batch.targets is not None else []
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def selected(batches: Iterable[Batch], examples: NDArray[np.intp]) -> Iterator[Batch]:
+    """Only some examples, in order: ``examples`` (m,) ascending indices over all batches.
+
+    What is left of neighbouring batches is joined to batches as large as the largest seen so far, where shapes and
+    dtypes agree. Tensors are copies: a model that changes its inputs in place changes no batch given here.
+    """
+    first, usual = 0, 0
+    held: Batch | None = None
+    for batch in batches:
+        usual = max(usual, batch.size)
+        low, high = np.searchsorted(examples, [first, first + batch.size])
+        rows = torch.from_numpy(examples[low:high] - first)
+        first += batch.size
+        if low == high:
+            continue
+        part = _picked(batch, rows)
+        if held is not None and _layout(held) != _layout(part):
+            yield held
+            held = None
+        held = part if held is None else _joined(held, part)
+        if held.size >= usual:
+            *whole, last = rebatched([held], usual)
+            yield from whole
+            held = last
+            if held.size == usual:
+                yield held
+                held = None
+    if held is not None:
+        yield held
+
+
+def _picked(batch: Batch, rows: torch.Tensor) -> Batch:
+    def pick(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor[rows.to(tensor.device)]
+
+    return Batch(_mapped(batch.inputs, pick), None if batch.targets is None else pick(batch.targets), len(rows))
+
+
+def _joined(first: Batch, second: Batch) -> Batch:
+    targets = None
+    if first.targets is not None and second.targets is not None:
+        targets = torch.cat([first.targets, second.targets])
+    return Batch(_concatenated(first.inputs, second.inputs), targets, first.size + second.size)
+
+
+def _concatenated(first: Any, second: Any) -> Any:
+    if isinstance(first, torch.Tensor):
+        return torch.cat([first, second]) if first.ndim else first
+    if isinstance(first, Mapping):
+        return {name: _concatenated(part, second[name]) for name, part in first.items()}
+    if isinstance(first, list | tuple):
+        return tuple(_concatenated(a, b) for a, b in zip(first, second, strict=True))
+    return first
+
+
+def _layout(batch: Batch) -> Any:
+    """Equal for two batches whose rows may be put together."""
+
+    def of(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return (value.dtype, tuple(value.shape[1:]), value.device) if value.ndim else (value.dtype, value.item())
+        if isinstance(value, Mapping):
+            return {name: of(part) for name, part in value.items()}
+        if isinstance(value, list | tuple):
+            return tuple(of(part) for part in value)
+        return value
+
+    return of(batch.inputs), of(batch.targets)
 
 
 class DataFingerprint:

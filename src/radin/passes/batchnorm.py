@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -14,6 +14,25 @@ from radin.passes.forward import forward
 def statistics_layers(model: torch.nn.Module) -> list[_BatchNorm]:
     """The BatchNorm layers that keep running statistics."""
     return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+
+
+def statistics(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A copy of the running statistics, name in the state -> buffer on the CPU."""
+    layers = set(statistics_layers(model))
+    return {
+        f"{name}.{buffer}" if name else buffer: value.detach().cpu().clone()
+        for name, layer in model.named_modules()
+        if layer in layers
+        for buffer, value in layer.named_buffers(recurse=False)
+    }
+
+
+@torch.no_grad()
+def restore(model: torch.nn.Module, kept: Mapping[str, torch.Tensor]) -> None:
+    """Put running statistics back that ``statistics`` has copied."""
+    buffers = dict(model.named_buffers(remove_duplicate=False))
+    for name, value in kept.items():
+        buffers[name].copy_(value)
 
 
 @torch.no_grad()

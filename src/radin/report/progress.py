@@ -18,12 +18,14 @@ from rich.progress import (
 )
 
 _QUIET_SECONDS = 2.0
+_SILENCE_SECONDS = 10.0
 
 
 class ConsoleProgress:
     """Call it with (what, done, total or None). A bar on a terminal; elsewhere one line for each stage that ends.
 
-    Use as a context manager. Stages that take less than two seconds are not shown where there is no terminal.
+    Use as a context manager. Where there is no terminal, stages that take less than two seconds are shown only after
+    ten seconds without a line.
     """
 
     def __init__(self) -> None:
@@ -40,6 +42,7 @@ class ConsoleProgress:
         )
         self._tasks: dict[str, TaskID] = {}
         self._current: tuple[str, float] | None = None
+        self._shown = time.monotonic()
 
     def __enter__(self) -> ConsoleProgress:
         if self._console.is_terminal:
@@ -62,7 +65,8 @@ class ConsoleProgress:
             return
         if what not in self._tasks:
             for task in self._tasks.values():
-                self._bars.update(task, visible=False)
+                self._bars.remove_task(task)
+            self._tasks.clear()
             self._tasks[what] = self._bars.add_task(what, total=total)
         self._bars.update(self._tasks[what], completed=done, total=total)
 
@@ -70,6 +74,7 @@ class ConsoleProgress:
         if self._current is not None:
             what, since = self._current
             seconds = time.monotonic() - since
-            if seconds >= _QUIET_SECONDS:
+            if seconds >= _QUIET_SECONDS or time.monotonic() - self._shown >= _SILENCE_SECONDS:
+                self._shown = time.monotonic()
                 print(f"{what}: {seconds:.1f} s", file=sys.stderr, flush=True)
         self._current = None

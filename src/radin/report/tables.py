@@ -63,31 +63,41 @@ def closing_table(result: Json) -> Table:
     return table
 
 
-def closing_lines(result: Json) -> list[str]:
-    """What the table cannot say: the gain, the passes, the time, the members chosen, notes and reasons."""
-    gain, passes, seconds = result["gain"], result["passes"], result["seconds"]
-    lines = []
+def closing_lines(result: Json) -> list[RenderableType]:
+    """What the table cannot say: how sure the gain is, the passes, the time, the members chosen, notes and reasons."""
+    seconds = result["seconds"]
+    lines: list[RenderableType] = []
     if result["uniform"]["score"] is None:
-        lines.append("(in brackets: estimated from averaged outputs; this soup was not evaluated)")
+        lines.append("(in brackets: estimated from averaged outputs; this soup was not evaluated in full)")
     if result["best"]["size"] > 1:
-        lines.append(
-            f"gain over the best single on validation: {gain['difference']:+.4f} ± {gain['stderr'] or 0:.4f} (paired); "
-            "chosen by it, so flattering: the test score is not"
-        )
+        for sentence in result["confidence"]:
+            noise = sentence.startswith("inside the noise")
+            lines.append(Text(f"warning: {sentence}", style="bold yellow") if noise else sentence)
         members = result["best"]["recipe"]["members"]
         lines.append("members: " + ", ".join(f"{m['name']} {m['weight']:.3g}" for m in members))
     else:
         lines.append("no soup beat the best single member: the result is that member")
         lines += [f"likely reason: {reason}" for reason in result["reasons"]]
     spent = ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items() if name != "total")
-    lines.append(
-        f"passes over validation: {passes['total']} ({passes['outputs']} for the members' outputs, "
-        f"{passes['soups']} of {passes['budget']} for soups)"
-    )
+    lines.append(_passes(result))
     lines.append(f"time: {seconds['total']:.1f} s ({spent})")
     lines += [f"note: {note}" for note in result["notes"]]
     lines.append(f"soup: {result['soup']}")
     return lines
+
+
+def _passes(result: Json) -> str:
+    passes, full = result["passes"], len(result["evaluations"])
+    text = (
+        f"passes over validation: {share(passes['total'])} ({passes['outputs']} for the members' outputs, "
+        f"{share(passes['soups'])} of {passes['budget']} for soups"
+    )
+    return text + (")" if passes["begun"] == full else f": {passes['begun']} begun, {full} evaluated in full)")
+
+
+def share(passes: float) -> str:
+    """Passes, with one decimal where they are not whole."""
+    return f"{passes:.0f}" if abs(passes - round(passes)) < 1e-6 else f"{passes:.1f}"
 
 
 def plain_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from radin.errors import RunError
 from radin.passes import Evaluation
 
-_SCHEMA = """
+_EVALUATIONS = """
 CREATE TABLE IF NOT EXISTS evaluations (
     id INTEGER PRIMARY KEY,
     identity TEXT NOT NULL,      -- Recipe.identity: contents and ratio, whatever the order of the members
@@ -35,6 +35,22 @@ CREATE TABLE IF NOT EXISTS evaluations (
 )
 """
 
+_PARTS = """
+CREATE TABLE IF NOT EXISTS parts (
+    id INTEGER PRIMARY KEY,
+    identity TEXT NOT NULL,
+    recipe TEXT NOT NULL,
+    split TEXT NOT NULL,
+    total INTEGER NOT NULL,      -- examples of the split
+    examples BLOB NOT NULL,      -- which of them: zlib of packed bits, one per example of the split
+    seconds REAL NOT NULL,
+    data TEXT NOT NULL,
+    bits INTEGER NOT NULL,       -- 1: example_values are packed bits, 0: float64
+    example_values BLOB,         -- zlib, in the order of the examples; NULL when outputs were not finite
+    created REAL NOT NULL
+)
+"""
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -47,6 +63,21 @@ class Entry:
     evaluation: Evaluation
 
 
+@dataclass(frozen=True, eq=False)
+class PartEntry:
+    """A soup's values on some examples: ``examples`` (m,) ascending indices, ``values`` (m,), NaN for outputs that were
+    not finite."""
+
+    identity: str
+    recipe: dict[str, Any]
+    split: str
+    total: int
+    examples: NDArray[np.intp]
+    values: NDArray[np.float64]
+    seconds: float
+    data: str
+
+
 class Ledger:
     """The evaluations of one run directory. Every ``add`` is committed and synced before it returns."""
 
@@ -56,33 +87,79 @@ class Ledger:
         try:
             self._db = sqlite3.connect(path)
             self._db.execute("PRAGMA synchronous = FULL")
-            self._db.execute(_SCHEMA)
+            self._db.execute(_EVALUATIONS)
+            self._db.execute(_PARTS)
             self._db.commit()
         except sqlite3.DatabaseError as error:
             raise RunError(f"{path} is not a radin ledger ({error}). Move it away to start anew.") from None
 
     def add(self, identity: str, recipe: dict[str, Any], kind: str, split: str, found: Evaluation) -> None:
         """Record an evaluation; one that is there already is left as it is."""
-        bits, blob = _packed(found.values)
+        with self._db:
+            self._insert(identity, recipe, kind, split, found)
+
+    def add_part(self, part: PartEntry, complete: Evaluation | None) -> None:
+        """Record a part of a soup and, when it is the last, the soup with it: both or neither."""
+        mask = np.zeros(part.total, dtype=bool)
+        mask[part.examples] = True
+        bits, blob = _packed(None if np.isnan(part.values).any() else part.values, np.float64)
         with self._db:
             self._db.execute(
-                "INSERT OR IGNORE INTO evaluations (identity, recipe, kind, split, score, stderr, examples, seconds,"
-                " data, bits, example_values, created) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO parts (identity, recipe, split, total, examples, seconds, data, bits, example_values,"
+                " created) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
-                    identity,
-                    json.dumps(recipe),
-                    kind,
-                    split,
-                    found.score,  # SQLite stores NaN as NULL
-                    found.stderr,
-                    found.examples,
-                    found.seconds,
-                    found.data,
+                    part.identity,
+                    json.dumps(part.recipe),
+                    part.split,
+                    part.total,
+                    zlib.compress(np.packbits(mask).tobytes()),
+                    part.seconds,
+                    part.data,
                     bits,
                     blob,
                     time.time(),
                 ),
             )
+            if complete is not None:
+                self._insert(part.identity, part.recipe, "soup", part.split, complete)
+
+    def _insert(self, identity: str, recipe: dict[str, Any], kind: str, split: str, found: Evaluation) -> None:
+        bits, blob = _packed(found.values, np.float32)
+        self._db.execute(
+            "INSERT OR IGNORE INTO evaluations (identity, recipe, kind, split, score, stderr, examples, seconds,"
+            " data, bits, example_values, created) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                identity,
+                json.dumps(recipe),
+                kind,
+                split,
+                found.score,  # SQLite stores NaN as NULL
+                found.stderr,
+                found.examples,
+                found.seconds,
+                found.data,
+                bits,
+                blob,
+                time.time(),
+            ),
+        )
+
+    def parts(self, split: str) -> list[PartEntry]:
+        """All parts of soups on a split, in the order in which they were made."""
+        rows = self._db.execute(
+            "SELECT identity, recipe, split, total, examples, seconds, data, bits, example_values FROM parts"
+            " WHERE split = ? ORDER BY id",
+            (split,),
+        )
+        entries = []
+        for identity, recipe, on, total, mask, seconds, data, bits, blob in rows:
+            packed = np.frombuffer(zlib.decompress(mask), np.uint8)
+            examples = np.flatnonzero(np.unpackbits(packed, count=total))
+            values = _unpacked(bits, blob, len(examples), np.float64)
+            if values is None:
+                values = np.full(len(examples), np.nan)
+            entries.append(PartEntry(identity, json.loads(recipe), on, total, examples, values, seconds, data))
+        return entries
 
     def get(self, identity: str, kind: str, split: str) -> Evaluation | None:
         """The recorded evaluation, or None."""
@@ -106,7 +183,12 @@ class Ledger:
                 row[2],
                 row[3],
                 Evaluation(
-                    _number(row[4]), _number(row[5]), row[6], row[7], row[8], _unpacked(row[9], row[10], row[6])
+                    _number(row[4]),
+                    _number(row[5]),
+                    row[6],
+                    row[7],
+                    row[8],
+                    _unpacked(row[9], row[10], row[6], np.float32),
                 ),
             )
             for row in rows
@@ -120,18 +202,21 @@ def _number(value: float | None) -> float:
     return float("nan") if value is None else value
 
 
-def _packed(values: NDArray[np.float64] | None) -> tuple[int, bytes | None]:
+Kind = type[np.float32] | type[np.float64]
+
+
+def _packed(values: NDArray[np.float64] | None, kind: Kind) -> tuple[int, bytes | None]:
     if values is None:
         return 0, None
     bits = bool(np.isin(values, (0.0, 1.0)).all())
-    raw = np.packbits(values.astype(bool)).tobytes() if bits else values.astype(np.float32).tobytes()
+    raw = np.packbits(values.astype(bool)).tobytes() if bits else values.astype(kind).tobytes()
     return int(bits), zlib.compress(raw)
 
 
-def _unpacked(bits: int, blob: bytes | None, examples: int) -> NDArray[np.float64] | None:
+def _unpacked(bits: int, blob: bytes | None, examples: int, kind: Kind) -> NDArray[np.float64] | None:
     if blob is None:
         return None
     raw = zlib.decompress(blob)
     if bits:
         return np.unpackbits(np.frombuffer(raw, np.uint8), count=examples).astype(np.float64)
-    return np.frombuffer(raw, np.float32).astype(np.float64)
+    return np.frombuffer(raw, kind).astype(np.float64)

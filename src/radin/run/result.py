@@ -10,6 +10,7 @@ from typing import Any
 
 from radin.errors import RunError
 from radin.recipe import Recipe
+from radin.run.confidence import Optimism, PairedDifference
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,15 @@ class Scored:
 
 @dataclass(frozen=True)
 class Passes:
-    """Validation passes: by members to get their outputs, by soups (what the budget counts), and both."""
+    """Validation passes: by members to get their outputs, by soups (what the budget counts), and both.
+
+    ``begun``: soups evaluated on any example; one that is evaluated on some only costs its share of a pass.
+    """
 
     outputs: int
     soups: float
     budget: int
+    begun: int
 
     @property
     def total(self) -> float:
@@ -44,7 +49,7 @@ class Passes:
 
 @dataclass(frozen=True)
 class Gain:
-    """The best recipe against the best single member on validation: paired difference and its standard error."""
+    """The best recipe against the best single member on validation: difference and its standard error."""
 
     difference: float
     stderr: float
@@ -52,7 +57,13 @@ class Gain:
 
 @dataclass(frozen=True)
 class Result:
-    """A finished run. ``best`` is what soup.safetensors holds; it is never worse on validation than best_single."""
+    """A finished run. ``best`` is what soup.safetensors holds; it is never worse on validation than best_single.
+
+    ``examples``: those that scores are over; half of validation where the other half was searched on. ``evaluations``:
+    the soups evaluated on all of validation. ``paired``: the gain with its interval, None where the best single member
+    was chosen. ``optimism``: how much choosing flatters the score, None for metrics that are no mean over examples.
+    ``confidence``: both in sentences.
+    """
 
     out: Path
     metric: str
@@ -65,6 +76,9 @@ class Result:
     uniform: Scored
     ensemble: Scored
     gain: Gain
+    paired: PairedDifference | None
+    optimism: Optimism | None
+    confidence: tuple[str, ...]
     evaluations: tuple[Scored, ...]
     passes: Passes
     strategy: Mapping[str, Any]
@@ -93,12 +107,15 @@ class Result:
             "best_single": self._scored(self.best_single),
             "uniform": self._scored(self.uniform),
             "ensemble": self._scored(self.ensemble),
-            "gain": {"difference": self.gain.difference, "stderr": _number(self.gain.stderr)},
+            "gain": self._gain(),
+            "optimism": None if self.optimism is None else _numbers(vars(self.optimism)),
+            "confidence": list(self.confidence),
             "passes": {
                 "outputs": self.passes.outputs,
                 "soups": self.passes.soups,
                 "total": self.passes.total,
                 "budget": self.passes.budget,
+                "begun": self.passes.begun,
             },
             "evaluations": [self._scored(e) for e in self.evaluations],
             "test": self._on("test"),
@@ -114,6 +131,12 @@ class Result:
             "versions": dict(self.versions),
             "soup": str(self.out / "soup.safetensors"),
         }
+
+    def _gain(self) -> dict[str, Any]:
+        found: dict[str, Any] = {"difference": self.gain.difference, "stderr": _number(self.gain.stderr)}
+        if self.paired is not None:
+            found |= _numbers(vars(self.paired)) | {"inside_noise": self.paired.inside_noise}
+        return found
 
     def _scored(self, scored: Scored) -> dict[str, Any]:
         return {
@@ -131,6 +154,10 @@ class Result:
         three = {"best_single": self.best_single, "uniform": self.uniform, "best": self.best}
         pairs = {name: scored.looks[split] for name, scored in three.items() if split in scored.looks}
         return {name: {"score": _number(score), "stderr": _number(err)} for name, (score, err) in pairs.items()} or None
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: None if isinstance(value, float) and value != value else value for name, value in values.items()}
 
 
 def _number(value: float | None) -> float | None:
