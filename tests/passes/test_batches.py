@@ -1,10 +1,11 @@
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from radin.errors import TaskError
-from radin.passes.batches import DataFingerprint, read, rebatched
+from radin.passes.batches import DataFingerprint, read, rebatched, selected, size_in_bytes
 from radin.passes.task import UserCodeError
 
 
@@ -81,3 +82,43 @@ def test_a_failing_loader_shows_its_own_frames_only():
         list(read(loader(), "validation()"))
     assert "in loader" in caught.value.traceback
     assert "batches.py" not in caught.value.traceback.replace("test_batches.py", "")
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(1, 12), st.sets(st.integers(0, 29), min_size=1))
+def test_selected_gives_the_rows_asked_in_batches_of_the_usual_size(size, chosen):
+    inputs, targets = torch.arange(60.0).reshape(30, 2), torch.arange(30)
+    examples = np.array(sorted(chosen))
+    parts = list(selected(read(cut(inputs, targets, size), "validation()"), examples))
+    assert torch.equal(torch.cat([p.inputs for p in parts]), inputs[examples])
+    assert torch.equal(torch.cat([p.targets for p in parts]), targets[examples])
+    assert [p.size for p in parts[:-1]] == [size] * (len(parts) - 1)
+    assert 1 <= parts[-1].size <= size
+
+
+def test_selected_picks_in_nested_inputs_and_joins_only_what_has_one_shape():
+    def batch(first, length):
+        rows = torch.arange(first, first + 4)
+        ids = rows[:, None].expand(4, length)
+        return {"ids": ids, "pair": (rows.double(), [rows]), "scale": torch.tensor(2.0), "labels": rows}
+
+    batches = [batch(0, 5), batch(4, 5), batch(8, 7)]
+    examples = np.array([1, 3, 6, 8, 11])
+    first, second = selected(read(batches, "validation()"), examples)
+    assert first.inputs["ids"].tolist() == [[1] * 5, [3] * 5, [6] * 5]
+    assert first.inputs["pair"][0].tolist() == [1.0, 3.0, 6.0]
+    assert first.inputs["pair"][1][0].tolist() == first.targets.tolist() == [1, 3, 6]
+    assert first.inputs["scale"] == 2.0
+    assert second.inputs["ids"].tolist() == [[8] * 7, [11] * 7]
+
+
+def test_selected_rows_are_copies():
+    inputs, targets = torch.zeros(6, 2), torch.arange(6)
+    for part in selected(read(cut(inputs, targets, 3), "validation()"), np.arange(6)):
+        part.inputs.add_(1)
+    assert not inputs.any()
+
+
+def test_size_in_bytes_counts_every_tensor():
+    batch = next(read([{"a": torch.zeros(3, 2), "b": torch.zeros(3, dtype=torch.int16), "label": torch.arange(3)}], ""))
+    assert size_in_bytes(batch) == 3 * 2 * 4 + 3 * 2 + 3 * 8

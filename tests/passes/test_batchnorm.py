@@ -3,7 +3,7 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 
 from radin.passes.batches import read
-from radin.passes.batchnorm import reestimate, statistics_layers
+from radin.passes.batchnorm import reestimate, restore, statistics, statistics_layers
 
 
 def network(dropout):
@@ -54,3 +54,18 @@ def test_mapping_batches_are_passed_by_keyword():
     batches = [{"values": torch.tensor([[1.0, 10.0], [3.0, 30.0]]), "labels": torch.zeros(2)}]
     reestimate(model, read(batches, "calibration()"), torch.device("cpu"))
     assert model.norm.running_mean.tolist() == [2.0, 20.0]
+
+
+def test_statistics_put_back_give_the_same_model():
+    estimated, other = network(0.0), network(0.0)
+    reestimate(estimated, read(data(), "calibration()"), torch.device("cpu"))
+    kept = statistics(estimated)
+    assert set(kept) == {
+        f"{k}.{name}" for k in (1, 5) for name in ("running_mean", "running_var", "num_batches_tracked")
+    }
+    before = other.state_dict()["1.running_mean"].clone()
+    restore(other, kept)
+    assert not torch.equal(other[1].running_mean, before)
+    assert all(torch.equal(value, estimated.state_dict()[name]) for name, value in other.state_dict().items())
+    estimated[1].running_mean.zero_()
+    assert kept["1.running_mean"].any()  # a copy

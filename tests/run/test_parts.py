@@ -1,6 +1,7 @@
 """A budget that buys parts of passes: what is evaluated, counted, recorded and gone on with, on the toy pool."""
 
 import json
+import re
 import sqlite3
 from dataclasses import replace
 
@@ -253,3 +254,17 @@ def test_soups_with_outputs_that_are_not_finite_never_win(toy_pool, toy_task, tm
     assert all(np.isnan(e.score) for e in result.evaluations)
     again = radin.cook(toy_pool, task, budget=2, out=tmp_path / "run")
     assert again.passes == result.passes
+
+
+def test_progress_says_how_far_the_budget_is_spent(toy_pool, task, tmp_path):
+    said = []
+    result = radin.cook(
+        toy_pool, task, budget=BUDGET, out=tmp_path / "run", progress=lambda what, done, total: said.append(what)
+    )
+    soups = list(dict.fromkeys(what for what in said if what.startswith("pass ")))
+    first = re.fullmatch(r"pass 0\.0 of 3: soup of (\d) members, (\d+) examples", soups[0])
+    assert first, soups[0]
+    assert int(first[2]) < VALIDATION
+    later = re.fullmatch(r"pass (\d\.\d) of 3: soup of \d members, \d+ examples, in all about \d+ s left", soups[-1])
+    assert later, soups[-1]
+    assert 1 < float(later[1]) < result.passes.soups

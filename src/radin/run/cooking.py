@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shutil
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -36,6 +37,7 @@ __all__ = ["cook", "mixed", "versions"]
 UNIFORM_FROM = 8
 # Soups evaluated on the half that chooses: one for every so many passes, and the most.
 _PASSES_PER_FINALIST, _FINALISTS = 3, 4
+_SEARCHED = "searched-half"  # the outputs on the half that is searched on, while they are needed
 
 Indices = NDArray[np.intp]
 
@@ -137,9 +139,10 @@ def cook(
             job.seconds["outputs"] = time.monotonic() - started
             outcome = (_on_halves if choose_on_half else _on_all)(job, known, asked, calibration)
             outcome.soups.write(outcome.best())
-            result = outcome.result(asked, _notes(outcome))
+            result = outcome.result(asked)
         finally:
             ledger.close()
+            shutil.rmtree(directory.path / _SEARCHED, ignore_errors=True)
         write_json(directory.path / "recipe.json", result.to_json()["best"])
         write_json(directory.path / "result.json", result.to_json())
         return result
@@ -212,7 +215,7 @@ def _on_halves(job: Job, known: Known, asked: Mapping[str, Any], calibration: in
         best=max(job.metric.utility(float(row.mean())) for row in numbers[:, choose]),
     )
     started = time.monotonic()
-    seen = some_examples(job, known, half, job.directory.path / "search-half")
+    seen = some_examples(job, known, half, job.directory.path / _SEARCHED)
     job.seconds["outputs"] += time.monotonic() - started
     finalists = min(_FINALISTS, max(1, budget // _PASSES_PER_FINALIST))
     whole = budget * (examples + calibration) - finalists * len(choose)
@@ -298,13 +301,3 @@ def _tell(search: Search, soups: Soups, part: Part, examples: Indices, job: Job)
         search.tell(part.recipe, soups.evaluate_whole(part.recipe))
     else:
         search.tell_part(part, soups.evaluate(part.recipe, examples[part.examples]))
-
-
-def _notes(outcome: Outcome) -> list[str]:
-    if outcome.choose is None:
-        return []
-    half = len(outcome.known.targets) - len(outcome.choose)
-    return [
-        f"searched on {half} examples of validation, chosen and scored on the other {len(outcome.choose)}: the scores "
-        f"are flattered only by the choice among {len(outcome.job.pool)} members and {len(outcome.complete())} soups"
-    ]

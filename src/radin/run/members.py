@@ -112,7 +112,7 @@ def streamed_outputs(job: Job, store: OutputStore) -> Known:
 
 
 def some_examples(job: Job, known: Known, examples: NDArray[np.intp], folder: Path) -> Known:
-    """The same over some of the examples (m,); their outputs are copied to files in ``folder``, made anew each time."""
+    """The same over some of the examples (m,); their outputs are copied to files in ``folder``."""
     assert known.outputs is not None
     folder.mkdir(exist_ok=True)
     copies = []

@@ -71,7 +71,7 @@ class Outcome:
             return self.search.best[0]
         return max([self.best_single(), *self.complete()], key=self._utility)
 
-    def result(self, asked: Mapping[str, Any], notes: Sequence[str]) -> Result:
+    def result(self, asked: Mapping[str, Any]) -> Result:
         """Everything that result.json says. Looks at test and the shifts for three models."""
         job, everyone = self.job, self.job.everyone
         top, best, complete = self.best_single(), self.best(), self.complete()
@@ -113,12 +113,12 @@ class Outcome:
             gain=Gain(paired.difference, paired.stderr) if paired else Gain(0.0, 0.0),
             paired=paired,
             optimism=flattery,
-            confidence=sentences(paired, flattery) if paired else (),
+            confidence=sentences(paired, flattery if self.choose is None else None) if paired else (),
             evaluations=evaluations,
             passes=Passes(len(job.pool), self.soups.spent, asked["budget"], len(self.soups.begun)),
             strategy={"name": asked["strategy"], **asked["options"], "seed": asked["seed"]},
             seconds=dict(job.seconds),
-            notes=(*self._duplicates(), *job.pool.notes, *job.checked.notes, *notes),
+            notes=(*self._duplicates(), *job.pool.notes, *job.checked.notes, *self._halves(flattery)),
             reasons=self._reasons(evaluations) if best.is_single else (),
             versions=asked["versions"],
         )
@@ -205,6 +205,18 @@ class Outcome:
             corrected=chosen.score - sign * flattery.optimism,
             corrected_gain=gain - sign * flattery.gain_optimism,
         )
+
+    def _halves(self, flattery: Optimism | None) -> list[str]:
+        if self.choose is None:
+            return []
+        searched, chosen = len(self.known.targets) - len(self.choose), len(self.choose)
+        text = f"searched on {searched:,} examples of validation, chosen and scored on the other {chosen:,}"
+        if flattery is not None:
+            text += (
+                f"; the choice among {flattery.candidates} there flatters the score by about "
+                f"{max(flattery.optimism, 0):.4f}: corrected {flattery.corrected:.4f}"
+            )
+        return [text]
 
     def _duplicates(self) -> list[str]:
         return [f"{dropped} has the same weights as {kept}; used once" for dropped, kept in self.job.pool.duplicates]

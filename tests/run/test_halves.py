@@ -1,0 +1,135 @@
+"""Search on half of validation, choose on the other: what the search sees, what is spent, what is reported."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import radin
+import toy
+from radin.errors import RadinError, RunError
+from radin.recipe import Recipe
+from radin.run.confidence import optimism, paired_difference, split_halves
+from radin.run.ledger import Ledger
+from radin.search import Search
+
+LABELS = torch.cat([y for _, y in toy.batches(toy.VALIDATION)]).numpy()
+SEARCHED, CHOOSING = split_halves(LABELS, 0)
+
+
+@pytest.fixture
+def task(toy_task):
+    return replace(toy_task, calibration=lambda: toy.batches(slice(0, 100)))
+
+
+def values_of(result, recipe):
+    ledger = Ledger(result.out / "ledger.sqlite")
+    found = ledger.get(recipe.identity(result.fingerprints), "member" if recipe.is_single else "soup", "validation")
+    ledger.close()
+    return None if found is None else found.values
+
+
+@pytest.mark.parametrize("strategy", ["adaptive", "radin", "greedy"])
+def test_the_choice_and_its_score_are_those_of_the_other_half(toy_pool, task, tmp_path, strategy):
+    result = radin.cook(toy_pool, task, budget=5, out=tmp_path / "run", strategy=strategy, choose_on_half=True)
+    assert result.examples == len(CHOOSING) == 300
+    singles = [values_of(result, Recipe.single(k, 6))[CHOOSING].mean() for k in range(6)]
+    assert result.best_single.score == max(singles)
+    complete = {e.recipe: values_of(result, e.recipe) for e in result.evaluations}
+    assert complete
+    for evaluation in result.evaluations:
+        assert evaluation.score == complete[evaluation.recipe][CHOOSING].mean()
+    assert result.best.score == max([*singles, *(v[CHOOSING].mean() for v in complete.values())])
+    if not result.best.recipe.is_single:
+        single = values_of(result, result.best_single.recipe)[CHOOSING]
+        by_hand = paired_difference(complete[result.best.recipe][CHOOSING], single, True)
+        assert result.paired == by_hand
+        rows = [values_of(result, Recipe.single(k, 6))[CHOOSING] for k in range(6)]
+        rows += [values[CHOOSING] for values in complete.values()]
+        assert result.optimism.optimism == pytest.approx(optimism(np.array(rows), True, incumbents=6).optimism)
+    model = toy.model().eval()
+    model.load_state_dict(load_file(tmp_path / "run" / "soup.safetensors"))
+    with torch.no_grad():
+        hits = torch.cat([model(x).argmax(1) == y for x, y in toy.batches(toy.VALIDATION)]).numpy()
+    assert hits[CHOOSING].mean() == result.best.score
+
+
+@pytest.mark.parametrize("budget", [1, 2, 3, 7, 12])
+@pytest.mark.parametrize("uniform", [None, True])
+def test_the_budget_holds_and_the_search_never_sees_the_other_half(
+    toy_pool, task, tmp_path, monkeypatch, budget, uniform
+):
+    seen = []
+    build = Search.__init__
+
+    def watched(self, outputs, targets, **more):
+        seen.append((outputs, targets))
+        build(self, outputs, targets, **more)
+
+    monkeypatch.setattr(Search, "__init__", watched)
+    task = replace(task, test=None)
+    result = radin.cook(toy_pool, task, budget=budget, out=tmp_path / "run", choose_on_half=True, uniform=uniform)
+    (outputs, targets), *_ = seen
+    assert np.array_equal(targets, LABELS[SEARCHED])
+    with torch.no_grad():
+        model = toy.model().eval()
+        model.load_state_dict(toy_pool.tensors(0))
+        logits = torch.cat([model(x) for x, _ in toy.batches(toy.VALIDATION)]).numpy()
+    assert np.allclose(outputs[0], logits[SEARCHED], atol=1e-5)
+    ledger = Ledger(tmp_path / "run" / "ledger.sqlite")
+    parts = ledger.parts("validation")
+    ledger.close()
+    soups = {part.identity for part in parts}
+    spent = (sum(len(part.examples) for part in parts) + 100 * len(soups)) / 700
+    assert result.passes.soups == pytest.approx(spent, abs=1e-8)
+    assert result.passes.soups <= budget + 1e-9
+    finished = [p.identity for p in parts if np.array_equal(p.examples, CHOOSING)]
+    assert len(finished) == len(set(finished)) == len(result.evaluations) >= 1
+    in_search = [p for p in parts if p.identity not in finished or not np.array_equal(p.examples, CHOOSING)]
+    assert all(np.isin(p.examples, SEARCHED).all() for p in in_search)
+
+
+def test_it_goes_on_where_it_stopped_and_is_refused_without_the_halves(toy_pool, task, tmp_path):
+    first = radin.cook(toy_pool, task, budget=3, out=tmp_path / "run", choose_on_half=True)
+    again = radin.cook(toy_pool, task, budget=3, out=tmp_path / "run", choose_on_half=True)
+    assert again.passes == first.passes
+    assert [(e.recipe, e.score) for e in again.evaluations] == [(e.recipe, e.score) for e in first.evaluations]
+    assert again.best.recipe == first.best.recipe
+    more = radin.cook(toy_pool, task, budget=6, out=tmp_path / "run", choose_on_half=True)
+    assert {e.recipe for e in more.evaluations} >= {e.recipe for e in first.evaluations}
+    assert more.passes.soups > 4
+    assert f"scored on the other 300; the choice among {6 + len(more.evaluations)} there" in " ".join(more.notes)
+    assert not any("what the search learned" in sentence for sentence in more.confidence)
+    with pytest.raises(RunError, match="chosen_on_half"):
+        radin.cook(toy_pool, task, budget=6, out=tmp_path / "run")
+    with pytest.raises(RunError, match="chosen_on_half"):
+        radin.cook(toy_pool, task, budget=6, out=tmp_path / "run", choose_on_half=True, seed=1)
+
+
+def test_what_it_cannot_be_had_for(toy_pool, task, tmp_path):
+    with pytest.raises(RadinError, match="takes a metric that is a mean; 'macro_f1' is none"):
+        radin.cook(toy_pool, replace(task, metric="macro_f1"), budget=3, out=tmp_path / "run", choose_on_half=True)
+    with pytest.raises(RadinError, match="needs the outputs kept"):
+        radin.cook(toy_pool, task, budget=3, out=tmp_path / "run", choose_on_half=True, keep_outputs=False)
+    result = radin.cook(toy_pool, replace(task, metric="nll"), budget=3, out=tmp_path / "nll", choose_on_half=True)
+    assert result.best.score <= result.best_single.score
+
+
+def test_the_result_says_how_sure_it_is(toy_pool, task, tmp_path):
+    result = radin.cook(toy_pool, task, budget=5, out=tmp_path / "run")
+    assert not result.best.recipe.is_single
+    by_hand = paired_difference(
+        values_of(result, result.best.recipe), values_of(result, result.best_single.recipe), True
+    )
+    assert result.paired == by_hand
+    gain = json.loads((tmp_path / "run" / "result.json").read_text())["gain"]
+    for name in ("difference", "stderr", "low", "high", "p_value", "method", "inside_noise"):
+        assert gain[name] == getattr(by_hand, name)
+    assert result.confidence[0].startswith("gain over the best single on validation: +")
+    assert result.optimism.candidates == 6 + result.passes.begun
+    assert result.optimism.score == result.best.score
+    assert result.optimism.corrected == pytest.approx(result.best.score - result.optimism.optimism)
+    assert result.optimism.optimism > 0
