@@ -37,6 +37,7 @@ WIDTH = 12
 HELD_OUT = 10_000
 VALIDATION = 5_000  # of those held out, what recipes are chosen by; thousands of soups are evaluated on it
 CALIBRATION = 500
+SHIFTED = 2_000  # of each shift's images
 SHIFTS = ("rotated", "blurred", "noisy")
 
 
@@ -87,7 +88,7 @@ def test():
 
 
 def shifts():
-    return {{name: batches(DATA, name) for name in {shifts}}}
+    return {{name: batches(DATA, name)[:{shifted}] for name in {shifts}}}
 
 
 def calibration():
@@ -171,8 +172,8 @@ def write_logits(folder: Path, paths: Sequence[Path]) -> None:
     states = [load_file(path) for path in paths]
     for name in ("validation", "test", *SHIFTS):
         part = data.load(folder / "data.npz", name)
-        if name == "validation":
-            part = part.take(np.arange(VALIDATION))
+        if name != "test":
+            part = part.take(np.arange(VALIDATION if name == "validation" else SHIFTED))
         inputs = data.tensor(part.images)
         found = np.empty((len(paths), len(part), CLASSES), np.float32)
         for row, state in zip(found, states, strict=True):
@@ -216,6 +217,7 @@ def build(name: str, folder: Path, source: Path | None, *, seed: int = 0, jobs: 
             kind=name,
             width=WIDTH,
             shifts=SHIFTS,
+            shifted=SHIFTED // BATCH_SIZE,
             validation=VALIDATION // BATCH_SIZE,
             calibration=CALIBRATION // BATCH_SIZE,
         )

@@ -28,7 +28,7 @@ from radin.search.strategies.process import Prior, Process
 from radin.search.strategies.slices import Reading, Slices, normal_below
 
 _ANCHORS = 8
-_SOFTENING = 0.15  # of the typical margin
+_SOFTENING = 0.3  # of the typical margin
 _ROWS = 64
 
 _State = tuple[list[int], Floats, Floats, Floats]
@@ -146,7 +146,7 @@ class _Race:
         return self._state
 
     def question(self, candidate: int) -> Slice:
-        """The next slice of this soup, asked only if the best so far, or this one, can then be evaluated on the rest."""
+        """The next slice of this soup, if the best so far, or this one, can still be evaluated on the rest after it."""
         slices = self._slices
         if candidate not in slices.readings:
             slices.readings[candidate] = Reading(self._examples.margins(self._weights[candidate : candidate + 1])[0])

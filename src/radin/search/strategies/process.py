@@ -16,9 +16,9 @@ _TRENDS = (0.25, 1.0)
 _REMAINDERS = (0.1, 0.2, 0.4)
 _LENGTHS = (0.5, 1.0, 2.0)
 _JITTER = 0.02
-# What a soup loses of the gain of averaged outputs over its members, before anything is known; and for each unit by
-# which the members' mean squared nonlinearity exceeds 1.
-_LOSS, _LOSS_BY_NONLINEARITY = 0.15, 0.05
+# The share of the gain of averaged outputs over its members that a soup loses for each unit of nonlinearity, before
+# anything is known. Set by what random soups of the benchmark's pools lose on validation.
+_LOSS = 0.05
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Process:
         squares = np.diag(products)
         squared = np.maximum(squares[:, None] + squares[None, :] - 2 * products, 0.0)
         typical_pair = np.median(squared[np.ix_(mixed, mixed)]) if mixed.any() else 1.0
-        loss = _LOSS + _LOSS_BY_NONLINEARITY * (nonlinearity(problem, weights) - 1)
+        loss = _LOSS * nonlinearity(problem, weights)
         finite = estimates[np.isfinite(estimates)]
         promise = float(finite.max() - problem.singles.max())
         return cls(
@@ -118,24 +118,30 @@ class Process:
 
 
 def nonlinearity(problem: Problem, weights: Floats) -> Floats:
-    """Mean squared nonlinearity between the members that each recipe mixes, (K,); 1 where nothing speaks for more.
+    """By how much the ways between the members that each recipe mixes bend, (K,); 0 where nothing speaks for it.
 
     Near a common start outputs move in proportion to the weights. Where two members' outputs lie closer together than
     their weights lead one to expect from the pool's closest pairs, the way between them bends, and averages of their
-    weights are no averages of their outputs. ``weights`` (K, N).
+    weights are no averages of their outputs. That is the mean, over the pairs mixed, of the squared ratio of expected to
+    actual, less 1; it counts to the degree that outputs have stopped to follow weights in the pool as a whole (the
+    slope of one against the other, both as logarithms, below 1/2). ``weights`` (K, N).
     """
-    if problem.gram is None or problem.output_distances is None or problem.members < 3:
-        return np.ones(len(weights))
+    if problem.gram is None or problem.output_distances is None or problem.members < 4:
+        return np.zeros(len(weights))
     squares = np.diag(problem.gram)
     apart = np.sqrt(np.maximum(squares[:, None] + squares[None, :] - 2 * problem.gram, 0.0))
     moved = problem.output_distances()
-    pairs = np.triu(moved > 0, 1) & (apart > 0)
-    if not pairs.any():
-        return np.ones(len(weights))
-    ratio = np.divide(apart, moved, out=np.zeros_like(apart), where=moved > 0)
+    pairs = np.triu((moved > 1e-6 * moved.max()) & (apart > 1e-6 * apart.max()), 1)
+    if pairs.sum() < 3:
+        return np.zeros(len(weights))
+    logs = np.log(apart[pairs]), np.log(moved[pairs])
+    slope = np.cov(*logs)[0, 1] / max(float(logs[0].var(ddof=1)), 1e-12)
+    stopped = float(np.clip(1 - 2 * slope, 0.0, 1.0))
+    ratio = np.divide(apart, moved, out=np.zeros_like(apart), where=moved > 1e-6 * moved.max())
     ratio = np.maximum(ratio / np.quantile(ratio[pairs], 0.1), 1.0) ** 2
     np.fill_diagonal(ratio, 0.0)
     mixed = ((weights @ ratio) * weights).sum(axis=1)
     share = 1 - (weights**2).sum(axis=1)
-    result: Floats = np.where(share > 1e-12, mixed / np.where(share > 1e-12, share, 1.0), 1.0)
+    several = share > 1e-12
+    result: Floats = stopped * np.where(several, mixed / np.where(several, share, 1.0) - 1, 0.0)
     return result
