@@ -122,8 +122,8 @@ def nonlinearity(problem: Problem, weights: Floats) -> Floats:
 
     Near a common start outputs move in proportion to the weights. Where two members' outputs lie closer together than
     their weights lead one to expect from the pool's closest pairs, the way between them bends, and averages of their
-    weights are no averages of their outputs. That is the mean, over the pairs mixed, of the squared ratio of expected to
-    actual, less 1; it counts to the degree that outputs have stopped to follow weights in the pool as a whole (the
+    weights are no averages of their outputs. That is the mean, over the pairs mixed, of the squared ratio of expected
+    to actual, less 1; it counts to the degree that outputs have stopped to follow weights in the pool as a whole (the
     slope of one against the other, both as logarithms, below 1/2). ``weights`` (K, N).
     """
     if problem.gram is None or problem.output_distances is None or problem.members < 4:
