@@ -17,6 +17,9 @@ from radin.search.estimate import Estimator, estimator
 GRID = (1, 2, 4, 8, 16, 25)
 """Budgets in the tables; those for which the shifts are looked at."""
 
+PLAYED = (*range(1, 9), 10, 12, 16, 20, 25)
+"""Budgets with which ours is run; between them what a smaller budget found stands."""
+
 
 @dataclass(frozen=True)
 class Point:
@@ -142,13 +145,13 @@ def after(standings: Sequence[Standing], budget: float) -> Standing:
 def play(truth: Truth, pool: str, group: Group, label: str, most: int, shifts: bool) -> tuple[list[Point], list[Work]]:
     """The strategy at every budget from 1 to ``most``; strict greedy to its end, so that its final score is known.
 
-    Ours asks otherwise when its budget is larger, so it is run anew for each; any other runs once and is cut.
+    Ours asks otherwise when its budget is larger, so it is run anew for each of PLAYED; any other runs once and is cut.
     """
     points, works = [], []
     last = max(most, len(group.members) - 1) if label == GREEDY else most
     standings: list[Standing] = []
     for budget in range(1, last + 1):
-        if label == "ours" or not standings:
+        if (label == "ours" and budget in PLAYED) or not standings:
             standings, work = run(truth, group, label, budget if label == "ours" else last)
             works.append(work)
         found = after(standings, budget)

@@ -273,7 +273,7 @@ def candidates(problem: Problem, count: int, keep: int) -> Floats:
 def thinned(weights: Floats, keep: int) -> Floats:
     """``keep`` of these recipes (K, N), the first ones that are not close to one before; close is found by halving."""
     low, high, chosen = 0.0, 2.0, weights[:keep]
-    for _ in range(12):
+    for _ in range(10):
         radius = (low + high) / 2
         found = _apart(weights, radius, keep)
         if len(found) < keep:
@@ -285,12 +285,9 @@ def thinned(weights: Floats, keep: int) -> Floats:
 
 def _apart(weights: Floats, radius: float, keep: int) -> Floats:
     """The first ``keep`` recipes of which no two share more than 1 - radius / 2 of their weight."""
-    chosen = np.empty((keep, weights.shape[1]))
-    number = 0
-    for row in weights:
-        if not number or np.abs(chosen[:number] - row).sum(axis=1).min() > radius:
-            chosen[number] = row
-            number += 1
-            if number == keep:
-                break
-    return chosen[:number]
+    chosen = []
+    left = np.arange(len(weights))
+    while len(left) and len(chosen) < keep:
+        chosen.append(left[0])
+        left = left[np.abs(weights[left] - weights[left[0]]).sum(axis=1) > radius]
+    return weights[chosen]
