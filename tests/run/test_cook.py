@@ -235,9 +235,13 @@ def test_a_metric_where_lower_is_better_and_one_of_the_users(toy_pool, toy_task,
     losses = [float(torch.nn.functional.cross_entropy(member_outputs(toy_pool, k), targets)) for k in range(6)]
     assert lower.best_single.score == pytest.approx(min(losses), rel=1e-5)
     own = radin.cook(
-        toy_pool, replace(toy_task, metric=error_rate, higher_is_better=False), budget=4, out=tmp_path / "own"
+        toy_pool,
+        replace(toy_task, metric=error_rate, higher_is_better=False),
+        budget=4,
+        out=tmp_path / "own",
+        strategy="radin",
     )
-    accuracy = radin.cook(toy_pool, toy_task, budget=4, out=tmp_path / "accuracy")
+    accuracy = radin.cook(toy_pool, toy_task, budget=4, out=tmp_path / "accuracy", strategy="radin")
     assert own.best.score == pytest.approx(1 - accuracy.best.score)
     assert own.metric == "error_rate"
 

@@ -20,6 +20,13 @@ LABELS = torch.cat([y for _, y in toy.batches(toy.VALIDATION)]).numpy()
 SEARCHED, CHOOSING = split_halves(LABELS, 0)
 
 
+def cook(pool, task, **how):
+    """radin.cook; the default strategy with few candidates, since it is not what is tested here."""
+    if how.get("strategy", "adaptive") == "adaptive":
+        how["options"] = {"count": 256, "keep": 48}
+    return radin.cook(pool, task, **how)
+
+
 @pytest.fixture
 def task(toy_task):
     return replace(toy_task, calibration=lambda: toy.batches(slice(0, 100)))
@@ -34,7 +41,7 @@ def values_of(result, recipe):
 
 @pytest.mark.parametrize("strategy", ["adaptive", "radin", "greedy"])
 def test_the_choice_and_its_score_are_those_of_the_other_half(toy_pool, task, tmp_path, strategy):
-    result = radin.cook(toy_pool, task, budget=5, out=tmp_path / "run", strategy=strategy, choose_on_half=True)
+    result = cook(toy_pool, task, budget=5, out=tmp_path / "run", strategy=strategy, choose_on_half=True)
     assert result.examples == len(CHOOSING) == 300
     singles = [values_of(result, Recipe.single(k, 6))[CHOOSING].mean() for k in range(6)]
     assert result.best_single.score == max(singles)
@@ -57,7 +64,7 @@ def test_the_choice_and_its_score_are_those_of_the_other_half(toy_pool, task, tm
     assert hits[CHOOSING].mean() == result.best.score
 
 
-@pytest.mark.parametrize("budget", [1, 2, 3, 7, 12])
+@pytest.mark.parametrize("budget", [1, 2, 3, 7])
 @pytest.mark.parametrize("uniform", [None, True])
 def test_the_budget_holds_and_the_search_never_sees_the_other_half(
     toy_pool, task, tmp_path, monkeypatch, budget, uniform
@@ -71,7 +78,7 @@ def test_the_budget_holds_and_the_search_never_sees_the_other_half(
 
     monkeypatch.setattr(Search, "__init__", watched)
     task = replace(task, test=None)
-    result = radin.cook(toy_pool, task, budget=budget, out=tmp_path / "run", choose_on_half=True, uniform=uniform)
+    result = cook(toy_pool, task, budget=budget, out=tmp_path / "run", choose_on_half=True, uniform=uniform)
     (outputs, targets), *_ = seen
     assert np.array_equal(targets, LABELS[SEARCHED])
     with torch.no_grad():
@@ -93,33 +100,33 @@ def test_the_budget_holds_and_the_search_never_sees_the_other_half(
 
 
 def test_it_goes_on_where_it_stopped_and_is_refused_without_the_halves(toy_pool, task, tmp_path):
-    first = radin.cook(toy_pool, task, budget=3, out=tmp_path / "run", choose_on_half=True)
-    again = radin.cook(toy_pool, task, budget=3, out=tmp_path / "run", choose_on_half=True)
+    first = cook(toy_pool, task, budget=3, out=tmp_path / "run", choose_on_half=True)
+    again = cook(toy_pool, task, budget=3, out=tmp_path / "run", choose_on_half=True)
     assert again.passes == first.passes
     assert [(e.recipe, e.score) for e in again.evaluations] == [(e.recipe, e.score) for e in first.evaluations]
     assert again.best.recipe == first.best.recipe
-    more = radin.cook(toy_pool, task, budget=6, out=tmp_path / "run", choose_on_half=True)
+    more = cook(toy_pool, task, budget=6, out=tmp_path / "run", choose_on_half=True)
     assert {e.recipe for e in more.evaluations} >= {e.recipe for e in first.evaluations}
     assert more.passes.soups > 4
     assert f"scored on the other 300; the choice among {6 + len(more.evaluations)} there" in " ".join(more.notes)
     assert not any("what the search learned" in sentence for sentence in more.confidence)
     with pytest.raises(RunError, match="chosen_on_half"):
-        radin.cook(toy_pool, task, budget=6, out=tmp_path / "run")
+        cook(toy_pool, task, budget=6, out=tmp_path / "run")
     with pytest.raises(RunError, match="chosen_on_half"):
-        radin.cook(toy_pool, task, budget=6, out=tmp_path / "run", choose_on_half=True, seed=1)
+        cook(toy_pool, task, budget=6, out=tmp_path / "run", choose_on_half=True, seed=1)
 
 
 def test_what_it_cannot_be_had_for(toy_pool, task, tmp_path):
     with pytest.raises(RadinError, match="takes a metric that is a mean; 'macro_f1' is none"):
-        radin.cook(toy_pool, replace(task, metric="macro_f1"), budget=3, out=tmp_path / "run", choose_on_half=True)
+        cook(toy_pool, replace(task, metric="macro_f1"), budget=3, out=tmp_path / "run", choose_on_half=True)
     with pytest.raises(RadinError, match="needs the outputs kept"):
-        radin.cook(toy_pool, task, budget=3, out=tmp_path / "run", choose_on_half=True, keep_outputs=False)
-    result = radin.cook(toy_pool, replace(task, metric="nll"), budget=3, out=tmp_path / "nll", choose_on_half=True)
+        cook(toy_pool, task, budget=3, out=tmp_path / "run", choose_on_half=True, keep_outputs=False)
+    result = cook(toy_pool, replace(task, metric="nll"), budget=3, out=tmp_path / "nll", choose_on_half=True)
     assert result.best.score <= result.best_single.score
 
 
 def test_the_result_says_how_sure_it_is(toy_pool, task, tmp_path):
-    result = radin.cook(toy_pool, task, budget=5, out=tmp_path / "run")
+    result = cook(toy_pool, task, budget=5, out=tmp_path / "run")
     assert not result.best.recipe.is_single
     by_hand = paired_difference(
         values_of(result, result.best.recipe), values_of(result, result.best_single.recipe), True
