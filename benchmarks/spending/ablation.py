@@ -122,7 +122,7 @@ def measure(folders: Sequence[Path], subpools: int, members: int, budgets: Seque
 
 
 def table(found: dict[str, Floats], names: Sequence[str], budgets: Sequence[int]) -> str:
-    """A row for each ingredient: validation and test by budget, mean of pools; then validation by pool, mean of budgets."""
+    """A row for each ingredient: validation and test by budget, mean of pools; validation by pool, mean of budgets."""
     heads = [f"{what}, B = {b}" for what in ("validation", "test") for b in budgets]
     heads += [f"validation, {name}" for name in names]
     lines = ["| without | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
@@ -157,7 +157,8 @@ def main() -> None:
             "",
             "The strategy without an ingredient minus the whole strategy, percentage points of accuracy, paired over",
             f"{given.subpools} sub-pools of {given.members} members from each of {', '.join(names)};",
-            "a minus says that the ingredient helps. ± is one standard error over sub-pools, which share members and data.",
+            "a minus says that the ingredient helps. ± is one standard error over sub-pools, which share members and",
+            "data.",
             "",
             table(found, names, given.budgets),
             "",

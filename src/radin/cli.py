@@ -57,7 +57,8 @@ def cli() -> None:
 )
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Run directory; the same again resumes.")
 @click.option(
-    "--strategy", default="adaptive", show_default=True, help="How to spend the budget; see 'radin strategies'."
+    "--strategy",
+    help="How to spend the budget; see 'radin strategies'. Default: adaptive; radin with its options below.",
 )
 @click.option("--prior", type=float, help="lambda: worth of each further member when ranking (radin).")
 @click.option("--candidates", type=int, help="How many subsets to draw and rank (radin).")
@@ -92,7 +93,7 @@ def cook(
     task: str,
     budget: int,
     out: Path,
-    strategy: str,
+    strategy: str | None,
     prior: float | None,
     candidates: int | None,
     options: tuple[str, ...],
@@ -113,6 +114,7 @@ def cook(
     """Find the best soup that BUDGET passes can buy and write it to OUT/soup.safetensors."""
     given: dict[str, Any] = dict(_split_option(text) for text in options)
     given |= {name: value for name, value in (("prior", prior), ("candidates", candidates)) if value is not None}
+    strategy = strategy or ("adaptive" if prior is None and candidates is None else "radin")
     if budget < 1:
         raise RadinError(f"the budget is the number of passes to spend on soups and must be at least 1; got {budget}")
     import radin

@@ -163,3 +163,11 @@ def test_a_part_told_twice_counts_once(zoo):
     for _ in range(2):
         search.tell_part(part, values_of(zoo, part.recipe)[part.examples])
     assert search.spent == 1
+
+
+@pytest.mark.parametrize("finish", [1, 3])
+def test_as_many_soups_are_finished_as_asked(zoo, finish):
+    search = start(zoo, "adaptive", budget=5, options={"finish": finish})
+    play(search, zoo)
+    assert len(search.evaluations) >= finish
+    assert search.spent <= 5 + 1e-9

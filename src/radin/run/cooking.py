@@ -219,6 +219,9 @@ def _on_halves(job: Job, known: Known, asked: Mapping[str, Any], calibration: in
     job.seconds["outputs"] += time.monotonic() - started
     finalists = min(_FINALISTS, max(1, budget // _PASSES_PER_FINALIST))
     whole = budget * (examples + calibration) - finalists * len(choose)
+    if "finish" in asked["options"]:
+        options = {**asked["options"], "finish": max(finalists, asked["options"]["finish"])}
+        asked = {**asked, "options": options}
     search = _search(job, seen, asked, numbers[:, half].mean(axis=1), whole // (len(half) + calibration), calibration)
     _replay(search, soups, half)
     if asked["uniform"] and not _is_told(search, job.everyone):

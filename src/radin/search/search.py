@@ -39,7 +39,7 @@ class Part:
 class Search:
     """Choose which soups to evaluate, within a budget.
 
-        search = Search(outputs, targets, metric="accuracy", strategy="radin", budget=10)
+        search = Search(outputs, targets, metric="accuracy", budget=10)
         while (recipe := search.ask()) is not None:
             search.tell(recipe, score_of_its_soup)
         recipe, score = search.best
@@ -77,7 +77,7 @@ class Search:
         targets: Array,
         *,
         metric: str | Metric = "accuracy",
-        strategy: str = "radin",
+        strategy: str = "adaptive",
         budget: int,
         seed: int = 0,
         keys: Sequence[str] | None = None,

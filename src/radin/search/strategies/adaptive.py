@@ -40,6 +40,7 @@ def adaptive(
     *,
     count: Annotated[int, "recipes that each random source of candidates draws"] = 4096,
     keep: Annotated[int, "candidates kept, best estimates first, beside the anchors of every size"] = 384,
+    finish: Annotated[int, "soups evaluated on all examples in the end, where soups are begun on some"] = 1,
 ) -> Asks:
     """Rank recipes of every source, unequal ratios too, and correct the ranking by each soup evaluated."""
     weights = candidates(problem, count, keep)
@@ -48,7 +49,8 @@ def adaptive(
         yield from _whole(problem, weights, Process.of(problem, weights, estimates))
     else:
         soft = softened(problem.examples, weights, estimates)
-        yield from _by_slices(problem, problem.examples, weights, Process.of(problem, weights, soft))
+        race = _Race(problem.examples, weights, Process.of(problem, weights, soft), min(finish, problem.budget))
+        yield from _by_slices(race)
 
 
 def _whole(problem: Problem, weights: Floats, process: Process) -> Asks:
@@ -69,9 +71,8 @@ def _whole(problem: Problem, weights: Floats, process: Process) -> Asks:
             truth.append(utility)
 
 
-def _by_slices(problem: Problem, examples: Examples, weights: Floats, process: Process) -> Asks:
+def _by_slices(race: _Race) -> Asks:
     """Begin many soups on slices, go on with the promising ones, evaluate the best on all examples."""
-    race = _Race(examples, weights, process)
     while (candidate := race.next()) is not None:
         values = yield race.question(candidate)
         if values is None and race.is_new(candidate):
@@ -81,16 +82,18 @@ def _by_slices(problem: Problem, examples: Examples, weights: Floats, process: P
         else:
             race.answer(candidate, values)
     while (candidate := race.leader()) is not None:
-        utility = yield weights[candidate]
+        utility = yield race.weights[candidate]
         race.settle(candidate, utility)
 
 
 class _Race:
     """Which soup to evaluate on its next slice, and which on all examples."""
 
-    def __init__(self, examples: Examples, weights: Floats, process: Process) -> None:
+    def __init__(self, examples: Examples, weights: Floats, process: Process, finish: int) -> None:
+        """``finish``: how many soups there must be passes left for to evaluate on all examples."""
+        self.weights = weights
         self._examples = examples
-        self._weights = weights
+        self._finish = finish
         self._model = _Model(process)
         contested = np.isfinite(examples.margins(weights[:1])).sum()
         self._slices = Slices(examples.count, int(contested))
@@ -112,7 +115,7 @@ class _Race:
     def next(self) -> int | None:
         """The soup whose next slice has the largest knowledge gradient for its cost; None when nothing is left."""
         last = len(self._slices.sizes)
-        level = np.zeros(len(self._weights), dtype=int)
+        level = np.zeros(len(self.weights), dtype=int)
         for candidate, reading in self._slices.readings.items():
             level[candidate] = reading.level
         open_ = (level < last) & ~self._singles & ~self._broken
@@ -146,17 +149,20 @@ class _Race:
         return self._state
 
     def question(self, candidate: int) -> Slice:
-        """The next slice of this soup, if the best so far, or this one, can still be evaluated on the rest after it."""
+        """The next slice of this soup, if the best so far, or this one, can still be evaluated on the rest after it.
+
+        Where several are to be evaluated so, each is taken to cost as much.
+        """
         slices = self._slices
         if candidate not in slices.readings:
-            slices.readings[candidate] = Reading(self._examples.margins(self._weights[candidate : candidate + 1])[0])
+            slices.readings[candidate] = Reading(self._examples.margins(self.weights[candidate : candidate + 1])[0])
         reading = slices.readings[candidate]
         size = slices.sizes[reading.level]
         reserve = self._rest(size)
         ahead = self.leader()
         if ahead is not None and ahead != candidate:
             reserve = max(reserve, self._rest(slices.sizes[self._level(ahead) - 1]))
-        return Slice(self._weights[candidate], reading.order[:size], reserve)
+        return Slice(self.weights[candidate], reading.order[:size], self._finish * reserve)
 
     def _rest(self, size: int) -> float:
         """Passes that the other examples cost."""
@@ -285,9 +291,9 @@ def thinned(weights: Floats, keep: int) -> Floats:
 
 def _apart(weights: Floats, radius: float, keep: int) -> Floats:
     """The first ``keep`` recipes of which no two share more than 1 - radius / 2 of their weight."""
-    chosen = []
+    chosen: list[int] = []
     left = np.arange(len(weights))
     while len(left) and len(chosen) < keep:
-        chosen.append(left[0])
+        chosen.append(int(left[0]))
         left = left[np.abs(weights[left] - weights[left[0]]).sum(axis=1) > radius]
     return weights[chosen]
