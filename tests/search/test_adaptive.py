@@ -5,6 +5,7 @@ import pytest
 from scipy.integrate import quad
 from scipy.stats import norm
 
+from radin import metrics
 from radin.recipe import Recipe
 from radin.search import Search
 from radin.search.strategies.adaptive import candidates, knowledge_gradient, softened, thinned
@@ -213,3 +214,19 @@ def test_unequal_ratios_are_among_what_it_asks(search, zoo):
         search.tell(recipe, zoo.score(recipe))
     assert any(not recipe.is_uniform for recipe in asked)
     assert all(isinstance(recipe, Recipe) for recipe in asked)
+
+
+def test_members_without_a_usable_score_are_left_alone(zoo):
+    def score(outputs, targets):
+        if outputs.abs().max() > 1e3:
+            return float("nan")
+        return float((outputs.argmax(dim=1) == targets).float().mean())
+
+    outputs = zoo.outputs.copy()
+    outputs[3] *= 1e4
+    metric = metrics.get(score, True)
+    search = Search(outputs, zoo.targets, metric=metric, strategy="adaptive", budget=3)
+    while (recipe := search.ask()) is not None:
+        assert recipe.weights[3] < 0.1
+        search.tell(recipe, zoo.score(recipe))
+    assert search.spent == 3

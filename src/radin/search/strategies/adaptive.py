@@ -45,6 +45,8 @@ def adaptive(
     """Rank recipes of every source, unequal ratios too, and correct the ranking by each soup evaluated."""
     weights = candidates(problem, count, keep)
     estimates = problem.estimate(weights)
+    usable = np.isfinite(estimates)
+    weights, estimates = weights[usable], estimates[usable]
     if problem.examples is None:
         yield from _whole(problem, weights, Process.of(problem, weights, estimates))
     else:

@@ -54,7 +54,8 @@ class Process:
         gram = problem.gram if problem.gram is not None else np.eye(problem.members)
         known = np.flatnonzero((weights > 0).sum(axis=1) == 1)
         spread = weights @ np.diag(gram) - ((weights @ gram) * weights).sum(axis=1)
-        gain = estimates - weights @ np.where(np.isfinite(problem.singles), problem.singles, problem.singles.min())
+        usable = np.isfinite(problem.singles)
+        gain = estimates - weights @ np.where(usable, problem.singles, problem.singles[usable].min())
         mixed = (weights > 0).sum(axis=1) > 1
         features = np.stack([np.maximum(spread, 0.0), gain], axis=1)
         typical = np.abs(features[mixed]).mean(axis=0) if mixed.any() else np.ones(2)
