@@ -128,6 +128,7 @@ class Search:
         self._overhead = overhead / (1 + overhead)
         self._values: dict[Recipe, Floats] = {}
         self._examples_told = 0
+        self._moved: Floats | None = None
         self._known = {Recipe.single(k, members): float(u) for k, u in enumerate(utilities)}
         self.problem = Problem(
             members,
@@ -320,8 +321,10 @@ class Search:
     def _output_distances(self) -> Floats:
         """(N, N) root mean square differences of the members' outputs over a sample of the examples.
 
-        For classes, what is added to all logits of an example alike does not count.
+        For classes, what is added to all logits of an example alike does not count. Computed once.
         """
+        if self._moved is not None:
+            return self._moved
         examples, columns = self._outputs[0].shape
         few = max(1, min(examples, 2048, _SAMPLE // (columns * len(self._outputs))))
         rows = np.unique(np.linspace(0, examples - 1, few).astype(int))
@@ -336,8 +339,8 @@ class Search:
         products = (flat @ flat.T).astype(np.float64)
         squares = np.diag(products)
         squared = np.maximum(squares[:, None] + squares[None, :] - 2 * products, 0.0)
-        result: Floats = np.sqrt(squared / len(rows))
-        return result
+        self._moved = np.sqrt(squared / len(rows))
+        return self._moved
 
     def _estimated(self, weights: Floats) -> Floats:
         scores = self._scores(weights)

@@ -16,6 +16,7 @@ Axis names: members N, candidates K, evaluations n.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import pi, sqrt
 from typing import Annotated
 
@@ -24,7 +25,7 @@ import numpy as np
 from radin.search.candidates import equal_weights, monte_carlo, prefixes
 from radin.search.sources import best_recipes, default_sources
 from radin.search.strategies.base import Asks, Examples, Floats, Problem, Slice, strategy
-from radin.search.strategies.process import Prior, Process
+from radin.search.strategies.process import Prior, Process, expected
 from radin.search.strategies.slices import Reading, Slices, normal_below
 
 _ANCHORS = 8
@@ -43,7 +44,7 @@ def adaptive(
     finish: Annotated[int, "soups evaluated on all examples in the end, where soups are begun on some"] = 1,
 ) -> Asks:
     """Rank recipes of every source, unequal ratios too, and correct the ranking by each soup evaluated."""
-    weights = candidates(problem, count, keep)
+    weights = candidates(replace(problem, estimate=lambda rows: _expected(problem, rows)), count, keep)
     estimates = problem.estimate(weights)
     usable = np.isfinite(estimates)
     weights, estimates = weights[usable], estimates[usable]
@@ -53,6 +54,10 @@ def adaptive(
         soft = softened(problem.examples, weights, estimates)
         race = _Race(problem.examples, weights, Process.of(problem, weights, soft), min(finish, problem.budget))
         yield from _by_slices(race)
+
+
+def _expected(problem: Problem, weights: Floats) -> Floats:
+    return expected(problem, weights, problem.estimate(weights))
 
 
 def _whole(problem: Problem, weights: Floats, process: Process) -> Asks:
@@ -250,6 +255,8 @@ def softened(examples: Examples, weights: Floats, estimates: Floats) -> Floats:
 
 def candidates(problem: Problem, count: int, keep: int) -> Floats:
     """Distinct recipes (K, N): the members alone, the best by estimate of every source, and anchors of every size.
+
+    ``problem.estimate`` says what counts as best.
 
     Equal ratios and unequal ones get half of ``keep`` each, since unequal ones exploit the estimate's errors; of
     recipes that lie close together the best by estimate stands for all. The anchors keep the set diverse: all prefixes

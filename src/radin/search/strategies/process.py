@@ -54,8 +54,7 @@ class Process:
         gram = problem.gram if problem.gram is not None else np.eye(problem.members)
         known = np.flatnonzero((weights > 0).sum(axis=1) == 1)
         spread = weights @ np.diag(gram) - ((weights @ gram) * weights).sum(axis=1)
-        usable = np.isfinite(problem.singles)
-        gain = estimates - weights @ np.where(usable, problem.singles, problem.singles[usable].min())
+        gain = gained(problem, weights, estimates)
         mixed = (weights > 0).sum(axis=1) > 1
         features = np.stack([np.maximum(spread, 0.0), gain], axis=1)
         typical = np.abs(features[mixed]).mean(axis=0) if mixed.any() else np.ones(2)
@@ -68,11 +67,10 @@ class Process:
         squares = np.diag(products)
         squared = np.maximum(squares[:, None] + squares[None, :] - 2 * products, 0.0)
         typical_pair = np.median(squared[np.ix_(mixed, mixed)]) if mixed.any() else 1.0
-        loss = _LOSS * nonlinearity(problem, weights)
         finite = estimates[np.isfinite(estimates)]
         promise = float(finite.max() - problem.singles.max())
         return cls(
-            estimates - loss * np.maximum(gain, 0.0),
+            expected(problem, weights, estimates),
             features,
             np.sqrt(squared / (typical_pair if typical_pair > 0 else 1.0)),
             max(promise, 0.25 * float(finite.std()), 1e-9),
@@ -116,6 +114,20 @@ class Process:
         remainder = prior.remainder**2 * np.exp(-self.distances[np.ix_(rows, columns)] / prior.length)
         result: Floats = self.scale**2 * (linear + remainder)
         return result
+
+
+def gained(problem: Problem, weights: Floats, estimates: Floats) -> Floats:
+    """By how much averaged outputs are better than their members are on average, (K,)."""
+    usable = np.isfinite(problem.singles)
+    result: Floats = estimates - weights @ np.where(usable, problem.singles, problem.singles[usable].min())
+    return result
+
+
+def expected(problem: Problem, weights: Floats, estimates: Floats) -> Floats:
+    """The estimates, less the share of the gain that a soup is expected to lose where outputs do not follow weights."""
+    loss = _LOSS * nonlinearity(problem, weights)
+    result: Floats = estimates - loss * np.maximum(gained(problem, weights, estimates), 0.0)
+    return result
 
 
 def nonlinearity(problem: Problem, weights: Floats) -> Floats:
