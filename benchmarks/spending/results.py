@@ -97,10 +97,15 @@ def _value(point: Point, field: str) -> float:
 
 @dataclass(frozen=True)
 class Reach:
-    """Ours against greedy's final validation score: passes over greedy's, and the share of sub-pools that reach it."""
+    """Passes that ours needs for greedy's final validation score, over greedy's passes.
+
+    ``fraction``: the mean over sub-pools, of which the share ``reached`` gets there. ``of_means``: where the mean of
+    ours reaches the mean of greedy's; None where it does not.
+    """
 
     fraction: float
     reached: float
+    of_means: float | None
 
 
 def reach(results: Results) -> Reach | None:
@@ -110,9 +115,9 @@ def reach(results: Results) -> Reach | None:
     """
     if not {"ours", GREEDY} <= set(results.strategies):
         return None
-    fractions, reached = [], []
+    fractions, reached, finals, passes = [], [], [], []
     for pool in results.pools:
-        shares, there = [], []
+        shares, there, ends = [], [], []
         for subpool in results.subpools(pool):
             mine = [p for p in results.points if (p.pool, p.subpool) == (pool, subpool)]
             last = mine[0].members - 1
@@ -123,9 +128,15 @@ def reach(results: Results) -> Reach | None:
             enough = [budget for budget, score in ours if score >= final[0]]
             shares.append((enough[0] if enough else results.most) / last)
             there.append(bool(enough))
+            ends.append(final[0])
+            passes.append(last)
+        finals.append(np.mean(ends))
         fractions.append(np.mean(shares))
         reached.append(np.mean(there))
-    return Reach(float(np.mean(fractions)), float(np.mean(reached)))
+    budgets = range(1, results.most + 1)
+    together = [b for b in budgets if results.mean("ours", "validation", b).mean >= np.mean(finals)]
+    of_means = together[0] / float(np.mean(passes)) if together else None
+    return Reach(float(np.mean(fractions)), float(np.mean(reached)), of_means)
 
 
 def below_best_single(results: Results) -> int:

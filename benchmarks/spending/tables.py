@@ -92,7 +92,9 @@ def _against(results: Results) -> list[str]:
     if greedy is not None:
         lines.append(
             f"* Greedy's (strict) final validation score is reached within {greedy.fraction:.3f} of greedy's passes "
-            f"(mean; in {greedy.reached:.0%} of the sub-pools by B = {results.most}, which is what the others count)."
+            f"(mean over sub-pools; in {greedy.reached:.0%} of them by B = {results.most}, which is what the others "
+            f"count); its mean is reached by our mean within "
+            f"{'no budget' if greedy.of_means is None else f'{greedy.of_means:.3f}'}."
         )
     if found["below_best_single"] is not None:
         lines.append(f"* Below the best single member on validation: {found['below_best_single']} times.")

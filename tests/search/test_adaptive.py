@@ -207,6 +207,19 @@ def test_it_learns_that_spread_members_make_bad_soups(zoo):
     assert play("adaptive", 8, gram=far).best[1] > play("radin", 8).best[1]
 
 
+def test_whatever_the_slices_say_some_soup_is_finished(zoo):
+    """A slice can disappoint so much that a soup leads for whose other examples nothing was kept back."""
+    for seed in (5, 6, 14, *range(21, 26)):
+        rng = np.random.default_rng(seed)
+        search = Search(zoo.outputs, zoo.targets, budget=2, parts=True, options={"count": 64, "keep": 12})
+        while (part := search.ask_part()) is not None:
+            right = (zoo.logits(part.recipe).argmax(axis=1) == zoo.targets)[part.examples]
+            lost = rng.random(len(part.examples)) < rng.random() * 0.3
+            search.tell_part(part, right & ~lost)
+        assert search.evaluations
+        assert search.spent <= 2 + 1e-9
+
+
 def test_unequal_ratios_are_among_what_it_asks(search, zoo):
     asked = []
     while (recipe := search.ask()) is not None:

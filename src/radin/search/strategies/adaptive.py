@@ -89,8 +89,8 @@ def _by_slices(race: _Race) -> Asks:
         else:
             race.answer(candidate, values)
     while (candidate := race.leader()) is not None:
-        utility = yield race.weights[candidate]
-        race.settle(candidate, utility)
+        values = yield race.all_of(candidate)
+        race.settle(candidate, values)
 
 
 class _Race:
@@ -106,6 +106,7 @@ class _Race:
         self._slices = Slices(examples.count, int(contested))
         self._singles = (weights > 0).sum(axis=1) == 1
         self._broken = np.zeros(len(weights), dtype=np.bool_)
+        self._too_dear: set[int] = set()
         self._unknown = (0.1 * process.scale) ** 2
         self._state: _State | None = None
         self.may_begin = True
@@ -185,19 +186,29 @@ class _Race:
             del self._slices.readings[candidate]
 
     def leader(self) -> int | None:
-        """The best of the soups begun and not yet known on all examples; None when there is none."""
+        """The best of the soups begun, not yet known on all examples and not too dear; None when there is none."""
         seen, _, mean, _ = self._beliefs()
-        left = [k for k in seen if k not in self._slices.settled]
+        left = [k for k in seen if k not in self._slices.settled and k not in self._too_dear]
         if not left:
             return None
         return max(left, key=lambda k: mean[k])
 
-    def settle(self, candidate: int, utility: float) -> None:
-        """The soup's true score."""
-        self._state = None
-        if np.isfinite(utility):
-            self._slices.settled[candidate] = utility
+    def all_of(self, candidate: int) -> Slice:
+        """All examples of this soup."""
+        return Slice(self.weights[candidate], np.arange(self._examples.count), 0.0)
+
+    def settle(self, candidate: int, values: Floats | None) -> None:
+        """The soup's correctness on all examples; None where the budget does not reach for the rest of them.
+
+        Then another may be nearer to its end: the slice asked last can make one lead for which nothing was kept back.
+        """
+        if values is None:
+            self._too_dear.add(candidate)
+        elif np.isfinite(values).all():
+            self._state = None
+            self._slices.settled[candidate] = float(values.mean())
         else:
+            self._state = None
             self._broken[candidate] = True
             del self._slices.readings[candidate]
 
