@@ -5,7 +5,7 @@ Axis names: members N, candidates K, evaluations n.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -30,6 +30,9 @@ class Prior:
     length: float = 1.0
 
 
+_PRIORS = tuple(Prior(t, r, length) for t in _TRENDS for r in _REMAINDERS for length in _LENGTHS)
+
+
 @dataclass(frozen=True)
 class Process:
     """Truth minus what is expected of K candidates, as trends and a remainder that changes slowly with the weights.
@@ -47,6 +50,7 @@ class Process:
     distances: Floats
     scale: float
     known: Indices
+    _explained: dict[Prior, Floats] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, problem: Problem, weights: Floats, estimates: Floats) -> Process:
@@ -69,49 +73,65 @@ class Process:
         typical_pair = np.median(squared[np.ix_(mixed, mixed)]) if mixed.any() else 1.0
         finite = estimates[np.isfinite(estimates)]
         promise = float(finite.max() - problem.singles.max())
-        return cls(
+        process = cls(
             expected(problem, weights, estimates),
             features,
             np.sqrt(squared / (typical_pair if typical_pair > 0 else 1.0)),
             max(promise, 0.25 * float(finite.std()), 1e-9),
             known,
         )
+        for prior in _PRIORS:  # now, so that nothing waits for it between two evaluations
+            process._singles(prior)
+        return process
 
     def posterior(self, seen: list[int], truth: Floats, noise: Floats, prior: Prior) -> tuple[Floats, Floats]:
         """Mean and variance of every candidate's utility, (K,) each.
 
         ``seen``: candidates evaluated, with utilities ``truth`` (n,) known up to the variance ``noise`` (n,).
         """
-        at, residual, own = self._data(seen, truth, noise)
-        lower = np.linalg.cholesky(self._covariance(at, at, prior) + np.diag(own))
-        everything = np.arange(len(self.expected))
-        cross = np.linalg.solve(lower, self._covariance(at, everything, prior))
+        lower, whitened = self._whitened(seen, truth, noise, prior)
+        cross = np.linalg.solve(lower, self._covariance(seen, slice(None), prior))
+        mean: Floats = self.expected + cross.T @ whitened
+        explained = (self._singles(prior) ** 2).sum(axis=0) + (cross**2).sum(axis=0)
         alone = self.scale**2 * (prior.trend**2 * (self.trends**2).sum(axis=1) + prior.remainder**2)
-        mean: Floats = self.expected + cross.T @ np.linalg.solve(lower, residual)
-        variance: Floats = np.maximum(alone - (cross**2).sum(axis=0), 0.0)
+        variance: Floats = np.maximum(alone - explained, 0.0)
         return mean, variance
 
     def likeliest(self, seen: list[int], truth: Floats, noise: Floats) -> Prior:
-        """The prior under which what was seen is likeliest."""
-        at, residual, own = self._data(seen, truth, noise)
+        """The prior under which what was seen, given the single members, is likeliest."""
 
         def likelihood(prior: Prior) -> float:
-            lower = np.linalg.cholesky(self._covariance(at, at, prior) + np.diag(own))
-            whitened = np.linalg.solve(lower, residual)
+            lower, whitened = self._whitened(seen, truth, noise, prior)
             return -0.5 * float(whitened @ whitened) - float(np.log(np.diag(lower)).sum())
 
-        return max((Prior(t, r, length) for t in _TRENDS for r in _REMAINDERS for length in _LENGTHS), key=likelihood)
+        return max(_PRIORS, key=likelihood)
 
-    def _data(self, seen: list[int], truth: Floats, noise: Floats) -> tuple[Indices, Floats, Floats]:
-        """Where truth minus what is expected is known, single members included; its values and their noise variance."""
-        at = np.concatenate([self.known, seen]).astype(int)
-        residual = np.concatenate([np.zeros(len(self.known)), truth - self.expected[seen]])
-        own = np.concatenate([np.zeros(len(self.known)), noise]) + (self.scale * _JITTER) ** 2
-        return at, residual, own
+    def _whitened(self, seen: list[int], truth: Floats, noise: Floats, prior: Prior) -> tuple[Floats, Floats]:
+        """The Cholesky factor (n, n) of what was seen, given the single members; truth minus expected, by it, (n,)."""
+        own = noise + (self.scale * _JITTER) ** 2
+        lower = np.linalg.cholesky(self._covariance(seen, seen, prior) + np.diag(own)).astype(np.float64, copy=False)
+        whitened = np.linalg.solve(lower, truth - self.expected[seen]).astype(np.float64, copy=False)
+        return lower, whitened
 
-    def _covariance(self, rows: Indices, columns: Indices, prior: Prior) -> Floats:
+    def _covariance(self, rows: list[int], columns: list[int] | slice, prior: Prior) -> Floats:
+        """Between candidates, given that single members score what their outputs do."""
+        singles = self._singles(prior)
+        result: Floats = self._before(rows, columns, prior) - singles[:, rows].T @ singles[:, columns]
+        return result
+
+    def _singles(self, prior: Prior) -> Floats:
+        """(members, K): what the single members explain of each candidate's deviation, whitened. Computed once."""
+        if prior not in self._explained:
+            lower = np.linalg.cholesky(
+                self._before(self.known, self.known, prior) + np.eye(len(self.known)) * (self.scale * _JITTER) ** 2
+            )
+            self._explained[prior] = np.linalg.solve(lower, self._before(self.known, slice(None), prior))
+        return self._explained[prior]
+
+    def _before(self, rows: list[int] | Indices, columns: list[int] | Indices | slice, prior: Prior) -> Floats:
+        """Covariance between candidates before anything is known."""
         linear = prior.trend**2 * (self.trends[rows] @ self.trends[columns].T)
-        remainder = prior.remainder**2 * np.exp(-self.distances[np.ix_(rows, columns)] / prior.length)
+        remainder = prior.remainder**2 * np.exp(-self.distances[rows][:, columns] / prior.length)
         result: Floats = self.scale**2 * (linear + remainder)
         return result
 
