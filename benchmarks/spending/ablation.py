@@ -92,6 +92,7 @@ VARIANTS: dict[str, Callable[[Problem], Asks]] = {
     "learning from soups evaluated": _patched(adaptive, _Model=_NothingLearned),
     "distances between members": _no_distances,
     "nonlinearity of the outputs": _patched(process, _LOSS=0.0),
+    "loss expected anywhere": _patched(process, _USUAL_LOSS=0.0),
     "softened estimate": _patched(adaptive, softened=_as_counted),
     "keeping candidates apart": _patched(adaptive, thinned=_first),
     "unequal ratios": _patched(adaptive, default_sources=_no_unequal),

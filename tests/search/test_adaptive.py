@@ -9,7 +9,7 @@ from radin import metrics
 from radin.recipe import Recipe
 from radin.search import Search
 from radin.search.strategies.adaptive import candidates, knowledge_gradient, softened, thinned
-from radin.search.strategies.process import Prior, Process, nonlinearity
+from radin.search.strategies.process import Prior, Process, expected, nonlinearity
 from radin.search.strategies.slices import Reading, Slices, normal_below
 
 
@@ -104,6 +104,16 @@ def test_outputs_that_follow_weights_speak_for_no_nonlinearity_and_outputs_that_
     assert near < 1
     assert far > 100
     assert alone == 0
+
+
+def test_a_soup_is_expected_to_lose_a_tenth_of_what_averaged_outputs_gain(zoo):
+    problem = Search(zoo.outputs, zoo.targets, strategy="best", budget=0).problem
+    weights = np.array([[0.5, 0.5] + [0] * 8, [0.1] * 10, [1] + [0] * 9], dtype=float)
+    estimates = problem.estimate(weights)
+    gain = estimates - weights @ problem.singles
+    assert (gain[:2] > 0).all()
+    np.testing.assert_allclose(expected(problem, weights, estimates), estimates - 0.1 * gain, atol=1e-12)
+    assert expected(problem, weights, estimates)[2] == problem.singles[0]
 
 
 def test_margins_are_those_of_the_averaged_outputs(by_parts, zoo):

@@ -16,8 +16,9 @@ _TRENDS = (0.25, 1.0)
 _REMAINDERS = (0.1, 0.2, 0.4)
 _LENGTHS = (0.5, 1.0, 2.0)
 _JITTER = 0.02
-# The share of the gain of averaged outputs over its members that a soup loses for each unit of nonlinearity, before
-# anything is known. Set by what random soups of the benchmark's pools lose on validation.
+# The share of the gain of averaged outputs over its members that a soup is expected to lose before anything is known:
+# anywhere, and for each unit of nonlinearity. Set by what soups of the benchmark's pools lose on validation.
+_USUAL_LOSS = 0.1
 _LOSS = 0.05
 
 
@@ -144,8 +145,8 @@ def gained(problem: Problem, weights: Floats, estimates: Floats) -> Floats:
 
 
 def expected(problem: Problem, weights: Floats, estimates: Floats) -> Floats:
-    """The estimates, less the share of the gain that a soup is expected to lose where outputs do not follow weights."""
-    loss = _LOSS * nonlinearity(problem, weights)
+    """The estimates, less the share of the gain that a soup is expected to lose, more where outputs bend (K,)."""
+    loss = _USUAL_LOSS + _LOSS * nonlinearity(problem, weights)
     result: Floats = estimates - loss * np.maximum(gained(problem, weights, estimates), 0.0)
     return result
 
