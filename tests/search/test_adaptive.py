@@ -8,7 +8,7 @@ from scipy.stats import norm
 from radin import metrics
 from radin.recipe import Recipe
 from radin.search import Search
-from radin.search.strategies.adaptive import candidates, knowledge_gradient, softened, thinned
+from radin.search.strategies.adaptive import candidates, knowledge_gradient, softened, thinned, without_traces
 from radin.search.strategies.process import Prior, Process, expected, nonlinearity
 from radin.search.strategies.slices import Reading, Slices, normal_below
 
@@ -52,6 +52,12 @@ def test_candidates_are_distinct_recipes_with_every_member_alone_and_every_size(
     sizes = (weights > 0).sum(axis=1)
     assert np.count_nonzero(sizes == 1) == 10
     assert set(sizes) == set(range(1, 11))
+
+
+def test_traces_of_members_are_left_out_and_equal_ratios_are_not():
+    equal = np.full((1, 300), 1 / 300)
+    np.testing.assert_array_equal(without_traces(equal), equal)
+    np.testing.assert_allclose(without_traces(np.array([[0.796, 0.2, 0.004]])), [[0.796 / 0.996, 0.2 / 0.996, 0.0]])
 
 
 def test_thinning_keeps_the_first_and_those_far_from_it():

@@ -276,7 +276,7 @@ def candidates(problem: Problem, count: int, keep: int) -> Floats:
     """
     members = problem.members
     names = default_sources(members, count)
-    found = best_recipes(problem, names, count=count, keep=8 * keep).weights
+    found = without_traces(best_recipes(problem, names, count=count, keep=8 * keep).weights)
     equal = [name for name in names if name in ("top-k", "random", "all", "local")]
     subsets = best_recipes(problem, equal, count=count, keep=8 * keep).weights
     rows = [
@@ -294,6 +294,13 @@ def candidates(problem: Problem, count: int, keep: int) -> Floats:
     everything = np.concatenate(rows)
     _, first = np.unique(np.round(everything, 12), axis=0, return_index=True)
     return everything[np.sort(first)]
+
+
+def without_traces(weights: Floats) -> Floats:
+    """Recipes (K, N) without the members whose weight is below a hundredth of the largest: they change no answer."""
+    kept = np.where(weights < 0.01 * weights.max(axis=1, keepdims=True), 0.0, weights)
+    result: Floats = kept / kept.sum(axis=1, keepdims=True)
+    return result
 
 
 def thinned(weights: Floats, keep: int) -> Floats:
