@@ -298,8 +298,9 @@ def candidates(problem: Problem, count: int, keep: int) -> Floats:
 
 def without_traces(weights: Floats) -> Floats:
     """Recipes (K, N) without the members whose weight is below a hundredth of the largest: they change no answer."""
-    kept = np.where(weights < 0.01 * weights.max(axis=1, keepdims=True), 0.0, weights)
-    result: Floats = kept / kept.sum(axis=1, keepdims=True)
+    result = np.where(weights < 0.01 * weights.max(axis=1, keepdims=True), 0.0, weights)
+    changed = ((result == 0) & (weights > 0)).any(axis=1)
+    result[changed] /= result[changed].sum(axis=1, keepdims=True)
     return result
 
 
