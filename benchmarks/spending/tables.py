@@ -13,7 +13,8 @@ _NOTE = f"""Budget B: passes over validation spent on soups (a part of the examp
 re-estimating BatchNorm's statistics as the calibration examples it takes), beside one pass for each member's outputs.
 The best single member is always in the running. "Ours" is the strategy `{OURS}`, run anew for each B; the others ask
 the same whatever B is. Recipes are chosen on validation alone; test and shifts are looked at for what was chosen.
-± is one standard error over sub-pools, which share members and data."""
+± is one standard error over sub-pools, which share members and data. Four constants of ours (the two shares of loss
+expected, the softening, the sizes of slices) were set by looking at validation scores of some of these sub-pools."""
 
 
 def scores(results: Results) -> str:
