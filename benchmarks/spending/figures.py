@@ -18,6 +18,7 @@ _SHOWN = {
     "greedy, strict": ("#2e8b57", "-"),
     "greedy on logits": ("#2e8b57", "--"),
     "top-k": ("#8e6bb0", "-"),
+    "pruned": ("#333333", "-"),
     "CMA-ES": ("#d68910", "-"),
     "best single": ("#777777", ":"),
 }
@@ -39,7 +40,9 @@ def curves(results: Results, title: str, path: Path) -> None:
                 panel.autoscale(False, axis="y")  # it may lie far below all others
             else:
                 panel.fill_between(budgets, mean - error, mean + error, color=colour, alpha=0.12, linewidth=0)
-            panel.plot(budgets, mean, style, color=colour, label=strategy, linewidth=width)
+            hidden = mean.max() < panel.get_ylim()[0] and strategy == "best single"
+            label = f"{strategy} (below)" if hidden else strategy
+            panel.plot(budgets, mean, style, color=colour, label=label, linewidth=width)
         panel.set(title=f"{title}: {field}", xlabel="B, passes spent on soups", ylabel="accuracy")
         panel.set_xlim(1, results.most)
         panel.spines[["top", "right"]].set_visible(False)
