@@ -91,7 +91,7 @@ VARIANTS: dict[str, Callable[[Problem], Asks]] = {
     "levels: one slice of 35 %": _patched(slices, LEVELS=(0.35,)),
     "learning from soups evaluated": _patched(adaptive, _Model=_NothingLearned),
     "distances between members": _no_distances,
-    "nonlinearity of the outputs": _patched(process, _LOSS=0.0),
+    "nonlinearity of the outputs": _patched(process, _BENDING_LOSS=0.0),
     "loss expected anywhere": _patched(process, _USUAL_LOSS=0.0),
     "softened estimate": _patched(adaptive, softened=_as_counted),
     "keeping candidates apart": _patched(adaptive, thinned=_first),
@@ -149,6 +149,9 @@ def main() -> None:
     parser.add_argument("--budgets", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--write", action="store_true", help="keep the table in benchmarks/results")
     given = parser.parse_args()
+    missing = [str(folder) for folder in given.pools if not (folder / "task.py").is_file()]
+    if missing:
+        parser.error(f"no task.py in {', '.join(missing)}: not a pool")
     torch.set_num_threads(1)
     found = measure(given.pools, given.subpools, given.members, given.budgets)
     names = [folder.resolve().name for folder in given.pools]

@@ -147,7 +147,7 @@ def below_best_single(results: Results) -> int:
 
 
 def numbers(results: Results) -> dict[str, float | int | None]:
-    """The run in a few numbers; None for what the strategies run do not tell."""
+    """The run in five numbers; None for what the strategies run do not tell."""
     others = [s for s in results.strategies if s != "ours"]
     paper = [results.difference(s, "test", results.early) for s in PAPER if s in others]
     against = min(paper, key=lambda e: e.mean) if paper else None  # the better of the two on test
@@ -160,7 +160,6 @@ def numbers(results: Results) -> dict[str, float | int | None]:
         "vs_paper_radin_se_pp": round(against.stderr, 4) if against and np.isfinite(against.stderr) else None,
         "worst_vs_any_validation_pp": round(max([0.0, *worst]), 4),
         "greedy_fraction": round(greedy.fraction, 4) if greedy else None,
-        "greedy_fraction_of_means": round(greedy.of_means, 4) if greedy and greedy.of_means is not None else None,
         "below_best_single": below_best_single(results) if "best single" in others else None,
     }
 

@@ -49,7 +49,7 @@ def _shown(found: dict[str, Any]) -> list[RenderableType]:
     for label, result, key in (
         ("best single", ours, "best_single"),
         ("greedy", greedy, "best"),
-        ("radin", ours, "best"),
+        ("adaptive, the default", ours, "best"),
     ):
         looks = [result, result["test"], *result["shifts"].values()]
         scores = [number(look[key]["score"], look[key]["stderr"]) for look in looks]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -128,7 +129,6 @@ class Search:
         self._overhead = overhead / (1 + overhead)
         self._values: dict[Recipe, Floats] = {}
         self._examples_told = 0
-        self._moved: Floats | None = None
         self._known = {Recipe.single(k, members): float(u) for k, u in enumerate(utilities)}
         self.problem = Problem(
             members,
@@ -138,7 +138,7 @@ class Search:
             seed,
             fit=self._fit if self._outputs and self.metric.targets in ("classes", "values") else None,
             gram=None if gram is None else np.asarray(gram)[np.ix_(self._order, self._order)],
-            output_distances=self._output_distances if self._outputs else None,
+            output_distances=(lambda: self._output_distances) if self._outputs else None,
             examples=Examples(len(self._targets), self._overhead, self._margins)
             if parts and self.metric.family == "accuracy" and self.metric.top == 1
             else None,
@@ -318,13 +318,12 @@ class Search:
         gram = QuadraticEstimator(**self._canonical(), metric=metric).gram
         return quadratic_minimum(2 * gram, np.zeros(len(gram)))
 
+    @cached_property
     def _output_distances(self) -> Floats:
         """(N, N) root mean square differences of the members' outputs over a sample of the examples.
 
-        For classes, what is added to all logits of an example alike does not count. Computed once.
+        For classes, what is added to all logits of an example alike does not count.
         """
-        if self._moved is not None:
-            return self._moved
         examples, columns = self._outputs[0].shape
         few = max(1, min(examples, 2048, _SAMPLE // (columns * len(self._outputs))))
         rows = np.unique(np.linspace(0, examples - 1, few).astype(int))
@@ -339,8 +338,8 @@ class Search:
         products = (flat @ flat.T).astype(np.float64)
         squares = np.diag(products)
         squared = np.maximum(squares[:, None] + squares[None, :] - 2 * products, 0.0)
-        self._moved = np.sqrt(squared / len(rows))
-        return self._moved
+        result: Floats = np.sqrt(squared / len(rows))
+        return result
 
     def _estimated(self, weights: Floats) -> Floats:
         scores = self._scores(weights)

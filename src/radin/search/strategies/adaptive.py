@@ -44,7 +44,8 @@ def adaptive(
     finish: Annotated[int, "soups evaluated on all examples in the end, where soups are begun on some"] = 1,
 ) -> Asks:
     """Rank recipes of every source, unequal ratios too, and correct the ranking by each soup evaluated."""
-    weights = candidates(replace(problem, estimate=lambda rows: _expected(problem, rows)), count, keep)
+    by_expected = replace(problem, estimate=lambda rows: expected(problem, rows, problem.estimate(rows)))
+    weights = candidates(by_expected, count, keep)
     estimates = problem.estimate(weights)
     usable = np.isfinite(estimates)
     weights, estimates = weights[usable], estimates[usable]
@@ -54,10 +55,6 @@ def adaptive(
         soft = softened(problem.examples, weights, estimates)
         race = _Race(problem.examples, weights, Process.of(problem, weights, soft), min(finish, problem.budget))
         yield from _by_slices(race)
-
-
-def _expected(problem: Problem, weights: Floats) -> Floats:
-    return expected(problem, weights, problem.estimate(weights))
 
 
 def _whole(problem: Problem, weights: Floats, process: Process) -> Asks:
@@ -177,13 +174,12 @@ class _Race:
         return self._examples.cost(self._examples.count) - self._examples.cost(size)
 
     def answer(self, candidate: int, values: Floats) -> None:
-        """The soup's correctness on the examples asked."""
+        """The soup's correctness (m,) on the examples asked."""
         self._state = None
         if np.isfinite(values).all():
             self._slices.readings[candidate].add(values)
         else:
-            self._broken[candidate] = True
-            del self._slices.readings[candidate]
+            self._leave_out(candidate)
 
     def leader(self) -> int | None:
         """The best of the soups begun, not yet known on all examples and not too dear; None when there is none."""
@@ -198,19 +194,22 @@ class _Race:
         return Slice(self.weights[candidate], np.arange(self._examples.count), 0.0)
 
     def settle(self, candidate: int, values: Floats | None) -> None:
-        """The soup's correctness on all examples; None where the budget does not reach for the rest of them.
+        """The soup's correctness (M,) on all examples; None where the budget does not reach for the rest of them.
 
         Then another may be nearer to its end: the slice asked last can make one lead for which nothing was kept back.
         """
+        self._state = None
         if values is None:
             self._too_dear.add(candidate)
         elif np.isfinite(values).all():
-            self._state = None
             self._slices.settled[candidate] = float(values.mean())
         else:
-            self._state = None
-            self._broken[candidate] = True
-            del self._slices.readings[candidate]
+            self._leave_out(candidate)
+
+    def _leave_out(self, candidate: int) -> None:
+        """A soup whose outputs are not finite."""
+        self._broken[candidate] = True
+        del self._slices.readings[candidate]
 
 
 class _Model:

@@ -19,7 +19,7 @@ _JITTER = 0.02
 # The share of the gain of averaged outputs over its members that a soup is expected to lose before anything is known:
 # anywhere, and for each unit of nonlinearity. Set by what soups of the benchmark's pools lose on validation.
 _USUAL_LOSS = 0.1
-_LOSS = 0.05
+_BENDING_LOSS = 0.05
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Process:
     the averaged outputs over the members, and the estimate itself, since the highest estimates are the luckiest.
     ``distances`` (K, K): between soups in weight space, 1 for the typical pair. ``scale``: the gain that the best
     estimate promises, the unit of all prior deviations. ``known``: the candidates that are single members, whose truth
-    is their estimate.
+    is their estimate. ``_explained``: see ``_singles``, by prior.
     """
 
     expected: Floats
@@ -115,7 +115,7 @@ class Process:
         return lower, whitened
 
     def _covariance(self, rows: list[int], columns: list[int] | slice, prior: Prior) -> Floats:
-        """Between candidates, given that single members score what their outputs do."""
+        """Between candidates (rows, columns), given that single members score what their outputs do."""
         singles = self._singles(prior)
         result: Floats = self._before(rows, columns, prior) - singles[:, rows].T @ singles[:, columns]
         return result
@@ -130,7 +130,7 @@ class Process:
         return self._explained[prior]
 
     def _before(self, rows: list[int] | Indices, columns: list[int] | Indices | slice, prior: Prior) -> Floats:
-        """Covariance between candidates before anything is known."""
+        """Between candidates (rows, columns), before anything is known."""
         linear = prior.trend**2 * (self.trends[rows] @ self.trends[columns].T)
         remainder = prior.remainder**2 * np.exp(-self.distances[rows][:, columns] / prior.length)
         result: Floats = self.scale**2 * (linear + remainder)
@@ -146,7 +146,7 @@ def gained(problem: Problem, weights: Floats, estimates: Floats) -> Floats:
 
 def expected(problem: Problem, weights: Floats, estimates: Floats) -> Floats:
     """The estimates, less the share of the gain that a soup is expected to lose, more where outputs bend (K,)."""
-    loss = _USUAL_LOSS + _LOSS * nonlinearity(problem, weights)
+    loss = _USUAL_LOSS + _BENDING_LOSS * nonlinearity(problem, weights)
     result: Floats = estimates - loss * np.maximum(gained(problem, weights, estimates), 0.0)
     return result
 
