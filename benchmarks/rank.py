@@ -34,8 +34,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from radin.search.estimate import AccuracyEstimator, FileArray, compile_margins
-from radin.search.estimate.reading import Reader
+from radin.estimate import AccuracyEstimator, FileArray, compile_margins
+from radin.estimate.reading import Reader
 
 HERE = Path(__file__).resolve().parent
 CACHE = HERE / ".cache" / "rank"
@@ -120,7 +120,7 @@ def open_outputs(case: Case, folder: Path) -> tuple[list[Any], np.ndarray]:
         return list(files), np.load(folder / "targets.npy")
     from safetensors.numpy import load_file
 
-    from radin.passes.outputs import StoredOutputs
+    from radin.outputs.store import StoredOutputs
 
     paths = sorted(path for path in folder.glob("*.safetensors") if len(path.stem) == 32)
     (targets,) = load_file(folder / "targets.safetensors").values()

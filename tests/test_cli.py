@@ -145,8 +145,8 @@ def test_rank_reads_the_outputs_of_a_run(cooked, radin_command, tmp_path):
 
 def test_strategies_are_listed_with_their_options(radin_command):
     found = json.loads(radin_command("strategies", "--json").stdout)
-    assert {"radin", "greedy", "uniform", "top-k", "best", "pruned", "random"} <= set(found)
-    assert found["radin"]["options"]["candidates"]["default"] == 200
+    assert {"paper", "greedy", "uniform", "top-k", "best", "pruned", "random"} <= set(found)
+    assert found["paper"]["options"]["candidates"]["default"] == 200
 
 
 def test_help_is_quick_and_importing_radin_leaves_torch_alone(radin_command):

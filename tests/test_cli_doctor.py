@@ -13,7 +13,7 @@ from radin.cli import main
 def test_findings_for_people_and_the_same_as_json(toy_folder, radin_command, tmp_path):
     run = tmp_path / "run"
     task = toy_folder / "task.py"
-    radin.cook(toy_folder, task, budget=4, out=run, strategy="radin")
+    radin.cook(toy_folder, task, budget=4, out=run, strategy="paper")
     arguments = ("doctor", toy_folder, "--task", task, "--run", run, "--examples", 200)
     shown = radin_command(*arguments)
     assert shown.returncode == 0, shown.stderr

@@ -12,7 +12,7 @@ from benchmarks.spending.strategies import GREEDY, STRATEGIES
 from benchmarks.spending.truth import Truth
 
 from radin import Recipe, Search
-from radin.search.estimate import Estimator, estimator
+from radin.estimate import Estimator, estimator
 
 GRID = (1, 2, 4, 8, 16, 25)
 """Budgets in the tables; those for which the shifts are looked at."""

@@ -1,7 +1,7 @@
 """True scores of soups, fast enough for thousands of them, and only of the examples asked for.
 
 The members' weights lie in memory as one matrix, the data as batches, and one model takes every soup in turn. What
-comes out is what radin.passes.Evaluator gives; ``Truth.check`` measures it. Axis names: members N, weights P,
+comes out is what radin.engine.evaluate.Evaluator gives; ``Truth.check`` measures it. Axis names: members N, weights P,
 examples M.
 """
 
@@ -21,10 +21,13 @@ from benchmarks.spending.known import Floats, Known
 from numpy.typing import NDArray
 
 from radin import Pool, RadinError, Recipe, Task
-from radin.passes import Evaluator, LocalEngine, OutputStore, collect_outputs
-from radin.passes.batches import Batch, DataFingerprint, read
-from radin.passes.batchnorm import reestimate, statistics_layers
-from radin.passes.load import load_weights
+from radin.data.batches import Batch, DataFingerprint, read
+from radin.engine.batchnorm import reestimate, statistics_layers
+from radin.engine.device import Device
+from radin.engine.evaluate import Evaluator
+from radin.engine.load import load_weights
+from radin.outputs.collect import collect_outputs
+from radin.outputs.store import OutputStore
 from radin.weights import average, geometry
 from radin.weights.layout import is_averaged
 
@@ -117,7 +120,7 @@ def _joined(values: Sequence[Any]) -> Any:
 
 @dataclass(frozen=True)
 class Checked:
-    """Against radin.passes.Evaluator: the largest share of validation examples with another value, over ``recipes``.
+    """Against radin's Evaluator: the largest share of validation examples with another value, over ``recipes``.
 
     ``pass_seconds``: processor time of one full validation pass of a soup here, averaging and BatchNorm included.
     """
@@ -137,7 +140,7 @@ class Truth:
         self.metric = self.task.get_metric()
         if self.metric.per_example is None:
             raise RadinError(f"metric {self.metric.name!r} has no value per example: parts of a pass mean nothing")
-        self.engine = LocalEngine.create("cpu")
+        self.engine = Device.create("cpu")
         self.shifts = tuple(self.task.shift_sources())
         self._model = self.engine.place(self.task.build_model())
         self._held: dict[str, Held] = {}
@@ -281,7 +284,7 @@ class Truth:
         return matrix, places, copied
 
     def check(self) -> Checked:
-        """Compare with radin.passes.Evaluator on two soups, whole and in two parts. Raises RadinError above 0.1 %."""
+        """Compare with radin's Evaluator on two soups, whole and in two parts. Raises RadinError above 0.1 %."""
         members = len(self.pool)
         rng = np.random.default_rng(0)
         recipes = [Recipe.uniform(range(members), members), Recipe.normalized(rng.dirichlet(np.ones(members)))]
@@ -304,5 +307,5 @@ class Truth:
                 parts[part] = self.computed(recipe, "validation", everything[part])
             worst = max(worst, *(float((~np.isclose(v, expected, atol=1e-4)).mean()) for v in (found, parts)))
         if worst > _TOLERANCE:
-            raise RadinError(f"{self.folder}: {worst:.2%} of the values differ from radin.passes.Evaluator's")
+            raise RadinError(f"{self.folder}: {worst:.2%} of the values differ from radin.engine.evaluate.Evaluator's")
         return Checked(len(recipes), worst, min(seconds))

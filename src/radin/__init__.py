@@ -23,22 +23,22 @@ _PLACES = {
     "Result": "radin.run",
     "RunError": "radin.errors",
     "Search": "radin.search",
-    "Task": "radin.passes",
+    "Task": "radin.data.task",
     "TaskError": "radin.errors",
     "average": "radin.weights",
     "cook": "radin.run",
-    "doctor": "radin.run.doctor",
+    "doctor": "radin.diagnose.doctor",
     "rank": "radin.search",
     "save": "radin.weights",
 }
 
 if TYPE_CHECKING:
+    from radin.data.task import Task
+    from radin.diagnose.doctor import doctor
     from radin.errors import CheckpointError, OutputsError, PoolError, RadinError, RunError, TaskError
     from radin.metrics import Metric
-    from radin.passes import Task
     from radin.recipe import Recipe
     from radin.run import Result, cook
-    from radin.run.doctor import doctor
     from radin.search import Search, rank
     from radin.weights import Pool, average, save
 

@@ -20,7 +20,8 @@ from benchmarks.spending.strategies import STRATEGIES, register
 from benchmarks.spending.truth import Held, Truth
 
 from radin import Recipe, Task
-from radin.passes import Evaluator, LocalEngine
+from radin.engine.device import Device
+from radin.engine.evaluate import Evaluator
 from radin.search.strategies import base
 from radin.search.strategies.base import Asks, Problem, Slice
 from radin.weights import average
@@ -50,7 +51,7 @@ def group(truth: Truth) -> Group:
 
 def test_values_are_the_evaluators_whole_and_in_parts_and_never_computed_twice(truth: Truth) -> None:
     recipe = Recipe((0.5, 0.0, 0.3, 0.1, 0.0, 0.1))
-    evaluator = Evaluator(truth.task, LocalEngine.create("cpu"), truth.metric)
+    evaluator = Evaluator(truth.task, Device.create("cpu"), truth.metric)
     model, _ = evaluator.prepare(average(truth.pool, recipe), "soup", calibrate=True)
     expected = evaluator.score(model, "validation", "soup").values
     assert expected is not None

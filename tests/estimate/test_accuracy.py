@@ -11,11 +11,11 @@ from hypothesis.extra.numpy import arrays
 from made_outputs import counts, make, right_counts, subsets, uniform
 
 from radin import metrics
-from radin.search.estimate import accuracy as module
-from radin.search.estimate.accuracy import AccuracyEstimator, balanced_weights, rounding_bound
-from radin.search.estimate.dense import DenseEstimator
-from radin.search.estimate.margins import MarginCompiler, compile_margins
-from radin.search.estimate.reading import Reader
+from radin.estimate import accuracy as module
+from radin.estimate.accuracy import AccuracyEstimator, balanced_weights, rounding_bound
+from radin.estimate.dense import DenseEstimator
+from radin.estimate.margins import MarginCompiler, compile_margins
+from radin.estimate.reading import Reader
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])

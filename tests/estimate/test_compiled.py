@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from made_outputs import counts, make, right_counts, subsets, uniform
 
 from radin.errors import OutputsError
-from radin.search.estimate.accuracy import AccuracyEstimator
-from radin.search.estimate.extend import update_margins
-from radin.search.estimate.margins import MarginCompiler, compile_margins
-from radin.search.estimate.reading import Reader
-from radin.search.estimate.store import Keys, load_margins, save_margins
+from radin.estimate.accuracy import AccuracyEstimator
+from radin.estimate.extend import update_margins
+from radin.estimate.margins import MarginCompiler, compile_margins
+from radin.estimate.reading import Reader
+from radin.estimate.store import Keys, load_margins, save_margins
 
 
 class Counting:

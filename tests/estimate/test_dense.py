@@ -7,8 +7,8 @@ import pytest
 
 from radin import metrics
 from radin.errors import OutputsError, RadinError, TaskError
-from radin.search.estimate import dense
-from radin.search.estimate.dense import DenseEstimator
+from radin.estimate import dense
+from radin.estimate.dense import DenseEstimator
 
 MEMBERS, EXAMPLES, CLASSES = 5, 60, 7
 
@@ -97,7 +97,7 @@ def test_the_member_of_another_shape_is_named(outputs):
 
 
 def test_a_file_cut_short_is_refused(outputs, tmp_path):
-    from radin.search.estimate import FileArray
+    from radin.estimate import FileArray
 
     path = tmp_path / "member.bin"
     path.write_bytes(outputs[0].tobytes()[:-4])

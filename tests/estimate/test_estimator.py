@@ -15,7 +15,7 @@ from test_accuracy import small_logits, small_targets
 
 from radin import metrics
 from radin.errors import OutputsError, RadinError, TaskError
-from radin.search.estimate import (
+from radin.estimate import (
     AccuracyEstimator,
     DenseEstimator,
     Keys,
@@ -28,7 +28,7 @@ from radin.search.estimate import (
     estimator_of,
     loss,
 )
-from radin.search.estimate.reading import Reader
+from radin.estimate.reading import Reader
 
 
 def recipes(members, count=50):
@@ -236,6 +236,6 @@ def test_targets_that_do_not_fit_are_refused(name, targets, message):
 
 def test_importing_estimates_does_not_import_torch():
     there = "print('torch' in sys.modules)"
-    code = f"import radin.search.estimate as e, sys; {there}; e.Margins; {there}"
+    code = f"import radin.estimate as e, sys; {there}; e.Margins; {there}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "True"]

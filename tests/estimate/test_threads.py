@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from radin.search.estimate.threads import map_on_threads
+from radin.estimate.threads import map_on_threads
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])

@@ -47,7 +47,7 @@ def all_subsets(toy_pool):
 
 
 def test_a_budget_for_all_subsets_finds_the_best_of_brute_force(toy_pool, toy_task, tmp_path, all_subsets):
-    result = radin.cook(toy_pool, toy_task, budget=57, out=tmp_path / "run", strategy="radin")
+    result = radin.cook(toy_pool, toy_task, budget=57, out=tmp_path / "run", strategy="paper")
     assert result.passes.soups == 57
     assert result.best.score == pytest.approx(max(all_subsets.values()), abs=1e-12)
     for evaluation in result.evaluations:
@@ -55,7 +55,7 @@ def test_a_budget_for_all_subsets_finds_the_best_of_brute_force(toy_pool, toy_ta
 
 
 def test_what_is_reported_is_what_the_file_holds(toy_pool, toy_task, tmp_path):
-    result = radin.cook(toy_pool, toy_task, budget=5, out=tmp_path / "run", strategy="radin", options={"prior": 0.1})
+    result = radin.cook(toy_pool, toy_task, budget=5, out=tmp_path / "run", strategy="paper", options={"prior": 0.1})
     path = result.save(tmp_path / "deep" / "soup.safetensors")
     model = toy.model().eval()
     model.load_state_dict(load_file(path))
@@ -70,7 +70,7 @@ def test_what_is_reported_is_what_the_file_holds(toy_pool, toy_task, tmp_path):
 
 def test_the_result_is_never_below_the_best_single(toy_pool, toy_task, tmp_path, all_subsets):
     best_single = max(score for subset, score in all_subsets.items() if len(subset) == 1)
-    for strategy in ("adaptive", "radin", "greedy", "random", "uniform", "best", "pruned", "top-k"):
+    for strategy in ("adaptive", "paper", "greedy", "random", "uniform", "best", "pruned", "top-k"):
         result = radin.cook(toy_pool, toy_task, budget=2, out=tmp_path / strategy, strategy=strategy)
         assert result.best_single.score == pytest.approx(best_single)
         assert result.best.score >= best_single
@@ -84,12 +84,12 @@ def test_the_result_is_never_below_the_best_single(toy_pool, toy_task, tmp_path,
 
 def test_a_larger_budget_goes_on_and_a_finished_run_spends_nothing(toy_pool, toy_task, tmp_path):
     def cook(budget):
-        return radin.cook(toy_pool, toy_task, budget=budget, out=tmp_path / "run", strategy="radin")
+        return radin.cook(toy_pool, toy_task, budget=budget, out=tmp_path / "run", strategy="paper")
 
     first = cook(3)
     more = cook(6)
     again = cook(6)
-    straight = radin.cook(toy_pool, toy_task, budget=6, out=tmp_path / "straight", strategy="radin")
+    straight = radin.cook(toy_pool, toy_task, budget=6, out=tmp_path / "straight", strategy="paper")
     assert [e.recipe for e in more.evaluations][:3] == [e.recipe for e in first.evaluations]
     assert [(e.recipe, e.score) for e in more.evaluations] == [(e.recipe, e.score) for e in straight.evaluations]
     assert again.best == more.best
@@ -116,7 +116,7 @@ def test_the_order_of_the_files_does_not_matter(toy_folder, toy_task, tmp_path):
 
 def test_result_json_says_all(toy_pool, toy_task, tmp_path):
     task = replace(toy_task, shifts={"bright": [(x + 0.3, y) for x, y in toy.batches(toy.TEST)]})
-    radin.cook(toy_pool, task, budget=3, out=tmp_path / "run", strategy="radin")
+    radin.cook(toy_pool, task, budget=3, out=tmp_path / "run", strategy="paper")
     found = json.loads((tmp_path / "run" / "result.json").read_text())
     for name in ("best", "best_single", "uniform"):
         assert {"recipe", "score", "stderr"} <= set(found[name])
@@ -239,9 +239,9 @@ def test_a_metric_where_lower_is_better_and_one_of_the_users(toy_pool, toy_task,
         replace(toy_task, metric=error_rate, higher_is_better=False),
         budget=4,
         out=tmp_path / "own",
-        strategy="radin",
+        strategy="paper",
     )
-    accuracy = radin.cook(toy_pool, toy_task, budget=4, out=tmp_path / "accuracy", strategy="radin")
+    accuracy = radin.cook(toy_pool, toy_task, budget=4, out=tmp_path / "accuracy", strategy="paper")
     assert own.best.score == pytest.approx(1 - accuracy.best.score)
     assert own.metric == "error_rate"
 

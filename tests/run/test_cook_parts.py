@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 
 import radin
 import toy
-from radin.passes import Evaluator, batchnorm
+from radin.engine import batchnorm
+from radin.engine.evaluate import Evaluator
 from radin.recipe import Recipe
 from radin.run.ledger import Ledger
 from radin.run.soups import Soups
@@ -168,7 +169,7 @@ def test_a_larger_budget_goes_on_from_complete_and_begun_soups(straight, toy_poo
 
 
 def test_a_run_of_before_parts_goes_on(toy_pool, task, tmp_path, monkeypatch):
-    old = cook(toy_pool, task, budget=BUDGET, out=tmp_path / "run", strategy="radin")
+    old = cook(toy_pool, task, budget=BUDGET, out=tmp_path / "run", strategy="paper")
     database = sqlite3.connect(tmp_path / "run" / "ledger.sqlite")
     database.execute("DROP TABLE parts")
     database.commit()
@@ -199,7 +200,7 @@ def test_soups_are_calibrated_once_and_run_on_what_was_asked_only(toy_pool, task
         return again(*arguments)
 
     monkeypatch.setattr(Evaluator, "values", counted)
-    monkeypatch.setattr("radin.passes.evaluate.reestimate", calibrated)
+    monkeypatch.setattr("radin.engine.evaluate.reestimate", calibrated)
     result = cook(toy_pool, replace(task, test=None), budget=BUDGET, out=tmp_path / "run")
     assert seen["calibrated"] == result.passes.begun
     share = (seen["forwarded"] + CALIBRATION * seen["calibrated"]) / (VALIDATION + CALIBRATION)

@@ -12,9 +12,9 @@ import radin
 import toy
 from radin.errors import RadinError, RunError
 from radin.recipe import Recipe
-from radin.run.confidence import optimism, paired_difference, split_halves
 from radin.run.ledger import Ledger
 from radin.search import Search
+from radin.stats.confidence import optimism, paired_difference, split_halves
 
 LABELS = torch.cat([y for _, y in toy.batches(toy.VALIDATION)]).numpy()
 SEARCHED, CHOOSING = split_halves(LABELS, 0)
@@ -39,7 +39,7 @@ def values_of(result, recipe):
     return None if found is None else found.values
 
 
-@pytest.mark.parametrize("strategy", ["adaptive", "radin", "greedy"])
+@pytest.mark.parametrize("strategy", ["adaptive", "paper", "greedy"])
 def test_the_choice_and_its_score_are_those_of_the_other_half(toy_pool, task, tmp_path, strategy):
     result = cook(toy_pool, task, budget=5, out=tmp_path / "run", strategy=strategy, choose_on_half=True)
     assert result.examples == len(CHOOSING) == 300

@@ -77,7 +77,7 @@ def test_cook_replays_algorithm_2(demo, paper, tmp_path, prior):
         demo.task_path,
         budget=BUDGET,
         out=tmp_path / "run",
-        strategy="radin",
+        strategy="paper",
         options=options,
         seed=3,
         uniform=False,

@@ -194,7 +194,7 @@ def test_an_option_of_the_wrong_kind_is_refused(given, message):
 
 
 def test_options_are_read_from_text_as_a_command_line_gives_them():
-    settings = get("radin").settings({"candidates": "50", "prior": "1", "uniform": "false", "sizes": "[2, 5]"})
+    settings = get("paper").settings({"candidates": "50", "prior": "1", "uniform": "false", "sizes": "[2, 5]"})
     assert settings == {"candidates": 50, "prior": 1.0, "uniform": False, "sizes": (2, 5)}
     with pytest.raises(RadinError, match=r"option 'candidates' .* expected int; got 'many'"):
-        get("radin").settings({"candidates": "many"})
+        get("paper").settings({"candidates": "many"})

@@ -1,4 +1,4 @@
-"""The strategy "radin" against Algorithm 2 of arXiv 2401.17790, written literally: loops and dictionaries."""
+"""The strategy "paper" against Algorithm 2 of arXiv 2401.17790, written literally: loops and dictionaries."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def asked_in_order(zoo, budget, **options):
     search = Search(
         zoo.outputs,
         zoo.targets,
-        strategy="radin",
+        strategy="paper",
         budget=budget,
         seed=7,
         options=options,
@@ -100,7 +100,7 @@ def test_sizes_bound_the_candidates(zoo):
 
 
 def test_the_estimate_is_in_the_direction_of_the_metric(zoo):
-    search = Search(zoo.outputs, zoo.targets, metric="nll", strategy="radin", budget=3)
+    search = Search(zoo.outputs, zoo.targets, metric="nll", strategy="paper", budget=3)
     first = search.ask()
     everything = [Recipe.uniform([i, j], 10) for i in range(10) for j in range(i)]
     assert search.estimate([first])[0] < np.median(search.estimate(everything))

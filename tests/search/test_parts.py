@@ -143,13 +143,13 @@ def test_slices_begin_several_times_as_many_soups_as_the_budget_has_passes(zoo):
 
 def test_whole_and_by_parts_are_not_mixed(zoo):
     with pytest.raises(RadinError, match="ask_part"):
-        start(zoo, "radin").ask()
+        start(zoo, "paper").ask()
     with pytest.raises(RadinError, match="parts=True"):
         Search(zoo.outputs, zoo.targets, budget=1).ask_part()
 
 
 def test_a_part_with_another_number_of_values_is_refused(zoo):
-    search = start(zoo, "radin")
+    search = start(zoo, "paper")
     part = search.ask_part()
     with pytest.raises(RadinError, match=f"each of {len(part.examples)} examples; got shape \\(3,\\)"):
         search.tell_part(part, [1.0, 0.0, 1.0])
@@ -158,7 +158,7 @@ def test_a_part_with_another_number_of_values_is_refused(zoo):
 
 
 def test_a_part_told_twice_counts_once(zoo):
-    search = start(zoo, "radin")
+    search = start(zoo, "paper")
     part = search.ask_part()
     for _ in range(2):
         search.tell_part(part, values_of(zoo, part.recipe)[part.examples])

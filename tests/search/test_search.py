@@ -32,7 +32,7 @@ def test_a_budget_that_is_no_whole_number_is_refused(zoo, budget):
 
 
 def test_an_unknown_strategy_is_refused_with_the_known_ones(zoo):
-    with pytest.raises(RadinError, match=r"unknown strategy 'magic'; known: adaptive, best, greedy, .*radin"):
+    with pytest.raises(RadinError, match=r"unknown strategy 'magic'; known: adaptive, best, greedy, paper, .*"):
         Search(zoo.outputs, zoo.targets, strategy="magic", budget=1)
 
 
@@ -99,7 +99,7 @@ def test_a_given_estimator_sees_the_members_in_the_order_given(zoo):
         def scores(self, weights):
             return weights[:, 6]
 
-    search = Search(zoo.outputs, zoo.targets, strategy="radin", budget=1, estimator=Wish())
+    search = Search(zoo.outputs, zoo.targets, strategy="paper", budget=1, estimator=Wish())
     assert search.ask().members[0] <= 6 <= search.ask().members[-1]
     assert search.ask().size == 2
     assert 6 in search.ask().members

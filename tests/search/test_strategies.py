@@ -32,7 +32,7 @@ def play(search, zoo, score=None, limit=1000):
 
 
 def test_the_strategies_are_those_of_the_documentation():
-    assert {"radin", "greedy", "uniform", "top-k", "best", "pruned", "random"} <= set(names())
+    assert {"paper", "greedy", "uniform", "top-k", "best", "pruned", "random"} <= set(names())
 
 
 @every_strategy

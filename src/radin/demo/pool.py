@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,8 @@ from radin.demo import data as images
 from radin.demo.data import Images
 from radin.demo.training import Augmentation, Hyperparameters, affine, network, one_thread, train
 from radin.errors import RadinError
+from radin.progress import Progress
 from radin.weights import save
-
-Progress = Callable[[str, float, float | None], None]
 
 CLASSES = 10
 WRONG_LABELS = 0.2

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import RenderableType
 
 from radin.demo.pool import build
-from radin.passes.batches import Progress
+from radin.progress import Progress
 from radin.report.tables import closing_lines, closing_table, number, plain_table, share
 from radin.run import cook
 

@@ -13,9 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from radin import metrics
+from radin.data.batches import length
+from radin.data.task import Task
+from radin.engine.device import Device
+from radin.engine.evaluate import Evaluator
 from radin.errors import OutputsError, RadinError, TaskError
-from radin.passes import Evaluator, LocalEngine, StoredOutputs, Task
-from radin.passes.batches import Progress, length
+from radin.outputs.store import StoredOutputs
+from radin.progress import Progress
 from radin.recipe import Recipe
 from radin.run.preflight import preflight
 from radin.weights import Pool, average, check_output, geometry, recipe_metadata, save
@@ -24,7 +28,7 @@ from radin.weights import Pool, average, check_output, geometry, recipe_metadata
 def check_pool(
     pool: Pool,
     task: str | Path | Task | None,
-    engine: LocalEngine,
+    engine: Device,
     *,
     distances: bool = True,
     progress: Progress | None = None,
@@ -64,7 +68,7 @@ def _distances(pool: Pool, progress: Progress | None) -> dict[str, Any]:
     }
 
 
-def _check_task(pool: Pool, task: Task, engine: LocalEngine) -> dict[str, Any]:
+def _check_task(pool: Pool, task: Task, engine: Device) -> dict[str, Any]:
     metric = task.get_metric()
     started = time.monotonic()
     checked = preflight(task, pool.shapes, pool[0].name, lambda: pool.tensors(0), engine, metric)
@@ -87,7 +91,7 @@ def _check_task(pool: Pool, task: Task, engine: LocalEngine) -> dict[str, Any]:
 
 
 def evaluate_pool(
-    pool: Pool, task: str | Path | Task, split: str, engine: LocalEngine, *, progress: Progress | None = None
+    pool: Pool, task: str | Path | Task, split: str, engine: Device, *, progress: Progress | None = None
 ) -> dict[str, Any]:
     """Each checkpoint's true score on a split, as it is (BatchNorm statistics untouched), one model in memory."""
     task = Task.load(task)

@@ -14,11 +14,13 @@ import torch
 from numpy.typing import NDArray
 
 import radin
+from radin.data.task import Task
+from radin.engine.device import Device
+from radin.engine.evaluate import Evaluator
 from radin.errors import RadinError, TaskError
-from radin.passes import Evaluator, LocalEngine, OutputStore, Task
-from radin.passes.batches import Progress
+from radin.outputs.store import OutputStore
+from radin.progress import Progress
 from radin.recipe import Recipe
-from radin.run.confidence import split_halves
 from radin.run.directory import RunDirectory, write_json
 from radin.run.job import Job
 from radin.run.ledger import Ledger
@@ -29,6 +31,7 @@ from radin.run.result import Result
 from radin.run.soups import Recorded, Soups
 from radin.search import Part, Search
 from radin.search.strategies import base
+from radin.stats.confidence import split_halves
 from radin.weights import Pool, integer_source
 
 __all__ = ["cook", "mixed", "versions"]
@@ -89,7 +92,7 @@ def cook(
     settings = base.get(strategy).settings(options)
     task = Task.load(task)
     metric = task.get_metric()
-    engine = LocalEngine.create(device, precision, batch_size, members_at_once)
+    engine = Device.create(device, precision, batch_size, members_at_once)
     if not isinstance(pool, Pool):
         opening = (lambda done, total: progress("reading checkpoints", done, total)) if progress else None
         pool = Pool.open(pool, progress=opening)

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from radin.data.task import Task
+from radin.engine.device import Device
+from radin.engine.evaluate import Evaluation, Evaluator
 from radin.metrics import Metric
-from radin.passes import Evaluation, Evaluator, LocalEngine, Task
-from radin.passes.batches import Progress
+from radin.progress import Progress
 from radin.recipe import Recipe
 from radin.run.directory import RunDirectory
 from radin.run.ledger import Ledger
@@ -24,7 +26,7 @@ class Job:
     pool: Pool
     task: Task
     metric: Metric
-    engine: LocalEngine
+    engine: Device
     evaluator: Evaluator
     directory: RunDirectory
     ledger: Ledger

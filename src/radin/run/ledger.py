@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from radin.engine.evaluate import Evaluation
 from radin.errors import RunError
-from radin.passes import Evaluation
 
 _EVALUATIONS = """
 CREATE TABLE IF NOT EXISTS evaluations (

@@ -10,12 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from radin.engine.evaluate import evaluation, from_values
 from radin.errors import RunError
-from radin.passes import OutputStore, collect_outputs, stream_outputs
-from radin.passes.evaluate import evaluation, from_values
-from radin.recipe import Recipe
-from radin.run.job import Job
-from radin.search.estimate import (
+from radin.estimate import (
     Estimator,
     Keys,
     MarginCompiler,
@@ -24,6 +21,10 @@ from radin.search.estimate import (
     load_margins,
     save_margins,
 )
+from radin.outputs.collect import collect_outputs, stream_outputs
+from radin.outputs.store import OutputStore
+from radin.recipe import Recipe
+from radin.run.job import Job
 
 # Cached outputs may come from another device or thread count; more than this is another model or other preprocessing.
 _SAME_OUTPUTS = 2e-2

@@ -11,10 +11,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from radin.passes import Evaluation
-from radin.passes.evaluate import evaluation, from_values
+from radin.engine.evaluate import Evaluation, evaluation, from_values
 from radin.recipe import Recipe
-from radin.run.confidence import (
+from radin.run.job import Job
+from radin.run.members import Known, mixed
+from radin.run.reasons import reasons_for_no_gain
+from radin.run.result import Gain, Passes, Result, Scored
+from radin.run.soups import Soups
+from radin.search import Search
+from radin.stats.confidence import (
     Optimism,
     PairedDifference,
     optimism,
@@ -22,12 +27,6 @@ from radin.run.confidence import (
     sentences,
     unpaired_difference,
 )
-from radin.run.job import Job
-from radin.run.members import Known, mixed
-from radin.run.reasons import reasons_for_no_gain
-from radin.run.result import Gain, Passes, Result, Scored
-from radin.run.soups import Soups
-from radin.search import Search
 
 
 @dataclass(frozen=True)

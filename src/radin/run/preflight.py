@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from radin.data.batches import Batch, DataFingerprint, read, rebatched
+from radin.data.task import Task
+from radin.engine.batchnorm import statistics_layers
+from radin.engine.device import Device
+from radin.engine.forward import check_finite
+from radin.engine.load import check_fits, load_weights
 from radin.errors import TaskError
 from radin.metrics import Metric
-from radin.passes.batches import Batch, DataFingerprint, read, rebatched
-from radin.passes.batchnorm import statistics_layers
-from radin.passes.engine.local import LocalEngine
-from radin.passes.forward import check_finite
-from radin.passes.load import check_fits, load_weights
-from radin.passes.task import Task
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def preflight(
     shapes: Mapping[str, Sequence[int]],
     member: str,
     load: Callable[[], dict[str, torch.Tensor]],
-    engine: LocalEngine,
+    engine: Device,
     metric: Metric,
 ) -> Preflight:
     """Check the task against the pool on one batch of ``member``. Raises TaskError for anything that does not fit."""
@@ -76,7 +76,7 @@ def preflight(
     return Preflight(outputs.numpy(), targets, seconds, layers, tuple(notes))
 
 
-def first_batch(task: Task, split: str, engine: LocalEngine) -> Batch:
+def first_batch(task: Task, split: str, engine: Device) -> Batch:
     """The first batch of a split. Raises TaskError when there is none, or when it has no targets."""
     for batch in rebatched(read(task.batches(split), f"{split}()"), engine.batch_size):
         if batch.targets is None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from radin.errors import RunError
 from radin.recipe import Recipe
-from radin.run.confidence import Optimism, PairedDifference
+from radin.stats.confidence import Optimism, PairedDifference
 
 
 @dataclass(frozen=True)

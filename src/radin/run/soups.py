@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from radin.passes.batchnorm import statistics
-from radin.passes.evaluate import Evaluation, from_values
+from radin.engine.batchnorm import statistics
+from radin.engine.evaluate import Evaluation, from_values
 from radin.recipe import Recipe
 from radin.run.job import Job
 from radin.run.ledger import PartEntry

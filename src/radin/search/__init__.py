@@ -1,6 +1,6 @@
 """Arrays in, recipes out: works on members' outputs alone, knows no models, files or weights."""
 
-from radin.search.estimate import Estimator
+from radin.estimate import Estimator
 from radin.search.ranking import RankedRecipe, rank
 from radin.search.search import Part, Search
 

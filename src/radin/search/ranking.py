@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from radin.errors import RadinError
+from radin.estimate import Estimator, Outputs
 from radin.metrics import Metric
+from radin.progress import Progress
 from radin.recipe import Recipe
-from radin.search.estimate import Estimator, Outputs
 from radin.search.search import Search
-from radin.search.sources import Progress, best_recipes, default_sources
+from radin.search.sources import best_recipes, default_sources
 
 _KEPT_AT_LEAST = 64
 

@@ -16,11 +16,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from radin import metrics
 from radin.errors import OutputsError, RadinError
+from radin.estimate import Estimator, Outputs
+from radin.estimate import estimator as build_estimator
+from radin.estimate.reading import Array, ArrayLike2D, FileArray, Reader, not_finite
 from radin.metrics import Metric
 from radin.recipe import Recipe
-from radin.search.estimate import Estimator, Outputs
-from radin.search.estimate import estimator as build_estimator
-from radin.search.estimate.reading import Array, ArrayLike2D, FileArray, Reader, not_finite
 from radin.search.simplex import minimise, quadratic_minimum
 from radin.search.strategies import base
 from radin.search.strategies.base import Examples, Floats, Indices, Problem, Slice
@@ -309,7 +309,7 @@ class Search:
         Cross-entropy to a duality gap of 1e-10, squared error by its closed form.
         """
         # These need torch, which a search by other ways does not.
-        from radin.search.estimate import LossEstimator, QuadraticEstimator
+        from radin.estimate import LossEstimator, QuadraticEstimator
 
         if self.metric.targets == "classes":
             loss = LossEstimator(**self._canonical(), metric=metrics.get("nll"))
@@ -348,7 +348,7 @@ class Search:
 
     def _margins(self, weights: Floats) -> Floats:
         """By how much the averaged outputs are right on each example, (S, M); weights (S, N) in canonical order."""
-        from radin.search.estimate import AccuracyEstimator
+        from radin.estimate import AccuracyEstimator
 
         self._scores(weights[:1])  # builds the estimator where none was given
         if not isinstance(self._estimator, AccuracyEstimator):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from radin.errors import RadinError
+from radin.progress import Progress
 from radin.search.candidates import (
     EXHAUSTIVE_LIMIT,
     Floats,
@@ -230,9 +231,6 @@ class Ranking:
     weights: Floats
     utilities: Floats
     sources: tuple[str, ...]
-
-
-Progress = Callable[[str, float, float | None], None]
 
 
 def best_recipes(

@@ -1,6 +1,6 @@
 """How the budget is spent: strategies as generators that yield mixing weights and receive utilities."""
 
-from radin.search.strategies import adaptive, baselines, greedy, radin
+from radin.search.strategies import adaptive, baselines, greedy, paper
 from radin.search.strategies.base import Asks, Option, Problem, Strategy, get, names, strategy
 
 __all__ = [
@@ -13,6 +13,6 @@ __all__ = [
     "get",
     "greedy",
     "names",
-    "radin",
+    "paper",
     "strategy",
 ]

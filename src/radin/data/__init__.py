@@ -1,0 +1,1 @@
+"""What the user brings: a model, data, a metric. Knows nothing of weights, engines or search."""

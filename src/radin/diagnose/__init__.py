@@ -1,0 +1,1 @@
+"""The doctor: what is the matter with a pool."""

@@ -1,0 +1,59 @@
+"""Call a model on a batch and take its outputs, whatever form they come in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from radin.data.task import user_code
+from radin.errors import OutputsError, TaskError
+
+
+def forward(model: torch.nn.Module, inputs: Any) -> Any:
+    """Call the model as its inputs ask: a mapping by keyword, a tuple by position, a tensor alone."""
+    with user_code("the model's forward"):
+        if isinstance(inputs, Mapping):
+            return model(**inputs)
+        if isinstance(inputs, tuple):
+            return model(*inputs)
+        return model(inputs)
+
+
+def outputs_of(result: Any, examples: int) -> torch.Tensor:
+    """The (examples, classes) outputs in what a model returned.
+
+    Takes a tensor, the ``logits`` of a mapping or object (transformers), or the first item of a tuple; (examples,)
+    becomes one column. Raises TaskError for anything else.
+    """
+    if isinstance(result, Mapping) and "logits" in result:
+        found = result["logits"]
+    elif hasattr(result, "logits"):
+        found = result.logits
+    elif isinstance(result, list | tuple) and result:
+        found = result[0]
+    else:
+        found = result
+    if not isinstance(found, torch.Tensor):
+        raise TaskError(
+            f"the model must return a tensor of outputs (or an object with .logits); got {type(result).__name__}"
+        )
+    if found.ndim == 1:
+        found = found[:, None]
+    if found.ndim != 2 or len(found) != examples:
+        raise TaskError(
+            f"the model must return one row of outputs per example, ({examples}, classes); "
+            f"got {tuple(found.shape)}. Wrap it in a module that reduces its output to that."
+        )
+    return found
+
+
+def check_finite(name: str, rows: torch.Tensor, first: int) -> None:
+    """Raise OutputsError, naming the model and the example, when outputs hold NaN or infinity."""
+    if not torch.isfinite(rows).all():
+        example = first + int((~torch.isfinite(rows)).any(dim=1).nonzero()[0])
+        raise OutputsError(
+            f"{name}: its outputs hold NaN or infinity, first for example {example} of validation(). "
+            "Its training diverged or the precision is too low: leave it out, or compute in float32."
+        )

@@ -1,0 +1,290 @@
+"""Accuracy, top-k and balanced accuracy of averaged outputs, exactly, from margin rows.
+
+A recipe is right on an example iff fewer than k of its rows fail: p . (y_t - y_j) <= 0, or < 0 where the tie is won.
+Scoring S recipes is one matrix product and a minimum per example. It runs in float32; an example whose smallest
+value lies within the rounding error of zero is decided again in float64, with sums instead of averages where all
+weights are equal, so that ties are ties. Axis names: members N, examples M, rows R, recipes S, contested examples E.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+
+import numpy as np
+import torch
+
+from radin.estimate.dense import as_weights
+from radin.estimate.margins import Margins
+from radin.estimate.reading import Array, Floats
+from radin.estimate.threads import map_on_threads
+
+# A product of these rows and recipes stays in cache until its minimum is taken.
+BLOCK_ROWS = {"cpu": 1024, "cuda": 32768}
+BLOCK_RECIPES = {"cpu": 512, "cuda": 4096}
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows of some contested examples, in levels: the first row of each, then the second of each that has one, ...
+
+    Examples are ordered by how many rows they have, most first, so that level l holds rows of the first examples
+    alone. ``first``: the place of its first example among the contested ones; ``scaled`` (R, N) float32, each row
+    times a power of two that brings its largest margin to between 1/2 and 1; ``levels``: where each level starts,
+    and the end; ``allowed`` (E, 1): how many rows of an example may fail.
+    """
+
+    first: int
+    scaled: torch.Tensor
+    levels: tuple[int, ...]
+    allowed: torch.Tensor
+
+    @property
+    def examples(self) -> int:
+        return self.levels[1]
+
+    @cached_property
+    def whole(self) -> int:
+        """How many levels have a row of every example: one minimum over all is faster than one by one."""
+        return int((np.diff(self.levels) == self.examples).sum())
+
+    def later_levels(self, after: int = 1) -> Iterator[tuple[int, int]]:
+        """Start and end of each level after the first ``after``."""
+        return pairwise(self.levels[after:])
+
+
+@dataclass(frozen=True)
+class Contested:
+    """The rows of all contested examples, for scoring.
+
+    ``example`` (E,): most rows first. ``blocks``: their rows in float32, in blocks. In float64, example after
+    example: ``margins`` (R, N), ``strict`` (R,), ``rival`` (R,), and where each example's rows start, ``starts``
+    (E + 1,). ``allowed`` (E,).
+    """
+
+    example: Array
+    blocks: list[Block]
+    margins: torch.Tensor
+    strict: torch.Tensor
+    rival: torch.Tensor
+    starts: torch.Tensor
+    allowed: torch.Tensor
+
+    def rows_of(self, examples: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """All rows of these contested examples (Q,), one after the other: which of the Q, and the row."""
+        counts = self.starts[examples + 1] - self.starts[examples]
+        which = torch.repeat_interleave(counts)
+        ends = torch.cumsum(counts, 0)
+        within = torch.arange(len(which), device=which.device) - (ends - counts)[which]
+        return which, self.starts[examples][which] + within
+
+
+def contested(margins: Margins, device: str, *, alike: bool = False) -> Contested:
+    """Arrange the rows for scoring. ``alike`` scales all rows of an example alike, so that they can be compared."""
+    places, values = margins.rows()
+    unique, inverse, counts = np.unique(margins.example[places], return_inverse=True, return_counts=True)
+    ranked = np.argsort(-counts, kind="stable")
+    rank = np.argsort(ranked)[inverse]
+    by_example = np.argsort(rank, kind="stable")
+    places, values, rank, counts = places[by_example], values[by_example], rank[by_example], counts[ranked]
+    starts = np.concatenate([[0], np.cumsum(counts)])
+    level = np.arange(len(places)) - starts[rank]
+    largest = np.abs(values).max(axis=1, initial=0)
+    if alike and len(places):
+        largest = np.maximum.reduceat(largest, starts[:-1])[rank]
+    scaled = np.ldexp(values, -np.frexp(largest)[1][:, None]).astype(np.float32)
+    allowed = margins.allowed[unique[ranked]]
+    blocks = []
+    for lo, hi in _cut(starts, BLOCK_ROWS[torch.device(device).type]):
+        rows = slice(starts[lo], starts[hi])
+        order = np.argsort(level[rows], kind="stable")
+        edges = np.concatenate([[0], np.cumsum(np.bincount(level[rows]))])
+        blocks.append(
+            Block(
+                lo,
+                torch.from_numpy(scaled[rows][order]).to(device),
+                tuple(int(edge) for edge in edges),
+                torch.from_numpy(allowed[lo:hi, None]).to(device),
+            )
+        )
+    return Contested(
+        unique[ranked],
+        blocks,
+        torch.from_numpy(values).to(device),
+        torch.from_numpy(margins.strict()[places]).to(device),
+        torch.from_numpy(margins.rival[places].astype(np.int64)).to(device),
+        torch.from_numpy(starts).to(device),
+        torch.from_numpy(allowed).to(device),
+    )
+
+
+def _cut(starts: Array, rows: int) -> list[tuple[int, int]]:
+    """Ranges of examples with at most ``rows`` rows each, or one example; starts (E + 1,) of their rows."""
+    edges = [0]
+    while edges[-1] < len(starts) - 1:
+        end = int(np.searchsorted(starts, starts[edges[-1]] + rows, side="right")) - 1
+        edges.append(max(edges[-1] + 1, end))
+    return list(pairwise(edges))
+
+
+def rounding_bound(members: int) -> float:
+    """How far a float32 product of a scaled row with mixing weights may lie from the exact one.
+
+    Each of N terms carries the rounding of row, weight and product, and of at most N additions, in any order:
+    gamma_{N+3} * sum p |m| with |m| <= 1 and sum p <= 1 + 1e-6 (Higham 2002, section 3.1); one more unit covers the
+    denormals.
+    """
+    unit = 2.0**-24
+    count = (members + 4) * unit
+    return count / (1 - count) * (1 + 1e-5)
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Keep torch from computing float32 products in TF32 or bfloat16, which the rounding bound does not cover."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def run_all(run: Callable[[int], None], tasks: Sequence[int], device: torch.device) -> None:
+    """Run independent tasks: on the CPU on as many threads as torch uses, one after the other on a GPU."""
+    threads = min(torch.get_num_threads(), len(tasks)) if device.type == "cpu" else 1
+    for _ in map_on_threads(run, tasks, threads):
+        pass
+
+
+def exact_weights(rows: Floats) -> Floats:
+    """Weights for the float64 decision: 1 for each member of an equal average, so that its sums are exact."""
+    top = rows.max(axis=1, keepdims=True)
+    equal = ((rows == 0) | (rows == top)).all(axis=1)
+    result = rows.copy()
+    result[equal] = rows[equal] > 0
+    return result
+
+
+class AccuracyEstimator:
+    """Accuracy or top-k accuracy of averaged outputs, or, with ``example_weights``, a weighted mean such as balanced
+    accuracy."""
+
+    def __init__(self, margins: Margins, *, device: str = "cpu", example_weights: Floats | None = None) -> None:
+        """``example_weights`` (M,): what each example counts; None for 1/M each, where scores are counts over M."""
+        self.members, self.examples, self.margins = margins.members, margins.examples, margins
+        self._device, self._top = torch.device(device), margins.top
+        self._contested = contested(margins, device)
+        self._tau = rounding_bound(self.members)
+        worth = np.ones(self.examples) if example_weights is None else example_weights
+        self._scale = self.examples if example_weights is None else 1
+        sure = margins.allowed >= 0
+        sure[self._contested.example] = False
+        self._base = float(worth[sure].sum())
+        # Counts are exact in float32 up to 2^24; weights are not.
+        whole = example_weights is None and self.examples < 2**24
+        self._worth = torch.from_numpy(worth[self._contested.example]).to(
+            self._device, torch.float32 if whole else torch.float64
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes read to score a recipe: the float32 rows."""
+        return sum(block.scaled.numel() * 4 for block in self._contested.blocks)
+
+    def scores(self, weights: Array) -> Floats:
+        """Weights (S, N), rows p >= 0 with sum 1, -> (S,)."""
+        rows = as_weights(weights, self.members)
+        totals = np.empty(len(rows))
+        step = BLOCK_RECIPES[self._device.type]
+
+        def run(lo: int) -> None:
+            totals[lo : lo + step] = self._totals(rows[lo : lo + step])
+
+        with full_precision():
+            run_all(run, range(0, len(rows), step), self._device)
+        return (totals + self._base) / self._scale
+
+    def example_margins(self, weights: Floats) -> Floats:
+        """By how much averaged outputs are right on each example: the true class's less the best other's, (S, M).
+
+        ``weights`` (S, N). Infinite where every recipe is right, or wrong. Only for accuracy (top 1).
+        """
+        data = self._contested
+        result = np.tile(np.where(self.margins.allowed >= 0, np.inf, -np.inf), (len(weights), 1))
+        if len(data.example):
+            values = (data.margins.cpu() @ torch.from_numpy(weights.T).double()).numpy()
+            result[:, data.example] = np.minimum.reduceat(values, data.starts.cpu().numpy()[:-1], axis=0).T
+        return result
+
+    @torch.inference_mode()
+    def _totals(self, rows: Floats) -> Floats:
+        recipes = torch.from_numpy(rows).to(self._device, torch.float32).T.contiguous()
+        height = max((len(block.scaled) for block in self._contested.blocks), default=0)
+        buffer = torch.empty(height, len(rows), device=self._device)
+        total = torch.zeros(len(rows), dtype=self._worth.dtype, device=self._device)
+        flags = torch.empty(height, len(rows), dtype=total.dtype, device=self._device)
+        unsure = []
+        for block in self._contested.blocks:
+            values = torch.mm(block.scaled, recipes, out=buffer[: len(block.scaled)])
+            worth = self._worth[block.first : block.first + block.examples]
+            if self._top == 1:
+                sure, near = self._decide_best(block, values, worth, flags[: block.examples])
+            else:
+                right, doubtful = self._decide_top(block, values)
+                sure, near = worth @ right.to(total.dtype), torch.nonzero(doubtful)
+            total += sure
+            unsure.append(near + near.new_tensor([block.first, 0]))
+        near_zero = torch.cat(unsure) if unsure else torch.empty(0, 2, dtype=torch.int64)
+        if len(near_zero):
+            example, recipe = near_zero.unbind(1)
+            right = self._decide_exactly(example, torch.from_numpy(exact_weights(rows)).to(self._device)[recipe])
+            total.index_add_(0, recipe, self._worth[example] * right)
+        return total.cpu().numpy().astype(np.float64)
+
+    def _decide_best(
+        self, block: Block, values: torch.Tensor, worth: torch.Tensor, flags: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What examples that are right for sure are worth, (S,), and the (example, recipe) pairs float32 cannot tell.
+
+        ``values`` (R, S), overwritten; ``worth`` (E,); ``flags`` (E, S), scratch. Few recipes have a doubtful example,
+        and those are found by comparing two sums, which costs far less than looking for the examples everywhere.
+        """
+        first, tau = values[: block.examples], self._tau
+        for lo, hi in block.later_levels():
+            torch.minimum(first[: hi - lo], values[lo:hi], out=first[: hi - lo])
+        sure = worth @ torch.gt(first, tau, out=flags)
+        not_wrong = worth @ torch.ge(first, -tau, out=flags)
+        recipes = torch.nonzero(not_wrong != sure)[:, 0]
+        near = torch.nonzero(first[:, recipes].abs_() <= tau)
+        near[:, 1] = recipes[near[:, 1]]
+        return sure, near
+
+    def _decide_top(self, block: Block, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Which examples are right for sure, and which float32 cannot tell, (E, S) each."""
+        first, tau = values[: block.examples], self._tau
+        failing, doubtful = (first < -tau).int(), (first <= tau).int()
+        for lo, hi in block.later_levels():
+            failing[: hi - lo] += values[lo:hi] < -tau
+            doubtful[: hi - lo] += values[lo:hi] <= tau
+        right = doubtful <= block.allowed
+        return right, ~right & (failing <= block.allowed)
+
+    def _decide_exactly(self, example: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """Whether the recipes (Q, N), of any positive scale, are right on the contested examples (Q,), in float64."""
+        data = self._contested
+        which, row = data.rows_of(example)
+        value = (data.margins[row] * weights[which]).sum(dim=1)
+        fails = torch.where(data.strict[row], value <= 0, value < 0)
+        failing = torch.zeros_like(example).index_add_(0, which, fails.long())
+        return failing <= data.allowed[example]
+
+
+def balanced_weights(targets: Array) -> Floats:
+    """What each example counts for in balanced accuracy: 1 / (classes present * examples of its class)."""
+    support = np.bincount(targets)
+    result: Floats = 1 / (support[targets] * np.count_nonzero(support))
+    return result

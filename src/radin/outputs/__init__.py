@@ -1,0 +1,1 @@
+"""The members' outputs over validation(): computed once, kept on disk, keyed by content."""

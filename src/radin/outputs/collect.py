@@ -1,0 +1,226 @@
+"""Passes by the members: outputs over validation(), into the cache or straight to whoever asks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from radin.data.batches import DataFingerprint, length, read, rebatched
+from radin.data.task import Task
+from radin.engine.device import Device
+from radin.engine.forward import check_finite
+from radin.engine.load import load_weights
+from radin.errors import OutputsError, RadinError, TaskError
+from radin.metrics import Metric
+from radin.outputs.store import OutputStore, PendingOutputs
+from radin.progress import Progress
+from radin.weights import Pool
+
+
+@dataclass(frozen=True)
+class MemberOutputs:
+    """All members' outputs (examples, classes), in the pool's order and memory-mapped.
+
+    ``targets`` (examples, ...); ``data``: the data's fingerprint; ``passes``: members whose outputs were not cached.
+    """
+
+    outputs: tuple[NDArray[Any], ...]
+    targets: NDArray[Any]
+    data: str
+    passes: int
+    seconds: float
+
+
+def collect_outputs(
+    task: Task,
+    pool: Pool,
+    store: OutputStore,
+    engine: Device,
+    metric: Metric,
+    *,
+    expected_data: str | None = None,
+    progress: Progress | None = None,
+) -> MemberOutputs:
+    """Every member's outputs over validation(), from the cache where they are, else computed.
+
+    Members that fit in memory together share one reading of the data. When all outputs are cached the data is still
+    read once, without any model, to make sure that it is the same data. ``expected_data``: a data fingerprint recorded
+    earlier. Raises TaskError when the data differs from it or between two readings, and OutputsError when outputs are
+    not finite, naming the member.
+    """
+    started = time.monotonic()
+    stored = {k: found for k, f in enumerate(pool.fingerprints) if (found := store.get(f)) is not None}
+    if expected_data is None and stored:
+        expected_data = next(iter(stored.values())).data
+    missing = [k for k in range(len(pool)) if k not in stored]
+    group = engine.capacity(pool.bytes, len(missing)) if missing else 1
+    groups = [missing[i : i + group] for i in range(0, len(missing), group)] or [[]]
+    targets: NDArray[Any] | None = None
+    for index, members in enumerate(groups):
+        what = f"outputs of {len(members)} members" if members else "checking the data"
+        if len(groups) > 1:
+            what += f", reading {index + 1} of {len(groups)}"
+        placed = _place(task, pool, members, engine)
+        passing = _Pass(task, placed, engine, metric, expected_data, what, progress)
+        expected_data, targets = _read_into(store, [pool.fingerprints[k] for k in members], passing)
+    assert expected_data is not None
+    assert targets is not None
+    for k, member in enumerate(pool):
+        found = store.get(member.fingerprint)
+        assert found is not None
+        if found.data != expected_data:
+            raise OutputsError(
+                f"{found.path} holds outputs of {member.name} over other data "
+                f"({found.data[:12]}, now {expected_data[:12]}). Use another folder for outputs over other data."
+            )
+        if found.shape[0] != len(targets):
+            raise OutputsError(f"{found.path}: {found.shape[0]} examples, the data has {len(targets)}")
+        stored[k] = found
+    store.save_targets(targets, expected_data)
+    in_order = tuple(stored[k].array() for k in range(len(pool)))
+    return MemberOutputs(in_order, targets, expected_data, len(missing), time.monotonic() - started)
+
+
+def stream_outputs(
+    task: Task,
+    pool: Pool,
+    engine: Device,
+    metric: Metric,
+    add: Callable[[NDArray[Any], NDArray[Any]], None] | None,
+    *,
+    expected_data: str | None = None,
+    progress: Progress | None = None,
+) -> tuple[str, NDArray[Any]]:
+    """All members' outputs over validation() in one reading, handed on batch by batch and stored nowhere.
+
+    ``add(outputs (members, b, classes), targets (b, ...))`` is called for each batch in order; None: the data are only
+    read. Returns the data's fingerprint and the targets (examples, ...). Raises as ``collect_outputs``, and RadinError
+    when the members do not fit in memory together.
+    """
+    members = range(len(pool)) if add else range(0)
+    if add and engine.capacity(pool.bytes, len(pool)) < len(pool):
+        raise RadinError(
+            f"without keeping outputs all {len(pool)} members must be in memory at once, {len(pool) * pool.bytes:,} "
+            "bytes of weights: keep the outputs, or say --members-at-once if you know that they fit"
+        )
+    placed = _place(task, pool, members, engine)
+    what = f"outputs of {len(members)} members" if members else "checking the data"
+    passing = _Pass(task, placed, engine, metric, expected_data, what, progress)
+    data = DataFingerprint()
+    targets = []
+    for labels, outputs in passing.batches(data, lambda first: add is not None):
+        targets.append(labels)
+        if add and outputs:
+            add(np.stack([rows.numpy() for rows in outputs]), labels)
+    return passing.finished(data, targets)
+
+
+Placed = Sequence[tuple[str, torch.nn.Module]]
+
+
+def _place(task: Task, pool: Pool, members: Iterable[int], engine: Device) -> Placed:
+    """(name, model on the device) of each member."""
+    placed = []
+    for k in members:
+        model = task.build_model()
+        load_weights(model, pool.tensors(k), pool[k].name)
+        placed.append((pool[k].name, engine.place(model)))
+    return placed
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """One reading of validation() by some members; none: only its fingerprint and targets are wanted."""
+
+    task: Task
+    placed: Placed
+    engine: Device
+    metric: Metric
+    expected_data: str | None
+    what: str
+    progress: Progress | None
+
+    def batches(
+        self, data: DataFingerprint, wanted: Callable[[int], bool]
+    ) -> Iterator[tuple[NDArray[Any], list[torch.Tensor]]]:
+        """Targets and each member's outputs, batch by batch; no outputs where ``wanted(first example)`` is False."""
+        source = self.task.batches("validation")
+        total = length(source)
+        models = [model for _, model in self.placed]
+        for index, whole in enumerate(read(source, "validation()")):
+            for batch in rebatched([whole], self.engine.batch_size):
+                if batch.targets is None:
+                    raise TaskError("validation() gives inputs without targets: yield (inputs, targets)")
+                first = data.examples
+                data.update(batch)
+                labels = batch.targets.cpu().numpy()
+                outputs = self.engine.outputs(models, batch) if wanted(first) else []
+                for (name, _), rows in zip(self.placed, outputs, strict=False):
+                    check_finite(name, rows, first)
+                    self.metric.check_batch(labels, rows.shape[1])
+                yield labels, outputs
+            if self.progress:
+                self.progress(self.what, index + 1, total)
+
+    def finished(self, data: DataFingerprint, targets: Sequence[NDArray[Any]]) -> tuple[str, NDArray[Any]]:
+        """The data's fingerprint and all targets. Raises TaskError when the data are none, or not those expected."""
+        if not targets:
+            raise TaskError("validation() gave no batches")
+        now = data.hexdigest()
+        if self.expected_data not in (None, now):
+            raise TaskError(
+                f"validation() gave other data than before: {data.examples} examples with fingerprint {now[:12]}, "
+                f"expected {str(self.expected_data)[:12]}. It must give the same examples in the same order "
+                "every time: no shuffling, no random augmentation. For new data use a new run directory."
+            )
+        return now, np.concatenate(targets)
+
+
+class _CannotResume(Exception):
+    """The rows kept from a killed reading do not belong to the data as it is read now."""
+
+
+def _read_into(store: OutputStore, fingerprints: Sequence[str], passing: _Pass) -> tuple[str, NDArray[Any]]:
+    """Fill the store by one reading; goes on from a killed one by the same members where its rows are good."""
+    for resume in (True, False):
+        reading = PendingOutputs(store, fingerprints, resume=resume) if fingerprints else None
+        try:
+            return _attempt(reading, passing)
+        except _CannotResume:
+            continue
+        finally:
+            if reading is not None:
+                reading.close()
+    raise AssertionError("a reading from the start needs nothing to resume")
+
+
+def _attempt(reading: PendingOutputs | None, passing: _Pass) -> tuple[str, NDArray[Any]]:
+    data = DataFingerprint()
+    targets = []
+    skip = reading.examples if reading is not None else 0
+
+    def wanted(first: int) -> bool:
+        if reading is None:
+            return False
+        if data.examples == skip and skip and data.hexdigest() != reading.resume_data:
+            raise _CannotResume
+        if first < skip < data.examples:  # the batches are cut differently now
+            raise _CannotResume
+        return first >= skip
+
+    for labels, outputs in passing.batches(data, wanted):
+        targets.append(labels)
+        if outputs and reading is not None:
+            reading.append(outputs, data)
+    if data.examples < skip:
+        raise _CannotResume
+    fingerprint, whole = passing.finished(data, targets)
+    if reading is not None:
+        reading.finish(fingerprint)
+    return fingerprint, whole

@@ -1,1 +1,0 @@
-"""Where passes run. An engine places models and turns batches into outputs."""
