@@ -254,7 +254,7 @@ def member_outputs(pool, k):
 
 
 def test_outputs_need_not_be_kept(toy_pool, toy_folder, toy_task, tmp_path):
-    how = {"strategy": "radin", "uniform": True}
+    how = {"strategy": "paper", "uniform": True}
     kept = radin.cook(toy_pool, toy_task, budget=5, out=tmp_path / "kept", **how)
     streamed = radin.cook(toy_pool, toy_task, budget=3, out=tmp_path / "streamed", keep_outputs=False, **how)
     files = sorted(toy_folder.glob("*.safetensors"))[::-1]

@@ -16,13 +16,14 @@ from radin import metrics
 from radin.data.batches import read, rebatched
 from radin.data.task import Task
 from radin.engine.device import Device
-from radin.engine.evaluate import Evaluation, Evaluator, evaluation
+from radin.engine.evaluate import Evaluator
 from radin.errors import OutputsError, RunError, TaskError
 from radin.estimate import estimator
 from radin.metrics import Metric
 from radin.outputs.collect import stream_outputs
 from radin.outputs.store import StoredOutputs
 from radin.progress import Progress
+from radin.question import Answer, answer_from_outputs
 from radin.recipe import Recipe
 from radin.run.cooking import mixed
 from radin.run.directory import RunDirectory
@@ -68,11 +69,11 @@ class Soups:
     """
 
     usable: tuple[int, ...]
-    together: Evaluation
-    ensemble: Evaluation
+    together: Answer
+    ensemble: Answer
     subset: tuple[int, ...]
     promised: float
-    core: Evaluation | None
+    core: Answer | None
     interpolations: tuple[Interpolation, ...]
 
 
@@ -89,7 +90,7 @@ class SliceReport:
     examples: int
     classes: int
     classes_seen: int | None
-    members: tuple[Evaluation | None, ...]
+    members: tuple[Answer | None, ...]
     broken: Mapping[int, str]
     agreement: Floats | None
     soups: Soups | None
@@ -100,7 +101,7 @@ class SliceReport:
         scores = [(k, found.score) for k, found in enumerate(self.members) if found is not None]
         return tuple(k for k, score in sorted(scores, key=lambda pair: -self.metric.utility(pair[1])))
 
-    def score(self, member: int) -> Evaluation:
+    def score(self, member: int) -> Answer:
         """The score of a usable member."""
         found = self.members[member]
         assert found is not None
@@ -155,7 +156,7 @@ def examine_slice(
         usable = tuple(outputs)
         classes = outputs[usable[0]].shape[1]
         metric.check(targets, classes)
-        members = {k: evaluation(metric, np.asarray(rows), targets, 0.0, data) for k, rows in outputs.items()}
+        members = {k: answer_from_outputs(metric, np.asarray(rows), targets, 0.0, data) for k, rows in outputs.items()}
         classified = metric.targets == "classes" and classes > 1
         found = SliceReport(
             metric,
@@ -189,7 +190,7 @@ def _agreement(outputs: Mapping[int, NDArray[Any]], members: int) -> Floats:
     return result
 
 
-def contrast(parts: Sequence[tuple[float, Evaluation]]) -> tuple[float, float]:
+def contrast(parts: Sequence[tuple[float, Answer]]) -> tuple[float, float]:
     """sum_i w_i score_i with its standard error over examples, for (w_i, evaluation i).
 
     Paired where all have one number per example, else as if they were independent.
@@ -230,13 +231,13 @@ class _Soups:
             self._interpolate(found, best, k, k == farthest, 2 + i * len(ALPHAS), total) for i, k in enumerate(others)
         ]
         everyone = Recipe.uniform(range(len(usable)), len(usable))
-        ensemble = evaluation(metric, mixed(outputs, everyone), targets, 0.0, self.data)
+        ensemble = answer_from_outputs(metric, mixed(outputs, everyone), targets, 0.0, self.data)
         sources = [s for s in default_sources(len(usable), _CANDIDATES) if s in ("top-k", "all", "random")]
         top = rank(outputs, targets, metric, sources=sources, top=1, count=_CANDIDATES)[0]
         subset = tuple(usable[k] for k in top.recipe.members)
         return Soups(usable, together, ensemble, subset, top.estimate, core, tuple(interpolations))
 
-    def _score(self, members: Sequence[int] | Mapping[int, float], done: int, total: int) -> Evaluation:
+    def _score(self, members: Sequence[int] | Mapping[int, float], done: int, total: int) -> Answer:
         shares = members if isinstance(members, Mapping) else dict.fromkeys(members, 1.0)
         recipe = Recipe.normalized(shares.get(k, 0.0) for k in range(len(self.pool)))
         model, _ = self.evaluator.prepare(average(self.pool, recipe), "the soup", calibrate=True)

@@ -27,25 +27,14 @@ from radin.engine import batchnorm
 from radin.engine.batchnorm import reestimate, statistics_layers
 from radin.engine.device import Device
 from radin.engine.load import load_weights
-from radin.errors import OutputsError, TaskError
+from radin.errors import TaskError
 from radin.metrics import Metric
 from radin.progress import Progress
+from radin.question import Answer, answer_from_outputs
 
 # Data up to this size, and to this share of the free memory, are held after their first reading.
 HELD_BYTES = 1 << 30
 _HELD_SHARE = 0.25
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """A true score. ``values``: one number per example when the metric is a mean of them, else None."""
-
-    score: float
-    stderr: float
-    examples: int
-    seconds: float
-    data: str
-    values: NDArray[np.float64] | None
 
 
 @dataclass(frozen=True)
@@ -162,7 +151,7 @@ class Evaluator:
         expected_data: str | None = None,
         progress: Progress | None = None,
         what: str | None = None,
-    ) -> Evaluation:
+    ) -> Answer:
         """The model's score on "validation", "test" or "shifts/NAME". ``where`` names the weights in messages.
 
         Raises TaskError when the data is not the data with fingerprint ``expected_data``. Outputs with NaN or infinity
@@ -192,8 +181,8 @@ class Evaluator:
         seconds = time.monotonic() - started
         self.metric.check(whole_targets, whole_outputs.shape[1])
         if not np.isfinite(whole_outputs).all():
-            return Evaluation(float("nan"), float("nan"), data.examples, seconds, data.hexdigest(), None)
-        return evaluation(self.metric, whole_outputs, whole_targets, seconds, data.hexdigest())
+            return Answer(float("nan"), float("nan"), data.examples, seconds, data.hexdigest())
+        return answer_from_outputs(self.metric, whole_outputs, whole_targets, seconds, data.hexdigest())
 
 
 def _without_targets(split: str) -> TaskError:
@@ -207,19 +196,3 @@ def _check_data(split: str, data: DataFingerprint, expected: str) -> None:
             f"{data.hexdigest()[:12]}, expected {expected[:12]}. It must give the same examples in the same "
             "order every time: no shuffling, no random augmentation."
         )
-
-
-def evaluation(metric: Metric, outputs: NDArray[Any], targets: NDArray[Any], seconds: float, data: str) -> Evaluation:
-    """The Evaluation of outputs (examples, classes) that are already there."""
-    if len(outputs) != len(targets):
-        raise OutputsError(f"{len(outputs)} rows of outputs for {len(targets)} targets")
-    if metric.per_example is not None:
-        return from_values(metric.per_example(outputs, targets), seconds, data)
-    stderr = metric.standard_error(outputs, targets)
-    return Evaluation(metric.value(outputs, targets), stderr, len(targets), seconds, data, None)
-
-
-def from_values(values: NDArray[np.float64], seconds: float, data: str) -> Evaluation:
-    """The Evaluation of a metric that is the mean of one number per example, (examples,)."""
-    stderr = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
-    return Evaluation(float(values.mean()), stderr, len(values), seconds, data, values)

@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 
 from radin.data.task import Task
 from radin.engine.device import Device
-from radin.engine.evaluate import Evaluation, Evaluator
+from radin.engine.evaluate import Evaluator
 from radin.metrics import Metric
 from radin.progress import Progress
+from radin.question import Answer
 from radin.recipe import Recipe
 from radin.run.directory import RunDirectory
 from radin.run.ledger import Ledger
@@ -50,16 +51,16 @@ class Job:
     def to_json(self, recipe: Recipe) -> dict[str, object]:
         return recipe.to_json(self.names, self.pool.fingerprints)
 
-    def known(self, recipe: Recipe, split: str = "validation") -> Evaluation | None:
+    def known(self, recipe: Recipe, split: str = "validation") -> Answer | None:
         """The recorded evaluation of a member or of a complete soup, or None."""
         return self.ledger.get(self.identity(recipe), "member" if recipe.is_single else "soup", split)
 
-    def add(self, recipe: Recipe, split: str, found: Evaluation) -> None:
+    def add(self, recipe: Recipe, split: str, found: Answer) -> None:
         """Record an evaluation of a member or of a complete soup."""
         kind = "member" if recipe.is_single else "soup"
         self.ledger.add(self.identity(recipe), self.to_json(recipe), kind, split, found)
 
-    def single(self, k: int) -> Evaluation:
+    def single(self, k: int) -> Answer:
         """A member's evaluation on validation, which its outputs gave."""
         found = self.known(Recipe.single(k, len(self.pool)))
         assert found is not None

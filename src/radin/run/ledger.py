@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from radin.engine.evaluate import Evaluation
 from radin.errors import RunError
+from radin.question import Answer
 
 _EVALUATIONS = """
 CREATE TABLE IF NOT EXISTS evaluations (
@@ -60,7 +60,7 @@ class Entry:
     recipe: dict[str, Any]
     kind: str
     split: str
-    evaluation: Evaluation
+    evaluation: Answer
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,12 +93,12 @@ class Ledger:
         except sqlite3.DatabaseError as error:
             raise RunError(f"{path} is not a radin ledger ({error}). Move it away to start anew.") from None
 
-    def add(self, identity: str, recipe: dict[str, Any], kind: str, split: str, found: Evaluation) -> None:
+    def add(self, identity: str, recipe: dict[str, Any], kind: str, split: str, found: Answer) -> None:
         """Record an evaluation; one that is there already is left as it is."""
         with self._db:
             self._insert(identity, recipe, kind, split, found)
 
-    def add_part(self, part: PartEntry, complete: Evaluation | None) -> None:
+    def add_part(self, part: PartEntry, complete: Answer | None) -> None:
         """Record a part of a soup and, when it is the last, the soup with it: both or neither."""
         mask = np.zeros(part.total, dtype=bool)
         mask[part.examples] = True
@@ -123,7 +123,7 @@ class Ledger:
             if complete is not None:
                 self._insert(part.identity, part.recipe, "soup", part.split, complete)
 
-    def _insert(self, identity: str, recipe: dict[str, Any], kind: str, split: str, found: Evaluation) -> None:
+    def _insert(self, identity: str, recipe: dict[str, Any], kind: str, split: str, found: Answer) -> None:
         bits, blob = _packed(found.values, np.float32)
         self._db.execute(
             "INSERT OR IGNORE INTO evaluations (identity, recipe, kind, split, score, stderr, examples, seconds,"
@@ -161,7 +161,7 @@ class Ledger:
             entries.append(PartEntry(identity, json.loads(recipe), on, total, examples, values, seconds, data))
         return entries
 
-    def get(self, identity: str, kind: str, split: str) -> Evaluation | None:
+    def get(self, identity: str, kind: str, split: str) -> Answer | None:
         """The recorded evaluation, or None."""
         found = self._select("identity = ? AND kind = ? AND split = ?", (identity, kind, split))
         return found[0].evaluation if found else None
@@ -182,7 +182,7 @@ class Ledger:
                 json.loads(row[1]),
                 row[2],
                 row[3],
-                Evaluation(
+                Answer(
                     _number(row[4]),
                     _number(row[5]),
                     row[6],

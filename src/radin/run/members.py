@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from radin.engine.evaluate import evaluation, from_values
 from radin.errors import RunError
 from radin.estimate import (
     Estimator,
@@ -23,6 +22,7 @@ from radin.estimate import (
 )
 from radin.outputs.collect import collect_outputs, stream_outputs
 from radin.outputs.store import OutputStore
+from radin.question import answer_from_outputs, answer_from_values
 from radin.recipe import Recipe
 from radin.run.job import Job
 
@@ -61,7 +61,7 @@ def stored_outputs(job: Job, store: OutputStore) -> Known:
     for k, outputs in enumerate(cached.outputs):
         recipe = Recipe.single(k, len(job.pool))
         if job.known(recipe) is None:
-            found = evaluation(job.metric, np.asarray(outputs), cached.targets, 0.0, cached.data)
+            found = answer_from_outputs(job.metric, np.asarray(outputs), cached.targets, 0.0, cached.data)
             job.add(recipe, "validation", found)
     if job.progress:
         job.progress("reading the outputs", 0, None)
@@ -107,7 +107,7 @@ def streamed_outputs(job: Job, store: OutputStore) -> Known:
     )
     margins = compiler.finish()
     for k, parts in enumerate(values):
-        job.add(Recipe.single(k, len(job.pool)), "validation", from_values(np.concatenate(parts), 0.0, data))
+        job.add(Recipe.single(k, len(job.pool)), "validation", answer_from_values(np.concatenate(parts), 0.0, data))
     save_margins(margins, path, Keys.of(job.pool.fingerprints, data))
     return Known(data, estimator_of(margins, job.metric, device=device), targets, None)
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from radin.engine.evaluate import Evaluation, evaluation, from_values
+from radin.question import Answer, answer_from_outputs, answer_from_values
 from radin.recipe import Recipe
 from radin.run.job import Job
 from radin.run.members import Known, mixed
@@ -39,14 +39,14 @@ class Outcome:
     soups: Soups
     choose: NDArray[np.intp] | None
 
-    def found(self, recipe: Recipe) -> Evaluation | None:
+    def found(self, recipe: Recipe) -> Answer | None:
         """A member's or a complete soup's evaluation on the examples that decide."""
         found = self.job.known(recipe)
         if found is None or self.choose is None:
             return found
         if found.values is None:  # outputs that were not finite
             return replace(found, examples=len(self.choose))
-        return from_values(found.values[self.choose], found.seconds, found.data)
+        return answer_from_values(found.values[self.choose], found.seconds, found.data)
 
     def _utility(self, recipe: Recipe) -> float:
         found = self.found(recipe)
@@ -134,7 +134,7 @@ class Outcome:
         if known.outputs is not None:
             rows = slice(None) if self.choose is None else self.choose
             together = mixed(known.outputs, recipe)[rows]
-            found = evaluation(self.job.metric, together, known.targets[rows], 0.0, known.data)
+            found = answer_from_outputs(self.job.metric, together, known.targets[rows], 0.0, known.data)
             return found.score, found.stderr
         score = float(known.estimator.scores(np.array([recipe.weights]))[0])
         return score, float(np.sqrt(score * (1 - score) / max(len(known.targets) - 1, 1)))

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from radin.engine.batchnorm import statistics
-from radin.engine.evaluate import Evaluation, from_values
+from radin.question import Answer, answer_from_values
 from radin.recipe import Recipe
 from radin.run.job import Job
 from radin.run.ledger import PartEntry
@@ -164,7 +164,7 @@ class Soups:
             model, "validation", "the soup", expected_data=self._data, progress=job.progress, what=what
         )
         seconds = time.monotonic() - started
-        found = Evaluation(found.score, found.stderr, found.examples, seconds, found.data, None)
+        found = Answer(found.score, found.stderr, found.examples, seconds, found.data, None)
         self._learn(recipe, np.arange(self._examples), np.full(self._examples, np.nan), seconds)
         self._keep(recipe, tensors, found)
         job.add(recipe, "validation", found)
@@ -180,21 +180,21 @@ class Soups:
             text += f", in all about {_duration(left)} left"
         return text
 
-    def _complete(self, recipe: Recipe, diverged: bool) -> Evaluation | None:
+    def _complete(self, recipe: Recipe, diverged: bool) -> Answer | None:
         seconds = self._seconds[recipe]
         if diverged:
-            return Evaluation(float("nan"), float("nan"), self._examples, seconds, self._data, None)
+            return Answer(float("nan"), float("nan"), self._examples, seconds, self._data, None)
         if not self._told[recipe].all():
             return None
-        return from_values(self._values[recipe].copy(), seconds, self._data)
+        return answer_from_values(self._values[recipe].copy(), seconds, self._data)
 
-    def _utility(self, found: Evaluation) -> float:
+    def _utility(self, found: Answer) -> float:
         score = found.score
         if self._choose is not None and found.values is not None:
             score = float(found.values[self._choose].mean())
         return self._job.metric.utility(score)
 
-    def _keep(self, recipe: Recipe, tensors: dict[str, torch.Tensor], complete: Evaluation) -> None:
+    def _keep(self, recipe: Recipe, tensors: dict[str, torch.Tensor], complete: Answer) -> None:
         if self._utility(complete) > self._best:
             self._best = self._utility(complete)
             self._save(recipe, tensors)

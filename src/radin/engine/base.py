@@ -1,0 +1,83 @@
+"""What an engine is: anything that can score a soup. This process, a program of the user's, a cluster, a table.
+
+    engine.submit(question)                    at most ``slots`` at a time
+    for question, answer in engine.wait():     those that are there, in any order; an Answer, or a Failure
+    engine.write(recipe, path)                 the soup itself
+    engine.close()
+
+An engine gets recipes and gives scores. It knows nothing of budgets, strategies or ledgers.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from radin.question import Answer, Failure, Question
+from radin.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What a question costs, in examples as far as work goes. A pass is validation and calibration together.
+
+    examples: M, of validation; 0 where the engine cannot tell, and every question is then a whole pass. calibration: K,
+    those over which BatchNorm statistics are estimated again when a soup is started. reading: the share of the work of
+    evaluating all M examples that any question costs, however few it asks about, because all of the data must be read;
+    0 where examples are held in memory or read by index.
+    """
+
+    examples: int = 0
+    calibration: int = 0
+    reading: float = 0.0
+
+
+class Engine(ABC):
+    """Answers questions. ``slots``: how many it can work on at once. ``parts``: whether it can answer on some examples.
+
+    ``splits``: what it can be asked about besides "validation".
+    """
+
+    slots: int = 1
+    parts: bool = False
+    splits: tuple[str, ...] = ()
+
+    @property
+    @abstractmethod
+    def rates(self) -> Rates:
+        """What questions cost; known once the members have been evaluated."""
+
+    @abstractmethod
+    def identity(self) -> Mapping[str, Any]:
+        """All that, in this engine, could change an answer: name in words -> a value that JSON can hold."""
+
+    @abstractmethod
+    def submit(self, question: Question) -> None:
+        """Begin to work on a question. Not to be called when ``slots`` are in work."""
+
+    @abstractmethod
+    def wait(self, timeout: float | None = None) -> list[tuple[Question, Answer | Failure]]:
+        """What has been answered since the last call, at least one unless ``timeout`` seconds pass; [] if none is open.
+
+        Raises RadinError only for what makes every further question pointless.
+        """
+
+    @abstractmethod
+    def write(self, recipe: Recipe, path: Path) -> None:
+        """Write the soup of a recipe to ``path``, whole or not at all, as the engine would evaluate it."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give up what is in work and let go of everything held."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

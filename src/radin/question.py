@@ -1,0 +1,77 @@
+"""The one boundary: a search asks questions, an engine gives answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from radin.metrics import Metric
+from radin.recipe import Recipe
+
+Floats = NDArray[np.float64]
+Indices = NDArray[np.intp]
+
+VALIDATION = "validation"
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """What does the soup of ``recipe`` score on these examples?
+
+    examples: (m,) ascending indices into the split; None: all of them. split: "validation", by which recipes are
+    chosen, or "test" or "shifts/NAME", which are only reported. Two questions are equal only when they are the same
+    object, so an answer always finds the question that it belongs to.
+    """
+
+    recipe: Recipe
+    examples: Indices | None = None
+    split: str = VALIDATION
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """The score of a soup, or of a single member, on the examples asked.
+
+    score: in the metric's units; NaN when the outputs are not finite, which never wins. stderr: over examples; NaN
+    where it is not known. examples: how many; 0 where only the program that evaluates knows. values: (examples,), one number
+    for each, of which the score is the mean; None where the metric is no such mean, or the outputs are not finite.
+    data: fingerprint of the split's data; empty where the engine cannot tell. further: score and standard error on
+    other sets that came along, by name; reported, never used to choose.
+    """
+
+    score: float
+    stderr: float
+    examples: int
+    seconds: float
+    data: str = ""
+    values: Floats | None = None
+    further: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a question was given no answer, in a message for the user."""
+
+    message: str
+
+
+def answer_from_values(values: Floats, seconds: float, data: str = "") -> Answer:
+    """The Answer of a metric that is the mean of one number per example, (m,); NaN among them makes the score NaN."""
+    if not np.isfinite(values).all():
+        return Answer(float("nan"), float("nan"), len(values), seconds, data)
+    stderr = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
+    return Answer(float(values.mean()), stderr, len(values), seconds, data, values)
+
+
+def answer_from_outputs(
+    metric: Metric, outputs: NDArray[Any], targets: NDArray[Any], seconds: float, data: str
+) -> Answer:
+    """The Answer of outputs (m, classes) that are already there; targets (m, ...)."""
+    if metric.per_example is not None:
+        return answer_from_values(metric.per_example(outputs, targets), seconds, data)
+    stderr = metric.standard_error(outputs, targets)
+    return Answer(metric.value(outputs, targets), stderr, len(targets), seconds, data)
