@@ -116,17 +116,17 @@ def run(truth: Truth, group: Group, label: str, budget: int) -> tuple[list[Stand
         singles=truth.singles[chosen],
         gram=truth.gram[np.ix_(chosen, chosen)],
         parts=True,
-        overhead=truth.overhead,
+        calibration=truth.calibration,
     )
     standings, thinking = [_standing(search, group, len(truth.pool))], []
     while True:
-        part = search.ask_part()
+        part = search.ask()
         thinking.append(time.process_time() - clock)
         if part is None:
             break
         values = truth.values(group.whole(part.recipe, len(truth.pool)), "validation", part.examples)
         clock = time.process_time()
-        search.tell_part(part, values)
+        search.tell(part, values)
         standings.append(_standing(search, group, len(truth.pool)))
     # what follows the last evaluation delays no other
     return standings, Work(thinking[0], tuple(thinking[1:-1]))

@@ -37,10 +37,10 @@ class Answer:
     """The score of a soup, or of a single member, on the examples asked.
 
     score: in the metric's units; NaN when the outputs are not finite, which never wins. stderr: over examples; NaN
-    where it is not known. examples: how many; 0 where only the program that evaluates knows. values: (examples,), one number
-    for each, of which the score is the mean; None where the metric is no such mean, or the outputs are not finite.
-    data: fingerprint of the split's data; empty where the engine cannot tell. further: score and standard error on
-    other sets that came along, by name; reported, never used to choose.
+    where it is not known. examples: how many; 0 where only the program that evaluates knows. values: (examples,), one
+    number for each, of which the score is the mean; None where the metric is no such mean, or the outputs are not
+    finite. data: fingerprint of the split's data; empty where the engine cannot tell. further: score and standard error
+    on other sets that came along, by name; reported, never used to choose.
     """
 
     score: float
@@ -50,6 +50,26 @@ class Answer:
     data: str = ""
     values: Floats | None = None
     further: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What questions cost, in examples as far as work goes. A pass is the validation and the calibration examples.
+
+    examples: M, of validation; 0 where nobody can tell, and every question is then a whole pass. calibration: K, those
+    over which BatchNorm statistics are estimated again when a soup is started. reading: the share of the work of
+    evaluating all M examples that any question costs, however few it asks about, because all of the data must be read;
+    0 where examples are held in memory or read by index.
+    """
+
+    examples: int = 0
+    calibration: int = 0
+    reading: float = 0.0
+
+    @property
+    def overhead(self) -> float:
+        """The share of a pass that starting a soup costs."""
+        return self.calibration / (self.examples + self.calibration) if self.calibration else 0.0
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from asking import ask
 from scipy.integrate import quad
 from scipy.stats import norm
 
@@ -196,7 +197,7 @@ def test_what_a_level_usually_gets_wrong_is_mended():
     assert found[2] == pytest.approx(0.7 - 0.1)
     assert found[1] == pytest.approx(0.5 - 0.1 / 2)
     assert found[0] == pytest.approx(0.3)
-    slices.settled[0] = 0.25
+    slices.complete[0] = 0.25
     _, found, variance = slices.observations()
     assert (found[0], variance[0]) == (0.25, 0.0)
     assert (variance[1:] > 0).all()
@@ -214,7 +215,7 @@ def test_it_learns_that_spread_members_make_bad_soups(zoo):
 
     def play(strategy, budget, **more):
         search = Search(zoo.outputs, zoo.targets, strategy=strategy, budget=budget, **more)
-        while (recipe := search.ask()) is not None:
+        while (recipe := ask(search)) is not None:
             p = np.array(recipe.weights)
             dispersion = p @ np.diag(far) - p @ far @ p
             search.tell(recipe, float(search.estimate([recipe])[0]) - 0.05 * dispersion)
@@ -228,17 +229,17 @@ def test_whatever_the_slices_say_some_soup_is_finished(zoo):
     for seed in (5, 6, 14, *range(21, 26)):
         rng = np.random.default_rng(seed)
         search = Search(zoo.outputs, zoo.targets, budget=2, parts=True, options={"count": 64, "keep": 12})
-        while (part := search.ask_part()) is not None:
+        while (part := search.ask()) is not None:
             right = (zoo.logits(part.recipe).argmax(axis=1) == zoo.targets)[part.examples]
             lost = rng.random(len(part.examples)) < rng.random() * 0.3
-            search.tell_part(part, right & ~lost)
+            search.tell(part, right & ~lost)
         assert search.evaluations
         assert search.spent <= 2 + 1e-9
 
 
 def test_unequal_ratios_are_among_what_it_asks(search, zoo):
     asked = []
-    while (recipe := search.ask()) is not None:
+    while (recipe := ask(search)) is not None:
         asked.append(recipe)
         search.tell(recipe, zoo.score(recipe))
     assert any(not recipe.is_uniform for recipe in asked)
@@ -255,7 +256,7 @@ def test_members_without_a_usable_score_are_left_alone(zoo):
     outputs[3] *= 1e4
     metric = metrics.get(score, True)
     search = Search(outputs, zoo.targets, metric=metric, strategy="adaptive", budget=3)
-    while (recipe := search.ask()) is not None:
+    while (recipe := ask(search)) is not None:
         assert recipe.weights[3] < 0.1
         search.tell(recipe, zoo.score(recipe))
     assert search.spent == 3

@@ -6,11 +6,12 @@ import itertools
 
 import numpy as np
 import pytest
+from asking import ask
 
 from radin.errors import RadinError
 from radin.recipe import Recipe
 from radin.search import Search
-from radin.search.search import canonical_order
+from radin.search.members import canonical_order
 from radin.search.strategies import get
 
 # Held-out accuracies of five of the 72 networks of Wortsman et al. 2022, "Model soups", counts over 26,000 images
@@ -35,7 +36,7 @@ def by_greedy(pool, scores, best_first, accept):
 
 def asked_by(search, zoo):
     asked = []
-    while (recipe := search.ask()) is not None:
+    while (recipe := ask(search)) is not None:
         asked.append(recipe.members)
         search.tell(recipe, zoo.score(recipe))
     return asked
@@ -64,13 +65,13 @@ def test_greedy_at_an_equal_score(zoo, accept, kept):
     few = zoo.permuted(best_first(zoo)[:3])
     search = Search(few.outputs, few.targets, strategy="greedy", keys=KEYS[:3], budget=9, options={"accept": accept})
     for _ in range(2):
-        search.tell(search.ask(), 0.99)
+        search.tell(ask(search), 0.99)
     assert search.best[0].members == kept
 
 
 def test_greedy_prefers_the_member_alone_to_a_soup_of_the_same_score(zoo):
     search = Search(zoo.outputs, zoo.targets, strategy="greedy", keys=KEYS, budget=1, options={"accept": "ties"})
-    search.tell(search.ask(), search.singles.max())
+    search.tell(ask(search), search.singles.max())
     assert search.best[0].is_single
 
 
@@ -93,7 +94,7 @@ def test_pruned_drops_the_worst_first_while_it_does_not_hurt(zoo):
 def test_pruned_goes_down_to_two_members_when_nothing_hurts(zoo):
     search = Search(zoo.outputs, zoo.targets, strategy="pruned", keys=KEYS, budget=99)
     sizes = []
-    while (recipe := search.ask()) is not None:
+    while (recipe := ask(search)) is not None:
         sizes.append(recipe.size)
         search.tell(recipe, 2.0)
     # From two equal soups down to the best member, whose score is known and worse.
@@ -115,14 +116,14 @@ def test_top_k_refuses_more_members_than_there_are(zoo):
 
 def test_uniform_is_exactly_the_uniform_recipe(zoo):
     search = Search(zoo.outputs, zoo.targets, strategy="uniform", budget=4)
-    assert search.ask() == Recipe.uniform(range(10), 10)
+    assert ask(search) == Recipe.uniform(range(10), 10)
 
 
 def test_random_depends_on_the_seed_and_on_no_score(zoo):
     def recipes(seed, score):
         search = Search(zoo.outputs, zoo.targets, strategy="random", budget=5, seed=seed)
-        while search.ask() is not None:
-            search.tell(search.ask(), score)
+        while (recipe := ask(search)) is not None:
+            search.tell(recipe, score)
         return [recipe for recipe, _ in search.evaluations]
 
     assert recipes(0, 0.1) == recipes(0, 0.9)
@@ -167,7 +168,7 @@ def test_greedy_tries_the_tied_networks_in_the_same_order_however_they_are_liste
     for order in ([0, 1, 2, 3, 4], [4, 3, 2, 1, 0], [2, 3, 0, 1, 4], [3, 2, 4, 0, 1]):
         search = Search(outputs[order], targets, strategy="greedy", budget=4, keys=[keys[k] for k in order])
         sequence = []
-        while (recipe := search.ask()) is not None:
+        while (recipe := ask(search)) is not None:
             sequence.append(tuple(sorted(keys[order[i]] for i in recipe.members)))
             search.tell(recipe, 0.9 + 0.01 * len(sequence))
         sequences.add(tuple(sequence))

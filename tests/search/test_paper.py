@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from asking import ask
 
 from literal import candidates_of_the_paper
 from radin.errors import RadinError
@@ -43,7 +44,7 @@ def asked_in_order(zoo, budget, **options):
         keys=KEYS[: len(zoo.outputs)],
     )
     asked = []
-    while (recipe := search.ask()) is not None:
+    while (recipe := ask(search)) is not None:
         assert recipe == Recipe.uniform(recipe.members, len(zoo.outputs))
         asked.append(frozenset(recipe.members))
         search.tell(recipe, zoo.score(recipe))
@@ -101,6 +102,6 @@ def test_sizes_bound_the_candidates(zoo):
 
 def test_the_estimate_is_in_the_direction_of_the_metric(zoo):
     search = Search(zoo.outputs, zoo.targets, metric="nll", strategy="paper", budget=3)
-    first = search.ask()
+    first = ask(search)
     everything = [Recipe.uniform([i, j], 10) for i in range(10) for j in range(i)]
     assert search.estimate([first])[0] < np.median(search.estimate(everything))

@@ -7,30 +7,31 @@ import pytest
 
 from radin import metrics
 from radin.errors import RadinError
+from radin.question import Question
 from radin.recipe import Recipe
-from radin.search import Part, Search
+from radin.search import Search
 from radin.search.strategies import get, names
 
 every_strategy = pytest.mark.parametrize("name", names())
-OVERHEADS = [0.0, 0.25]
+CALIBRATIONS = [0, 200]
 
 
 def values_of(zoo, recipe, metric="accuracy"):
     return metrics.get(metric).per_example(zoo.logits(recipe), zoo.targets)
 
 
-def start(zoo, name, *, budget=3, overhead=0.0, **more):
+def start(zoo, name, *, budget=3, calibration=0, **more):
     return Search(
-        zoo.outputs, zoo.targets, strategy=name, budget=budget, parts=True, overhead=overhead, **more
+        zoo.outputs, zoo.targets, strategy=name, budget=budget, parts=True, calibration=calibration, **more
     )  # fmt: skip
 
 
 def play(search, zoo):
     """Ask and tell to the end; the parts asked."""
     parts = []
-    while (part := search.ask_part()) is not None:
+    while (part := search.ask()) is not None:
         parts.append(part)
-        search.tell_part(part, values_of(zoo, part.recipe)[part.examples])
+        search.tell(part, values_of(zoo, part.recipe)[part.examples])
         assert len(parts) < 500
     return parts
 
@@ -40,14 +41,14 @@ def same(first, second):
 
 
 @every_strategy
-@pytest.mark.parametrize("overhead", OVERHEADS)
+@pytest.mark.parametrize("calibration", CALIBRATIONS)
 @pytest.mark.parametrize("budget", [1, 3])
-def test_passes_are_counted_example_by_example_and_never_exceed_the_budget(zoo, name, overhead, budget):
-    search = start(zoo, name, budget=budget, overhead=overhead)
+def test_passes_are_counted_example_by_example_and_never_exceed_the_budget(zoo, name, calibration, budget):
+    search = start(zoo, name, budget=budget, calibration=calibration)
     parts = play(search, zoo)
-    examples, begun = sum(len(part.examples) for part in parts), {part.recipe for part in parts}
-    per_pass = (1 + overhead) * len(zoo.targets)
-    assert search.spent == pytest.approx((examples + overhead * len(zoo.targets) * len(begun)) / per_pass)
+    examples, started = sum(len(part.examples) for part in parts), {part.recipe for part in parts}
+    per_pass = calibration + len(zoo.targets)
+    assert search.spent == pytest.approx((examples + calibration * len(started)) / per_pass)
     assert search.spent <= budget + 1e-9
     assert (len(parts) > 0) == get(name).spends
 
@@ -78,11 +79,11 @@ def test_the_best_is_a_member_or_a_soup_known_on_all_examples(zoo, name):
 
 @every_strategy
 def test_a_search_told_what_is_known_goes_on_where_it_stopped(zoo, name):
-    whole = play(start(zoo, name, overhead=0.1), zoo)
+    whole = play(start(zoo, name, calibration=80), zoo)
     for done in range(0, len(whole) + 1, 3):
-        again = start(zoo, name, overhead=0.1)
+        again = start(zoo, name, calibration=80)
         for part in whole[:done]:
-            again.tell_part(part, values_of(zoo, part.recipe)[part.examples])
+            again.tell(part, values_of(zoo, part.recipe)[part.examples])
         rest = play(again, zoo)
         assert len(rest) == len(whole) - done
         assert all(same(a, b) for a, b in zip(rest, whole[done:], strict=True))
@@ -94,7 +95,7 @@ def test_a_larger_budget_goes_on_and_is_never_worse(zoo, name):
     parts = play(small, zoo)
     large = start(zoo, name, budget=5)
     for part in parts:
-        large.tell_part(part, values_of(zoo, part.recipe)[part.examples])
+        large.tell(part, values_of(zoo, part.recipe)[part.examples])
     assert large.spent == pytest.approx(small.spent)
     more = play(large, zoo)
     assert large.spent <= 5 + 1e-9
@@ -107,61 +108,54 @@ def test_permuting_the_members_permutes_the_parts(zoo, name):
     order = np.random.default_rng(1).permutation(len(zoo.outputs)).tolist()
     moved_zoo = zoo.permuted(order)
     plain, moved = start(zoo, name), start(moved_zoo, name)
-    while (part := plain.ask_part()) is not None:
-        answer = moved.ask_part()
+    while (part := plain.ask()) is not None:
+        answer = moved.ask()
         assert answer.recipe == part.recipe.permuted(order)
         np.testing.assert_array_equal(answer.examples, part.examples)
-        plain.tell_part(part, values_of(zoo, part.recipe)[part.examples])
-        moved.tell_part(answer, values_of(moved_zoo, answer.recipe)[answer.examples])
-    assert moved.ask_part() is None
+        plain.tell(part, values_of(zoo, part.recipe)[part.examples])
+        moved.tell(answer, values_of(moved_zoo, answer.recipe)[answer.examples])
+    assert moved.ask() is None
 
 
 @every_strategy
 def test_outputs_that_are_not_finite_do_no_harm(zoo, name):
     search = start(zoo, name)
-    while (part := search.ask_part()) is not None:
-        search.tell_part(part, np.full(len(part.examples), np.nan))
+    while (part := search.ask()) is not None:
+        search.tell(part, np.full(len(part.examples), np.nan))
     assert search.best == (Recipe.single(int(search.singles.argmax()), len(zoo.outputs)), search.singles.max())
 
 
 def test_metrics_other_than_accuracy_are_asked_whole(zoo):
     search = Search(zoo.outputs, zoo.targets, metric="nll", strategy="adaptive", budget=3, parts=True)
     parts = []
-    while (part := search.ask_part()) is not None:
+    while (part := search.ask()) is not None:
         parts.append(part)
-        search.tell_part(part, values_of(zoo, part.recipe, "nll")[part.examples])
+        search.tell(part, values_of(zoo, part.recipe, "nll")[part.examples])
     assert [len(part.examples) for part in parts] == [len(zoo.targets)] * 3
     recipe, score = search.best
     assert score == pytest.approx(zoo.score(recipe, "nll"))
     assert score <= search.singles.min()
 
 
-def test_slices_begin_several_times_as_many_soups_as_the_budget_has_passes(zoo):
+def test_slices_start_several_times_as_many_soups_as_the_budget_has_passes(zoo):
     parts = play(start(zoo, "adaptive", budget=4), zoo)
     assert len({part.recipe for part in parts}) >= 10
 
 
-def test_whole_and_by_parts_are_not_mixed(zoo):
-    with pytest.raises(RadinError, match="ask_part"):
-        start(zoo, "paper").ask()
-    with pytest.raises(RadinError, match="parts=True"):
-        Search(zoo.outputs, zoo.targets, budget=1).ask_part()
-
-
 def test_a_part_with_another_number_of_values_is_refused(zoo):
     search = start(zoo, "paper")
-    part = search.ask_part()
+    part = search.ask()
     with pytest.raises(RadinError, match=f"each of {len(part.examples)} examples; got shape \\(3,\\)"):
-        search.tell_part(part, [1.0, 0.0, 1.0])
-    with pytest.raises(RadinError, match="2 mixing weights, the pool 10 members"):
-        search.tell_part(Part(Recipe((0.5, 0.5)), part.examples), np.zeros(len(part.examples)))
+        search.tell(part, [1.0, 0.0, 1.0])
+    with pytest.raises(RadinError, match="2 mixing ratios, the pool 10 members"):
+        search.tell(Question(Recipe((0.5, 0.5)), part.examples), np.zeros(len(part.examples)))
 
 
 def test_a_part_told_twice_counts_once(zoo):
     search = start(zoo, "paper")
-    part = search.ask_part()
+    part = search.ask()
     for _ in range(2):
-        search.tell_part(part, values_of(zoo, part.recipe)[part.examples])
+        search.tell(part, values_of(zoo, part.recipe)[part.examples])
     assert search.spent == 1
 
 

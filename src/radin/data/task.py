@@ -33,6 +33,10 @@ class UserCodeError(TaskError):
         super().__init__(message)
         self.traceback = user_traceback
 
+    def __reduce__(self) -> tuple[type[UserCodeError], tuple[str, str]]:
+        """For worker processes, which send it to the one that asked."""
+        return UserCodeError, (str(self), self.traceback)
+
 
 @contextmanager
 def user_code(what: str) -> Iterator[None]:

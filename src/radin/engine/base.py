@@ -12,28 +12,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from radin.question import Answer, Failure, Question
+from radin.question import Answer, Failure, Question, Rates
 from radin.recipe import Recipe
-
-
-@dataclass(frozen=True)
-class Rates:
-    """What a question costs, in examples as far as work goes. A pass is validation and calibration together.
-
-    examples: M, of validation; 0 where the engine cannot tell, and every question is then a whole pass. calibration: K,
-    those over which BatchNorm statistics are estimated again when a soup is started. reading: the share of the work of
-    evaluating all M examples that any question costs, however few it asks about, because all of the data must be read;
-    0 where examples are held in memory or read by index.
-    """
-
-    examples: int = 0
-    calibration: int = 0
-    reading: float = 0.0
 
 
 class Engine(ABC):

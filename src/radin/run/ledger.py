@@ -1,4 +1,8 @@
-"""The ledger: every evaluation on disk the moment it is known (SQLite), so that none is ever paid for twice."""
+"""The ledger: what was asked and what was told, on disk the moment it is known, so that nothing is ever paid for twice.
+
+SQLite. Every call that writes is committed and synced before it returns. Questions and answers share one sequence of
+numbers, so that a run with several open questions can be replayed in the order in which things happened.
+"""
 
 from __future__ import annotations
 
@@ -6,55 +10,66 @@ import json
 import sqlite3
 import time
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from radin.errors import RunError
-from radin.question import Answer
+from radin.question import VALIDATION, Answer, Floats, Indices, answer_from_values
 
-_EVALUATIONS = """
+VERSION = 2
+
+_TABLES = """
 CREATE TABLE IF NOT EXISTS evaluations (
     id INTEGER PRIMARY KEY,
-    identity TEXT NOT NULL,      -- Recipe.identity: contents and ratio, whatever the order of the members
+    identity TEXT NOT NULL,      -- Recipe.identity: contents and ratios, whatever the order of the members
     recipe TEXT NOT NULL,        -- Recipe.to_json
-    kind TEXT NOT NULL,          -- 'member' (from the outputs cache), 'soup' or 'ensemble'
-    split TEXT NOT NULL,         -- 'validation', 'test' or 'shifts/NAME'
+    kind TEXT NOT NULL,          -- 'member' or 'soup'
+    split TEXT NOT NULL,         -- 'validation' (members), 'test' or 'shifts/NAME'
     score REAL,                  -- NULL for NaN
     stderr REAL,
     examples INTEGER NOT NULL,
     seconds REAL NOT NULL,
     data TEXT NOT NULL,          -- fingerprint of the split's data
-    bits INTEGER NOT NULL,       -- 1: example_values are packed bits (correct or not), 0: float32
+    bits INTEGER NOT NULL,       -- 1: example_values are packed bits (correct or not), 0: float64
     example_values BLOB,         -- zlib; NULL when the metric is not a mean over examples
     created REAL NOT NULL,
     UNIQUE (identity, kind, split)
-)
-"""
-
-_PARTS = """
-CREATE TABLE IF NOT EXISTS parts (
+);
+CREATE TABLE IF NOT EXISTS sessions (
     id INTEGER PRIMARY KEY,
+    settings TEXT NOT NULL,      -- JSON: all that decides what is asked
+    created REAL NOT NULL
+);
+CREATE TABLE IF NOT EXISTS questions (
+    id INTEGER PRIMARY KEY,
+    session INTEGER NOT NULL REFERENCES sessions (id),
+    origin TEXT NOT NULL,        -- 'search', or 'choice': asked after it, to choose among what it found
     identity TEXT NOT NULL,
     recipe TEXT NOT NULL,
-    split TEXT NOT NULL,
-    total INTEGER NOT NULL,      -- examples of the split
-    examples BLOB NOT NULL,      -- which of them: zlib of packed bits, one per example of the split
-    seconds REAL NOT NULL,
-    data TEXT NOT NULL,
-    bits INTEGER NOT NULL,       -- 1: example_values are packed bits, 0: float64
-    example_values BLOB,         -- zlib, in the order of the examples; NULL when outputs were not finite
+    total INTEGER NOT NULL,      -- examples of validation; 0 where they are not known
+    asked_examples BLOB,         -- zlib of packed bits, one per example of validation; NULL: all
+    asked INTEGER NOT NULL UNIQUE,
+    told INTEGER UNIQUE,         -- NULL: open
+    error TEXT,                  -- told, but no answer: why
+    score REAL,                  -- NULL for NaN
+    stderr REAL,
+    examples INTEGER,
+    seconds REAL,
+    data TEXT,
+    bits INTEGER,
+    example_values BLOB,         -- zlib, in the order of the examples; NULL: a score alone, or outputs not finite
     created REAL NOT NULL
-)
+);
 """
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One row of the ledger."""
+    """A member's or a soup's evaluation on all examples of a split."""
 
     identity: str
     recipe: dict[str, Any]
@@ -64,111 +79,202 @@ class Entry:
 
 
 @dataclass(frozen=True, eq=False)
-class PartEntry:
-    """A soup's values on some examples: ``examples`` (m,) ascending indices, ``values`` (m,), NaN for outputs that were
-    not finite."""
+class Asked:
+    """A question about a soup on validation, and what became of it.
 
+    examples: (m,) ascending indices; None: all. asked, told: places in the sequence; told is None while it is open.
+    answer: None while open, and where ``error`` says why there is none.
+    """
+
+    number: int
+    session: int
+    origin: str
     identity: str
     recipe: dict[str, Any]
-    split: str
     total: int
-    examples: NDArray[np.intp]
-    values: NDArray[np.float64]
-    seconds: float
-    data: str
+    examples: Indices | None
+    asked: int
+    told: int | None
+    answer: Answer | None
+    error: str | None
+
+
+@dataclass(frozen=True)
+class SessionEntry:
+    """One session of a run: what decided what it asked."""
+
+    number: int
+    settings: dict[str, Any]
 
 
 class Ledger:
-    """The evaluations of one run directory. Every ``add`` is committed and synced before it returns."""
+    """What one run directory has evaluated. ``read_only``: of a run that is only looked at; nothing is changed."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises RunError when the file is damaged or not a ledger."""
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+        """Raises RunError when the file is damaged, not a ledger, in use, or another version's."""
         self.path = path
         try:
-            self._db = sqlite3.connect(path)
-            self._db.execute("PRAGMA synchronous = FULL")
-            self._db.execute(_EVALUATIONS)
-            self._db.execute(_PARTS)
-            self._db.commit()
+            if read_only:
+                self._db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
+            else:
+                self._db = sqlite3.connect(path)
+                self._db.execute("PRAGMA synchronous = FULL")
+            self._check_version(read_only)
+            last = self._db.execute("SELECT max(coalesce(told, 0), asked) FROM questions ORDER BY 1 DESC LIMIT 1")
+            row = last.fetchone()
+        except sqlite3.OperationalError as error:
+            raise self._failed(error) from None
         except sqlite3.DatabaseError as error:
-            raise RunError(f"{path} is not a radin ledger ({error}). Move it away to start anew.") from None
+            raise RunError(f"{path} is damaged, or not a radin ledger ({error}). Move it away to start anew.") from None
+        self._next = (row[0] if row else 0) + 1
 
-    def add(self, identity: str, recipe: dict[str, Any], kind: str, split: str, found: Answer) -> None:
-        """Record an evaluation; one that is there already is left as it is."""
-        with self._db:
+    def _check_version(self, read_only: bool) -> None:
+        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        tables = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        if tables and version != VERSION:
+            raise RunError(f"{self.path} was written by another version of radin. Give a new directory with --out.")
+        if not tables:
+            if read_only:
+                raise RunError(f"{self.path} is empty: the run has not evaluated anything yet")
+            self._db.executescript(f"BEGIN; {_TABLES} PRAGMA user_version = {VERSION}; COMMIT;")
+
+    def _failed(self, error: sqlite3.OperationalError) -> RunError:
+        """What an error of the operating system, or of another process, means. The ledger itself is whole."""
+        text = str(error)
+        if "locked" in text or "busy" in text:
+            return RunError(f"{self.path} is in use by another process. Wait for it, and give the same command again.")
+        return RunError(f"{self.path} cannot be used: {text}. It is not damaged by that; mend the cause and go on.")
+
+    def add(self, identity: str, recipe: Mapping[str, Any], kind: str, split: str, found: Answer) -> None:
+        """Record an evaluation of a member, or of a soup on a split other than validation; one there already stays."""
+        with _committed(self):
             self._insert(identity, recipe, kind, split, found)
 
-    def add_part(self, part: PartEntry, complete: Answer | None) -> None:
-        """Record a part of a soup and, when it is the last, the soup with it: both or neither."""
-        mask = np.zeros(part.total, dtype=bool)
-        mask[part.examples] = True
-        bits, blob = _packed(None if np.isnan(part.values).any() else part.values, np.float64)
-        with self._db:
-            self._db.execute(
-                "INSERT INTO parts (identity, recipe, split, total, examples, seconds, data, bits, example_values,"
-                " created) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    part.identity,
-                    json.dumps(part.recipe),
-                    part.split,
-                    part.total,
-                    zlib.compress(np.packbits(mask).tobytes()),
-                    part.seconds,
-                    part.data,
-                    bits,
-                    blob,
-                    time.time(),
-                ),
-            )
-            if complete is not None:
-                self._insert(part.identity, part.recipe, "soup", part.split, complete)
-
-    def _insert(self, identity: str, recipe: dict[str, Any], kind: str, split: str, found: Answer) -> None:
-        bits, blob = _packed(found.values, np.float32)
+    def _insert(self, identity: str, recipe: Mapping[str, Any], kind: str, split: str, found: Answer) -> None:
         self._db.execute(
             "INSERT OR IGNORE INTO evaluations (identity, recipe, kind, split, score, stderr, examples, seconds,"
             " data, bits, example_values, created) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                identity,
-                json.dumps(recipe),
-                kind,
-                split,
-                found.score,  # SQLite stores NaN as NULL
-                found.stderr,
-                found.examples,
-                found.seconds,
-                found.data,
-                bits,
-                blob,
-                time.time(),
-            ),
+            (identity, json.dumps(recipe), kind, split, *_columns(found), time.time()),
         )
 
-    def parts(self, split: str) -> list[PartEntry]:
-        """All parts of soups on a split, in the order in which they were made."""
+    def begin_session(self, settings: Mapping[str, Any]) -> int:
+        """Record what decides the questions of this session; its number."""
+        with _committed(self):
+            row = self._db.execute(
+                "INSERT INTO sessions (settings, created) VALUES (?, ?)",
+                (json.dumps(settings, sort_keys=True), time.time()),
+            )
+        assert row.lastrowid is not None
+        return row.lastrowid
+
+    def sessions(self) -> list[SessionEntry]:
+        """All sessions so far, the first one first."""
+        rows = self._db.execute("SELECT id, settings FROM sessions ORDER BY id")
+        return [SessionEntry(number, json.loads(settings)) for number, settings in rows]
+
+    def ask(
+        self,
+        session: int,
+        origin: str,
+        identity: str,
+        recipe: Mapping[str, Any],
+        total: int,
+        examples: Indices | None,
+    ) -> int:
+        """Record that a question was asked, before it is worked on; its number."""
+        blob = None
+        if examples is not None:
+            mask = np.zeros(total, dtype=bool)
+            mask[examples] = True
+            blob = zlib.compress(np.packbits(mask).tobytes())
+        with _committed(self):
+            row = self._db.execute(
+                "INSERT INTO questions (session, origin, identity, recipe, total, asked_examples, asked, created)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (session, origin, identity, json.dumps(recipe), total, blob, self._place(), time.time()),
+            )
+        assert row.lastrowid is not None
+        return row.lastrowid
+
+    def tell(self, number: int, answer: Answer) -> None:
+        """Record the answer to a question, and its scores on further sets: all or nothing."""
+        with _committed(self):
+            self._db.execute(
+                "UPDATE questions SET told = ?, score = ?, stderr = ?, examples = ?, seconds = ?, data = ?, bits = ?,"
+                " example_values = ? WHERE id = ? AND told IS NULL",
+                (self._place(), *_columns(answer), number),
+            )
+            if answer.further:
+                row = self._db.execute("SELECT identity, recipe FROM questions WHERE id = ?", (number,)).fetchone()
+                for name, (score, stderr) in answer.further.items():
+                    self._insert(row[0], json.loads(row[1]), "soup", split_name(name), Answer(score, stderr, 0, 0.0))
+
+    def fail(self, number: int, why: str) -> None:
+        """Record that a question was given no answer."""
+        with _committed(self):
+            self._db.execute("UPDATE questions SET told = ?, error = ? WHERE id = ?", (self._place(), why, number))
+
+    def reopen(self, number: int) -> None:
+        """Take back that a question was given no answer: it is to be asked again."""
+        with _committed(self):
+            self._db.execute("UPDATE questions SET told = NULL, error = NULL WHERE id = ?", (number,))
+
+    def _place(self) -> int:
+        place, self._next = self._next, self._next + 1
+        return place
+
+    def questions(self) -> list[Asked]:
+        """All questions about soups on validation, in the order in which they were asked."""
         rows = self._db.execute(
-            "SELECT identity, recipe, split, total, examples, seconds, data, bits, example_values FROM parts"
-            " WHERE split = ? ORDER BY id",
-            (split,),
+            "SELECT id, session, origin, identity, recipe, total, asked_examples, asked, told, error, score, stderr,"
+            " examples, seconds, data, bits, example_values FROM questions ORDER BY asked"
         )
-        entries = []
-        for identity, recipe, on, total, mask, seconds, data, bits, blob in rows:
-            packed = np.frombuffer(zlib.decompress(mask), np.uint8)
-            examples = np.flatnonzero(np.unpackbits(packed, count=total))
-            values = _unpacked(bits, blob, len(examples), np.float64)
-            if values is None:
-                values = np.full(len(examples), np.nan)
-            entries.append(PartEntry(identity, json.loads(recipe), on, total, examples, values, seconds, data))
-        return entries
+        found = []
+        for number, session, origin, identity, recipe, total, mask, asked, told, error, *answer in rows:
+            examples = None
+            if mask is not None:
+                packed = np.frombuffer(zlib.decompress(mask), np.uint8)
+                examples = np.flatnonzero(np.unpackbits(packed, count=total))
+            known = _answer(answer) if told is not None and error is None else None
+            found.append(
+                Asked(
+                    number, session, origin, identity, json.loads(recipe), total, examples, asked, told, known, error
+                )
+            )
+        return found
+
+    def soups(self) -> list[Entry]:
+        """The soups evaluated on all of validation, in the order in which they were completed."""
+        parts: dict[str, Floats] = {}
+        seconds: dict[str, float] = {}
+        complete: dict[str, Entry] = {}
+        told = sorted((q for q in self.questions() if q.answer is not None), key=lambda q: q.told or 0)
+        for asked in told:
+            answer, key = asked.answer, asked.identity
+            assert answer is not None
+            seconds[key] = seconds.get(key, 0.0) + answer.seconds
+            whole: Answer | None = answer
+            if asked.examples is not None and answer.values is not None:
+                values = parts.setdefault(key, np.full(asked.total, np.nan))
+                values[asked.examples] = answer.values
+                whole = None if np.isnan(values).any() else answer_from_values(values, seconds[key], answer.data)
+            if whole is not None and key not in complete:
+                complete[key] = Entry(key, asked.recipe, "soup", VALIDATION, whole)
+        return list(complete.values())
 
     def get(self, identity: str, kind: str, split: str) -> Answer | None:
-        """The recorded evaluation, or None."""
+        """The recorded evaluation, or None. Not for soups on validation: see ``questions``."""
         found = self._select("identity = ? AND kind = ? AND split = ?", (identity, kind, split))
         return found[0].evaluation if found else None
 
     def entries(self, kind: str, split: str) -> list[Entry]:
         """All evaluations of a kind on a split, in the order in which they were made."""
         return self._select("kind = ? AND split = ?", (kind, split))
+
+    def splits(self) -> list[str]:
+        """The splits besides validation on which anything was evaluated."""
+        rows = self._db.execute("SELECT split FROM evaluations GROUP BY split ORDER BY min(id)")
+        return [split for (split,) in rows if split != VALIDATION]
 
     def _select(self, where: str, values: tuple[str, ...]) -> list[Entry]:
         rows = self._db.execute(
@@ -177,46 +283,65 @@ class Ledger:
             values,
         )
         return [
-            Entry(
-                row[0],
-                json.loads(row[1]),
-                row[2],
-                row[3],
-                Answer(
-                    _number(row[4]),
-                    _number(row[5]),
-                    row[6],
-                    row[7],
-                    row[8],
-                    _unpacked(row[9], row[10], row[6], np.float32),
-                ),
-            )
-            for row in rows
+            Entry(identity, json.loads(recipe), kind, split, _answer(answer))
+            for identity, recipe, kind, split, *answer in rows
         ]
 
     def close(self) -> None:
         self._db.close()
 
 
+def split_name(name: str) -> str:
+    """What the ledger calls a further set that a program reports: "test" as it is, any other a shift."""
+    return name if name == "test" or name.startswith("shifts/") else f"shifts/{name}"
+
+
+class _committed:
+    """A transaction, with SQLite's own words on a locked or full disk turned into radin's."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    def __enter__(self) -> None:
+        self._ledger._db.__enter__()
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        try:
+            self._ledger._db.__exit__(kind, error, trace)
+        except sqlite3.OperationalError as failed:
+            raise self._ledger._failed(failed) from None
+        if isinstance(error, sqlite3.OperationalError):
+            raise self._ledger._failed(error) from None
+
+
+def _columns(answer: Answer) -> tuple[float, float, int, float, str, int, bytes | None]:
+    bits, blob = _packed(answer.values)
+    # SQLite stores NaN as NULL
+    return answer.score, answer.stderr, answer.examples, answer.seconds, answer.data, bits, blob
+
+
+def _answer(columns: list[Any]) -> Answer:
+    score, stderr, examples, seconds, data, bits, blob = columns
+    values = _unpacked(bits, blob, examples)
+    return Answer(_number(score), _number(stderr), examples, seconds, data, values)
+
+
 def _number(value: float | None) -> float:
     return float("nan") if value is None else value
 
 
-Kind = type[np.float32] | type[np.float64]
-
-
-def _packed(values: NDArray[np.float64] | None, kind: Kind) -> tuple[int, bytes | None]:
+def _packed(values: Floats | None) -> tuple[int, bytes | None]:
     if values is None:
         return 0, None
     bits = bool(np.isin(values, (0.0, 1.0)).all())
-    raw = np.packbits(values.astype(bool)).tobytes() if bits else values.astype(kind).tobytes()
+    raw = np.packbits(values.astype(bool)).tobytes() if bits else values.astype(np.float64).tobytes()
     return int(bits), zlib.compress(raw)
 
 
-def _unpacked(bits: int, blob: bytes | None, examples: int, kind: Kind) -> NDArray[np.float64] | None:
+def _unpacked(bits: int, blob: bytes | None, examples: int) -> Floats | None:
     if blob is None:
         return None
     raw = zlib.decompress(blob)
     if bits:
         return np.unpackbits(np.frombuffer(raw, np.uint8), count=examples).astype(np.float64)
-    return np.frombuffer(raw, kind).astype(np.float64)
+    return np.frombuffer(raw, np.float64).copy()

@@ -2,6 +2,6 @@
 
 from radin.estimate import Estimator
 from radin.search.ranking import RankedRecipe, rank
-from radin.search.search import Part, Search
+from radin.search.search import Search
 
-__all__ = ["Estimator", "Part", "RankedRecipe", "Search", "rank"]
+__all__ = ["Estimator", "RankedRecipe", "Search", "rank"]

@@ -1,73 +1,64 @@
-"""Search: ask for a recipe, evaluate its soup anywhere, tell its score; the best so far is always known.
+"""Search: ask a question, have it answered anywhere, tell the answer; the best so far is always known.
 
 Axis names: members N, examples M, classes C, recipes S.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from radin import metrics
-from radin.errors import OutputsError, RadinError
+from radin.errors import RadinError
 from radin.estimate import Estimator, Outputs
-from radin.estimate import estimator as build_estimator
-from radin.estimate.reading import Array, ArrayLike2D, FileArray, Reader, not_finite
+from radin.estimate.reading import Array
 from radin.metrics import Metric
+from radin.question import Answer, Floats, Indices, Question, Rates, answer_from_values
 from radin.recipe import Recipe
-from radin.search.simplex import minimise, quadratic_minimum
+from radin.search.account import Account
+from radin.search.members import Members
 from radin.search.strategies import base
-from radin.search.strategies.base import Examples, Floats, Indices, Problem, Slice
-
-_ROUNDING = 1e-9  # of passes, which are sums of shares
-_SAMPLE = 1 << 25  # outputs of all members together that are compared
-
-
-@dataclass(frozen=True, eq=False)
-class Part:
-    """Examples of a soup to evaluate: ``recipe``, and ``examples`` (m,), ascending indices, none known yet."""
-
-    recipe: Recipe
-    examples: Indices
+from radin.search.strategies.base import Examples, Open, Problem, Slice, Ticket, Wait
 
 
 class Search:
     """Choose which soups to evaluate, within a budget.
 
         search = Search(outputs, targets, metric="accuracy", budget=10)
-        while (recipe := search.ask()) is not None:
-            search.tell(recipe, score_of_its_soup)
+        while (question := search.ask()) is not None:
+            search.tell(question, score_of_the_soup_of(question.recipe))
         recipe, score = search.best
+
+    Several questions may be open: ``ask`` again before telling. None means that there is nothing to ask now; once no
+    question is open, that the search has ended. Their cost is set aside, so the budget is never exceeded.
 
     ``outputs``: (N, M, C), or one (M, C) array per member, in memory or in a file. ``targets``: one per example.
     ``metric``: a name, or a Metric; scores are in its natural units, its direction is known to the search.
-    ``options``: the strategy's own settings. ``budget``: soups evaluated in all, those told from an earlier
-    run included.
+    ``options``: the strategy's own settings. ``budget``: passes spent on soups in all, those told from an earlier run
+    included.
     ``keys``: one string per member that names its content; decides ties, default the hash of the member's
     outputs.
     ``names``: what messages call the members.
     ``estimator``: scores recipes over the members in the order given here; built from the outputs if not
-    given. ``singles`` (N,): the members' own scores, where they are known. With both of these and keys,
-    ``outputs`` may be None: then no convex fit can be had. ``gram`` (N, N): inner products of the members'
-    weights, for strategies that use their distances.
+    given. ``singles`` (N,): the members' own scores, where they are known. With these, and keys, ``outputs`` may be
+    None: then no convex fit can be had; without an estimator too, members' scores and ``gram`` are all there is to go
+    by. ``gram`` (N, N): inner products of the members' weights, for strategies that use their distances.
 
-    ``parts``: let the strategy evaluate soups on some of the examples (accuracy only; for other metrics each part is a
-    whole soup). ``ask_part`` and ``tell_part`` then take the place of ``ask`` and ``tell``:
+    ``parts``: let the strategy ask about some of the examples (accuracy only; for other metrics every question is about
+    all). Questions then carry ``examples``, ascending indices, and are told one value for each:
 
-        while (part := search.ask_part()) is not None:
-            search.tell_part(part, [one value per example of part.examples])
+        while (question := search.ask()) is not None:
+            search.tell(question, [one value per example of question.examples])
 
-    and the budget is in passes: a soup costs its share of the examples. ``overhead``: what beginning a soup costs
-    besides, as examples per validation example (those over which BatchNorm statistics are estimated again).
+    A soup then costs its share of the examples. ``calibration``: K, how many examples starting a soup costs besides
+    (those over which BatchNorm statistics are estimated again). ``account``: the budget and the memory that this search
+    shares with others; ``among``: the examples, of all that the account knows, that the outputs are over.
 
     The answers depend on the members' content, not on their order. To resume, build the same search and tell
-    it what was evaluated; the next recipe asked is the one that would have been next.
+    it what was answered; the next question asked is the one that would have been next.
 
     Raises RadinError (OutputsError, TaskError for the outputs and targets) for anything that does not fit.
     """
@@ -75,7 +66,7 @@ class Search:
     def __init__(
         self,
         outputs: Outputs | None,
-        targets: Array,
+        targets: Array | None = None,
         *,
         metric: str | Metric = "accuracy",
         strategy: str = "adaptive",
@@ -88,176 +79,245 @@ class Search:
         singles: Floats | None = None,
         gram: Floats | None = None,
         parts: bool = False,
-        overhead: float = 0.0,
+        calibration: int = 0,
+        account: Account | None = None,
+        among: Indices | None = None,
         device: str = "cpu",
     ) -> None:
         self.metric = metrics.get(metric)
         self.strategy = base.get(strategy)
         self.settings = self.strategy.settings(options)
         self.budget = _checked_budget(budget, at_least=1 if self.strategy.spends else 0)
-        self._targets = np.asarray(targets)
-        self._device = device
-        self._outputs: list[ArrayLike2D] = []
-        self._names: Sequence[str] = names or ()
-        if outputs is not None:
-            reader = Reader(_arrays(outputs), names)
-            self._outputs, self._names = reader.sources, reader.names
-            if len(self._targets) != reader.examples:
-                raise OutputsError(
-                    f"there are {len(self._targets)} targets for {reader.examples} examples in the outputs"
-                )
-            self.metric.check(self._targets, reader.classes)
-        elif estimator is None or singles is None or keys is None:
-            raise RadinError("without outputs, a search needs an estimator, the singles' scores and keys")
-        self.singles: Floats = self._own_scores() if singles is None else np.asarray(singles, dtype=np.float64)
-        """Scores of the members alone, (N,)."""
-        members = len(self._outputs) or len(self.singles)
-        for what, given in (("keys", keys), ("singles", self.singles)):
-            if given is not None and len(given) != members:
-                raise RadinError(f"{what} must be one per member; got {len(given)} for {members} members")
-        utilities = np.array([self.metric.utility(float(score)) for score in self.singles])
-        if np.isneginf(utilities).all():
-            raise RadinError(f"no member has a usable {self.metric.name}: all {members} scores are {self.singles[0]}")
-
-        # order[i]: the given index of canonical member i; position[k]: the canonical index of given member k.
-        self._order = canonical_order(utilities, self._outputs, keys)
-        self._position = np.argsort(self._order)
-        self._estimator = estimator
-        self._estimator_is_canonical = False
-        self._told: dict[Recipe, float] = {}
         self.parts = parts
-        self._overhead = overhead / (1 + overhead)
-        self._values: dict[Recipe, Floats] = {}
-        self._examples_told = 0
-        self._known = {Recipe.single(k, members): float(u) for k, u in enumerate(utilities)}
+        self._members = members = Members(
+            outputs,
+            targets,
+            self.metric,
+            keys=keys,
+            names=names,
+            estimator=estimator,
+            singles=singles,
+            gram=gram,
+            device=device,
+        )
+        if self.strategy.ranks and not members.have_estimate:
+            raise RadinError(
+                f"strategy {strategy!r} ranks recipes by the members' outputs, which are not known here: give them, or "
+                "choose another strategy"
+            )
+        examples = len(members.targets)
+        self.account = account or Account(self.budget, Rates(examples, calibration))
+        """What has been spent, what is open and what is known, of all soups."""
+        rates = self.account.rates
+        self._among = np.arange(rates.examples) if among is None else among
+        # The budget is in passes over the examples that are searched on, the account's in passes over all.
+        mine = Rates(len(self._among), rates.calibration, rates.reading)
+        whole = rates.examples + rates.calibration
+        self._unit = (mine.examples + mine.calibration) / whole if whole else 1.0
+        self._told: dict[Recipe, float] = {}
+        self._known = {Recipe.single(k, members.count): float(u) for k, u in enumerate(members.utilities)}
+        self._queue: list[Recipe] = []
+        self._tickets: list[tuple[Ticket, Recipe, Slice | None]] = []
+        self._news = False
+        by_slices = parts and self.metric.family == "accuracy" and self.metric.top == 1 and members.have_estimate
         self.problem = Problem(
-            members,
-            utilities[self._order],
-            self._estimated,
+            members.count,
+            members.utilities[members.order],
+            members.estimate,
             self.budget,
             seed,
-            fit=self._fit if self._outputs and self.metric.targets in ("classes", "values") else None,
-            gram=None if gram is None else np.asarray(gram)[np.ix_(self._order, self._order)],
-            output_distances=(lambda: self._output_distances) if self._outputs else None,
-            examples=Examples(len(self._targets), self._overhead, self._margins)
-            if parts and self.metric.family == "accuracy" and self.metric.top == 1
-            else None,
+            fit=members.fit if members.have_outputs and self.metric.targets in ("classes", "values") else None,
+            gram=members.gram,
+            output_distances=(lambda: members.output_distances) if members.have_outputs else None,
+            examples=Examples(mine.examples, mine.overhead, members.margins, mine.reading) if by_slices else None,
         )
         """What the strategy sees: members in canonical order, utilities."""
         self._running = self.strategy.run(self.problem, **self.settings)
-        self._next = self._advance(None)
+        self._reply: Any = None
+        self._replies = False
+        self._asked: base.Ask | None = self._advance()
 
-    def ask(self) -> Recipe | None:
-        """The recipe to evaluate next; None when the budget is spent or nothing is left.
+    @property
+    def singles(self) -> Floats:
+        """Scores of the members alone, (N,)."""
+        return self._members.singles
 
-        Asked again before it is told, the answer is the same. No recipe is asked whose score is known.
-        """
-        if self.parts:
-            raise RadinError("a search by parts is asked with ask_part() and told with tell_part()")
-        part = self._question()
-        return None if part is None else part.recipe
-
-    def ask_part(self) -> Part | None:
-        """The soup and the examples to evaluate next; None when the budget is spent or nothing is left."""
-        if not self.parts:
-            raise RadinError("this search asks for whole soups; build it with parts=True to ask for parts")
-        return self._question()
-
-    def _question(self) -> Part | None:
-        """Answer the strategy from what is known, until it asks what is not."""
-        while self._next is not None:
-            recipe, asked = self._next
-            part, answer = self._missing(recipe, asked)
-            if part is None:
-                self._next = self._advance(answer)
-                continue
-            reserve = asked.reserve if asked is not None else 0.0
-            if self.spent + self._cost(part) + reserve <= self.budget + _ROUNDING:
-                return part
-            if asked is None:
-                return None
-            self._next = self._advance(None)
-        return None
-
-    def _missing(self, recipe: Recipe, asked: Slice | None) -> tuple[Part | None, float | Floats | None]:
-        """What must be evaluated to answer, or None and the answer."""
-        values = self._values.get(recipe)
-        if asked is None or recipe.is_single:
-            if recipe in self._known:
-                return None, self._known[recipe]
-            examples = np.arange(len(self._targets)) if values is None else np.flatnonzero(np.isnan(values))
-            return Part(recipe, examples), None
-        if recipe in self._known and (values is None or not np.isfinite(self._known[recipe])):
-            return None, np.full(len(asked.examples), np.nan)
-        wanted = asked.examples if values is None else asked.examples[np.isnan(values[asked.examples])]
-        if len(wanted):
-            return Part(recipe, np.sort(wanted)), None
-        assert values is not None
-        found = values[asked.examples]
-        return None, found if self.metric.higher_is_better else -found
-
-    def _cost(self, part: Part) -> float:
-        """Passes that a part costs."""
-        if not self.parts:
-            return 1.0
-        begins = 0.0 if part.recipe in self._values else self._overhead
-        return begins + (1 - self._overhead) * len(part.examples) / len(self._targets)
-
-    def tell(self, recipe: Recipe, score: float) -> None:
-        """Record the score of a recipe's soup, in the metric's own units; NaN counts as worst.
-
-        A recipe that was not asked may be told too: it is one evaluation spent, and is not asked again. A
-        single member keeps the score its outputs gave. Raises RadinError for another pool's recipe, or a
-        second, different score.
-        """
+    def enqueue(self, recipe: Recipe) -> None:
+        """Ask about this recipe before anything that the strategy asks, if it is not known and the budget allows."""
         self._check(recipe)
-        if recipe.is_single:
-            return
-        utility = self.metric.utility(float(score))
-        if self._known.setdefault(recipe, utility) != utility:
-            raise RadinError(f"this recipe was told {self._told[recipe]} before, now {score}; a recipe has one score")
-        self._told.setdefault(recipe, float(score))
+        self._queue.append(recipe)
 
-    def tell_part(self, part: Part, values: ArrayLike) -> None:
-        """Record a soup's values of the metric on some examples, (m,); all of them make its score.
+    def ask(self) -> Question | None:
+        """The next question; None when there is nothing to ask now: all is asked, or an open answer is waited for.
 
-        A part that was not asked may be told too; examples known already keep their values. NaN says that the soup's
-        outputs are not finite: its score is then the worst. Raises RadinError for another pool's recipe or another
-        number of values.
+        The question is open from then on: what it costs is set aside. Nothing is asked whose answer is known or open.
         """
-        self._check(part.recipe)
-        told = np.asarray(values, dtype=np.float64)
-        if told.shape != part.examples.shape:
-            raise RadinError(f"expected one value for each of {len(part.examples)} examples; got shape {told.shape}")
-        if part.recipe.is_single:
-            return
-        known = self._values.setdefault(part.recipe, np.full(len(self._targets), np.nan))
-        new = np.isnan(known[part.examples])
-        self._examples_told += int(new.sum())
-        known[part.examples[new]] = told[new]
-        if np.isnan(told).any():
-            self.tell(part.recipe, float("nan"))
-        elif not np.isnan(known).any():
-            self.tell(part.recipe, float(known.mean()))
+        while self._queue:
+            question = self._question(self._queue.pop(0), None)
+            if question is not None:
+                return question
+        while True:
+            if self._replies:
+                self._replies = False
+                self._asked = self._advance()
+            asked = self._asked
+            if asked is None or (isinstance(asked, Wait) and self._tickets and not self._news):
+                return None
+            if isinstance(asked, Wait):
+                self._news = False
+                self._answer_with(None)
+                continue
+            opens = isinstance(asked, Open)
+            plain = asked.ask if isinstance(asked, Open) else asked
+            part = plain if isinstance(plain, Slice) else None
+            recipe = self._members.recipe(plain.ratios if isinstance(plain, Slice) else plain)
+            known, answer = self._answer(recipe, part)
+            if known:
+                self._answer_with(Ticket(True, answer) if opens else answer)
+                continue
+            lacking = self._lacking(recipe, part)
+            question = self._question(recipe, part)
+            if lacking and question is None:
+                # Not within the budget. Whoever asks about whole soups, one by one, has nothing else to ask.
+                if part is None and not opens:
+                    return None
+                self._answer_with(None)
+            elif opens:
+                # The strategy goes on when it is asked again: by then this may be answered.
+                ticket = Ticket()
+                self._tickets.append((ticket, recipe, part))
+                self._answer_with(ticket)
+            elif self.strategy.independent:
+                self._answer_with(None)
+            elif question is None:
+                return None
+            if question is not None:
+                return question
+
+    def _answer_with(self, reply: Any) -> None:
+        """What the strategy is sent when it goes on, at the next step of ``ask``."""
+        self._reply, self._replies = reply, True
+
+    def _question(self, recipe: Recipe, part: Slice | None) -> Question | None:
+        """Open a question about what is lacking, if anything is and the budget allows it."""
+        if recipe in self._known or not self._lacking(recipe, part):
+            return None
+        asked = self._unknown(recipe, part) if self.parts else None
+        reserve = part.reserve * self._unit if part is not None else 0.0
+        cost = self.account.cost(recipe, asked) + reserve
+        if not self.account.affords(cost, min(self.account.budget, self.budget * self._unit)):
+            return None
+        question = Question(recipe, asked)
+        self.account.reserve(question)
+        return question
+
+    def _lacking(self, recipe: Recipe, part: Slice | None) -> bool:
+        """Whether something of what is asked is neither known nor asked about already."""
+        if self.parts:
+            return len(self._unknown(recipe, part)) > 0
+        return not any(question.recipe == recipe for question in self.account.open)
+
+    def _unknown(self, recipe: Recipe, part: Slice | None) -> Indices:
+        """Those of the examples asked that are neither known nor open, ascending, as the account counts them."""
+        wanted = self._among if part is None or recipe.is_single else self._among[np.sort(part.examples)]
+        return self.account.unknown(recipe, wanted)
+
+    def _answer(self, recipe: Recipe, part: Slice | None) -> tuple[bool, float | Floats | None]:
+        """Whether the answer is known, and it."""
+        if part is None or recipe.is_single:
+            return recipe in self._known, self._known.get(recipe)
+        values = self.account.values(recipe)[self._among[part.examples]]
+        if recipe in self._known and (np.isnan(values).any() or not np.isfinite(self._known[recipe])):
+            return True, np.full(len(part.examples), np.nan)
+        if np.isnan(values).any():
+            return False, None
+        return True, values if self.metric.higher_is_better else -values
+
+    def tell(self, asked: Question | Recipe, answer: Answer | float | ArrayLike) -> None:
+        """Record an answer: a soup's score in the metric's own units, one value per example asked, or an Answer.
+
+        What was not asked may be told too: it costs as if it had been, and is not asked again. NaN says that the soup's
+        outputs are not finite: it counts as worst. A single member keeps the score its outputs gave. Raises RadinError
+        for another pool's recipe, another number of values, or a second, different score.
+        """
+        question = asked if isinstance(asked, Question) else self._open_about(asked)
+        recipe = question.recipe
+        self._check(recipe)
+        found = self._as_answer(question, answer)
+        if recipe in self._told and found.values is None and question.examples is None:
+            before = self._told[recipe]
+            if found.score != before and not (np.isnan(found.score) and np.isnan(before)):
+                raise RadinError(f"this recipe was told {before} before, now {found.score}; a recipe has one score")
+        self.account.settle(question, found)
+        self._learn(recipe, found)
+
+    def _open_about(self, recipe: Recipe) -> Question:
+        found = [q for q in self.account.open if q.recipe == recipe and q.examples is None]
+        return found[0] if found else Question(recipe)
+
+    def _as_answer(self, question: Question, answer: Answer | float | ArrayLike) -> Answer:
+        count = self.account.rates.examples if question.examples is None else len(question.examples)
+        if not isinstance(answer, Answer):
+            told = np.asarray(answer, dtype=np.float64)
+            if told.ndim:
+                if told.shape != (count,):
+                    raise RadinError(f"expected one value for each of {count} examples; got shape {told.shape}")
+                return answer_from_values(told, 0.0)
+            answer = Answer(float(told), float("nan"), 0, 0.0)
+        if question.examples is not None and answer.values is None and np.isfinite(answer.score):
+            raise RadinError(f"this question is about {count} examples: tell one value for each")
+        return answer
+
+    def _learn(self, recipe: Recipe, answer: Answer) -> None:
+        """What an answer means for the scores on the examples that are searched on, and for open tickets."""
+        if not recipe.is_single and recipe not in self._told:
+            score = answer.score if np.isnan(answer.score) else self._score(recipe)
+            if score is not None:
+                self._told[recipe] = score
+                self._known[recipe] = self.metric.utility(score)
+        self._deliver()
+
+    def _score(self, recipe: Recipe) -> float | None:
+        values = self.account.values(recipe)[self._among]
+        if len(values) and not np.isnan(values).any():
+            return float(values.mean())
+        return self.account.scores.get(recipe)
+
+    def drop(self, question: Question) -> None:
+        """No answer will come: give back what was set aside, and ask about this recipe no more."""
+        self.account.release(question)
+        self._known.setdefault(question.recipe, -np.inf)
+        self._deliver()
+
+    def _deliver(self) -> None:
+        left = []
+        for ticket, recipe, part in self._tickets:
+            ticket.done, ticket.answer = self._answer(recipe, part)
+            if ticket.done:
+                self._news = True
+            else:
+                left.append((ticket, recipe, part))
+        self._tickets = left
 
     def _check(self, recipe: Recipe) -> None:
-        if len(recipe.weights) != len(self._order):
+        if len(recipe.weights) != self._members.count:
             raise RadinError(
-                f"the recipe has {len(recipe.weights)} mixing weights, the pool {len(self._order)} members"
+                f"the recipe has {len(recipe.weights)} mixing ratios, the pool {self._members.count} members"
             )
 
     @property
     def spent(self) -> float:
         """Passes: soups evaluated, and the shares of those evaluated on some examples."""
-        if not self.parts:
-            return len(self._told)
-        whole = sum(recipe not in self._values for recipe in self._told)
-        share = self._examples_told / len(self._targets)
-        return whole + self._overhead * len(self._values) + (1 - self._overhead) * share
+        return self.account.spent
+
+    @property
+    def open(self) -> tuple[Question, ...]:
+        """Questions asked and not answered."""
+        return self.account.open
 
     @property
     def evaluations(self) -> list[tuple[Recipe, float]]:
-        """The soups evaluated and their scores, in the order in which they were told."""
+        """The soups fully evaluated and their scores, in the order in which they were told."""
         return list(self._told.items())
 
     @property
@@ -267,8 +327,8 @@ class Search:
         Of equal scores the single member comes first, then the soup told first; the soup told last where the
         strategy's option ``accept`` is "ties", since it then keeps what it tried last.
         """
-        first = int(self._order[0])
-        best, score = Recipe.single(first, len(self._order)), float(self.singles[first])
+        first = int(self._members.order[0])
+        best, score = Recipe.single(first, self._members.count), float(self.singles[first])
         ties = self.settings.get("accept") == "ties"
         for recipe, told in self._told.items():
             gain = self._known[recipe] - self._known[best]
@@ -278,118 +338,22 @@ class Search:
 
     def estimate(self, recipes: Iterable[Recipe]) -> Floats:
         """Estimated scores of recipes, (S,), in the metric's own units: those of their averaged outputs."""
-        weights = np.array([recipe.weights for recipe in recipes], dtype=np.float64)
-        if not len(weights):
-            return np.empty(0)
-        return self._scores(weights[:, self._order])
+        if not self._members.have_estimate:
+            raise RadinError("there are no outputs of the members to estimate a score from")
+        ratios = np.array([recipe.weights for recipe in recipes], dtype=np.float64)
+        return self._members.scores(ratios[:, self._members.order]) if len(ratios) else np.empty(0)
 
-    def _scores(self, weights: Floats) -> Floats:
-        """Estimated scores of weights (S, N) over the canonical order."""
-        if self._estimator is None:
-            # Built in canonical order, so that rounding too does not depend on the order given.
-            self._estimator = build_estimator(**self._canonical(), metric=self.metric, device=self._device)
-            self._estimator_is_canonical = True
-        given = weights if self._estimator_is_canonical else weights[:, self._position]
-        return np.asarray(self._estimator.scores(np.ascontiguousarray(given)), dtype=np.float64)
+    def recipe(self, ratios: Floats) -> Recipe:
+        """The recipe, over the members in the order given, of ratios (N,) over the problem's canonical order."""
+        return self._members.recipe(ratios)
 
-    def _own_scores(self) -> Floats:
-        sources = zip(self._names, self._outputs, strict=True)
-        return np.array([self.metric.value(_whole(name, source), self._targets) for name, source in sources])
-
-    def _canonical(self) -> dict[str, Any]:
-        return {
-            "outputs": [self._outputs[k] for k in self._order],
-            "targets": self._targets,
-            "names": [self._names[k] for k in self._order],
-        }
-
-    def _fit(self) -> Floats:
-        """The mixing weights, in canonical order, whose averaged outputs have the least cross-entropy or squared error.
-
-        Cross-entropy to a duality gap of 1e-10, squared error by its closed form.
-        """
-        # These need torch, which a search by other ways does not.
-        from radin.estimate import LossEstimator, QuadraticEstimator
-
-        if self.metric.targets == "classes":
-            loss = LossEstimator(**self._canonical(), metric=metrics.get("nll"))
-            return minimise(loss.value_and_gradient, len(self._order)).weights
-        metric = self.metric if self.metric.family in ("mse", "r2") else metrics.get("mse")
-        gram = QuadraticEstimator(**self._canonical(), metric=metric).gram
-        return quadratic_minimum(2 * gram, np.zeros(len(gram)))
-
-    @cached_property
-    def _output_distances(self) -> Floats:
-        """(N, N) root mean square differences of the members' outputs over a sample of the examples.
-
-        For classes, what is added to all logits of an example alike does not count.
-        """
-        examples, columns = self._outputs[0].shape
-        few = max(1, min(examples, 2048, _SAMPLE // (columns * len(self._outputs))))
-        rows = np.unique(np.linspace(0, examples - 1, few).astype(int))
-        sample = []
-        for k in self._order:
-            mine = _rows(self._outputs[k], rows)
-            sample.append(
-                (mine - mine.mean(axis=1, keepdims=True) if self.metric.targets == "classes" else mine).ravel()
-            )
-        flat = np.stack(sample)
-        flat -= flat.mean(axis=0)
-        products = (flat @ flat.T).astype(np.float64)
-        squares = np.diag(products)
-        squared = np.maximum(squares[:, None] + squares[None, :] - 2 * products, 0.0)
-        result: Floats = np.sqrt(squared / len(rows))
-        return result
-
-    def _estimated(self, weights: Floats) -> Floats:
-        scores = self._scores(weights)
-        utilities = scores if self.metric.higher_is_better else -scores
-        return np.where(np.isnan(utilities), -np.inf, utilities)
-
-    def _margins(self, weights: Floats) -> Floats:
-        """By how much the averaged outputs are right on each example, (S, M); weights (S, N) in canonical order."""
-        from radin.estimate import AccuracyEstimator
-
-        self._scores(weights[:1])  # builds the estimator where none was given
-        if not isinstance(self._estimator, AccuracyEstimator):
-            raise RadinError("evaluating parts of the examples needs an estimator of accuracy")
-        return self._estimator.example_margins(weights if self._estimator_is_canonical else weights[:, self._position])
-
-    def _advance(self, answer: float | Floats | None) -> tuple[Recipe, Slice | None] | None:
-        """Send the strategy the answer; what it asks next, in the members' given order, and the slice if it is one."""
+    def _advance(self) -> base.Ask | None:
+        """Send the strategy the reply; what it asks next."""
+        reply, self._reply = self._reply, None
         try:
-            asked = self._running.send(answer)
+            return self._running.send(reply)
         except StopIteration:
             return None
-        if isinstance(asked, Slice):
-            return self.recipe(asked.weights), asked
-        return self.recipe(asked), None
-
-    def recipe(self, weights: Floats) -> Recipe:
-        """The recipe, over the members in the order given, of weights (N,) over the problem's canonical order."""
-        recipe = Recipe(tuple(float(w) for w in weights[self._position]))
-        return Recipe.single(recipe.members[0], len(weights)) if recipe.is_single else recipe
-
-
-def canonical_order(
-    utilities: Floats, outputs: Sequence[ArrayLike2D], keys: Sequence[str] | None = None
-) -> NDArray[np.intp]:
-    """Members best first, equal ones by their keys; without keys, by the SHA-256 of their outputs.
-
-    Returns (N,): the index, in the order given, of each canonical member.
-    """
-
-    def key(k: int) -> str:
-        # Hashing a large pool takes a while, so only members that tie are hashed.
-        if keys is not None:
-            return keys[k]
-        if np.count_nonzero(utilities == utilities[k]) == 1:
-            return ""
-        rows = outputs[k][0 : outputs[k].shape[0]]
-        return hashlib.sha256(np.ascontiguousarray(rows).data).hexdigest()
-
-    order = sorted(range(len(utilities)), key=lambda k: (-utilities[k], key(k)))
-    return np.array(order, dtype=np.intp)
 
 
 def _checked_budget(budget: int, at_least: int) -> int:
@@ -398,34 +362,3 @@ def _checked_budget(budget: int, at_least: int) -> int:
     if budget < at_least:
         raise RadinError(f"budget must be at least {at_least}; got {budget}")
     return int(budget)
-
-
-def _arrays(outputs: Outputs) -> list[ArrayLike2D]:
-    """One (M, C) array per member; arrays that live in files stay there."""
-    arrays: list[ArrayLike2D] = []
-    for member in outputs:
-        if isinstance(member, FileArray):
-            arrays.append(member)
-            continue
-        array = member if isinstance(member, np.ndarray) else np.asarray(member)
-        arrays.append(array[:, None] if array.ndim == 1 else array)
-    return arrays
-
-
-def _rows(source: ArrayLike2D, rows: Indices) -> Floats:
-    """Some rows of one member's outputs, read in blocks where they are in a file."""
-    if isinstance(source, np.ndarray):
-        return source[rows].astype(np.float32)
-    blocks = []
-    for part in np.array_split(rows, max(1, len(rows) // 64)):
-        first, last = int(part[0]), int(part[-1]) + 1
-        blocks.append(np.asarray(source[first:last])[part - first].astype(np.float32))
-    return np.concatenate(blocks)
-
-
-def _whole(name: str, source: ArrayLike2D) -> Array:
-    """All outputs of a member, in memory. Raises OutputsError at NaN or infinity."""
-    outputs = np.asarray(source[0 : source.shape[0]])
-    if not np.isfinite(outputs).all():
-        raise not_finite(name, outputs, 0)
-    return outputs

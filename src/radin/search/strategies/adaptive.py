@@ -5,10 +5,11 @@ the more the members are spread, the more averaging weights loses against averag
 modelled as a Gaussian process over recipes: two linear trends that vanish for single members, where the estimate is
 the truth, and a remainder that is alike for soups that lie close together in weight space. Before anything is evaluated
 a soup is expected to lose a share of what averaging outputs gains over its members, more where the members' outputs
-show that the way between them bends; each evaluation then corrects the ranking of what is near.
+are nonlinear in the weights between them; each evaluation then corrects the ranking of what is near.
 
-Where soups may be evaluated on some examples only, many are begun, on the examples where the answer may change, few
-are gone on with, and the best is evaluated on all. Each step is the one with the largest knowledge gradient (Frazier,
+Where soups may be evaluated on some examples only, many are started, on the examples where the answer may change, few
+are continued, and the best is evaluated on all. Where several questions may be open, the prediction for each stands in
+for its answer. Each step is the one with the largest knowledge gradient (Frazier,
 Powell and Dayanik 2008) for what it costs.
 
 Axis names: members N, candidates K, evaluations n.
@@ -24,7 +25,7 @@ import numpy as np
 
 from radin.search.candidates import equal_weights, monte_carlo, prefixes
 from radin.search.sources import best_recipes, default_sources
-from radin.search.strategies.base import Asks, Examples, Floats, Problem, Slice, strategy
+from radin.search.strategies.base import Asks, Examples, Floats, Open, Problem, Slice, Ticket, Wait, strategy
 from radin.search.strategies.process import Prior, Process, expected
 from radin.search.strategies.slices import Reading, Slices, normal_below
 
@@ -41,7 +42,7 @@ def adaptive(
     *,
     count: Annotated[int, "recipes that each random source of candidates draws"] = 4096,
     keep: Annotated[int, "candidates kept, best estimates first, beside the anchors of every size"] = 384,
-    finish: Annotated[int, "soups evaluated on all examples in the end, where soups are begun on some"] = 1,
+    finish: Annotated[int, "soups evaluated on all examples in the end, where soups are started on some"] = 1,
 ) -> Asks:
     """Rank recipes of every source, unequal ratios too, and correct the ranking by each soup evaluated."""
     by_expected = replace(problem, estimate=lambda rows: expected(problem, rows, problem.estimate(rows)))
@@ -58,36 +59,70 @@ def adaptive(
 
 
 def _whole(problem: Problem, weights: Floats, process: Process) -> Asks:
-    """Evaluate whole soups, one after the other."""
+    """Evaluate whole soups; where one is open, its predicted score stands in for it."""
     open_ = (weights > 0).sum(axis=1) > 1
     seen: list[int] = []
     truth: list[float] = []
+    pending: dict[int, Ticket] = {}
     model = _Model(process)
-    while open_.any():
+    while open_.any() or pending:
+        for candidate in [k for k, ticket in pending.items() if ticket.done]:
+            utility = pending.pop(candidate).answer
+            if np.isfinite(utility):
+                seen.append(candidate)
+                truth.append(utility)
+        if not open_.any():
+            yield Wait()
+            continue
         mean, variance = model.posterior(seen, np.array(truth), np.zeros(len(seen)))
+        if pending:
+            believed = [*truth, *mean[list(pending)]]
+            noise = np.zeros(len(believed))
+            mean, variance = model.posterior([*seen, *pending], np.array(believed), noise, choose=False)
         best = max([problem.singles.max(), *truth])
-        worth = knowledge_gradient(mean - best, np.sqrt(variance)) if seen else mean
-        chosen = int(np.flatnonzero(open_)[np.argmax(worth[open_])])
-        utility = yield weights[chosen]
-        open_[chosen] = False
-        if np.isfinite(utility):
-            seen.append(chosen)
-            truth.append(utility)
+        value = knowledge_gradient(mean - best, np.sqrt(variance)) if seen or pending else mean
+        chosen = int(np.flatnonzero(open_)[np.argmax(value[open_])])
+        ticket = yield Open(weights[chosen])
+        if ticket is not None:
+            open_[chosen] = False
+            pending[chosen] = ticket
+        elif pending:
+            yield Wait()
+        else:
+            return
 
 
 def _by_slices(race: _Race) -> Asks:
-    """Begin many soups on slices, go on with the promising ones, evaluate the best on all examples."""
-    while (candidate := race.next()) is not None:
-        values = yield race.question(candidate)
-        if values is None and race.is_new(candidate):
-            race.may_begin = False
-        elif values is None:
-            break
+    """Start many soups on slices, continue the promising ones, evaluate the best on all examples."""
+    while True:
+        candidate = race.next()
+        if candidate is None:
+            if not race.pending:
+                break
+            yield Wait()
         else:
-            race.answer(candidate, values)
-    while (candidate := race.leader()) is not None:
-        values = yield race.all_of(candidate)
-        race.settle(candidate, values)
+            ticket = yield Open(race.question(candidate))
+            if ticket is not None:
+                race.pending[candidate] = ticket
+            elif race.is_new(candidate):
+                race.may_start = False
+            else:
+                break
+        race.collect()
+    while True:
+        candidate = race.leader(among_pending=False)
+        if candidate is None or not race.finishing >= race.pending.keys():
+            if not race.pending:
+                return
+            yield Wait()
+        else:
+            ticket = yield Open(race.all_of(candidate))
+            if ticket is not None:
+                race.finishing.add(candidate)
+                race.pending[candidate] = ticket
+            else:
+                race.leave_unfinished(candidate)
+        race.collect()
 
 
 class _Race:
@@ -103,11 +138,15 @@ class _Race:
         self._slices = Slices(examples.count, int(contested))
         self._singles = (weights > 0).sum(axis=1) == 1
         self._broken = np.zeros(len(weights), dtype=np.bool_)
-        self._too_dear: set[int] = set()
+        self._over_budget: set[int] = set()
         self._unknown = (0.1 * process.scale) ** 2
         self._state: _State | None = None
-        self.may_begin = True
-        """Whether the budget allows to begin another soup."""
+        self.may_start = True
+        """Whether the budget allows to start another soup."""
+        self.pending: dict[int, Ticket] = {}
+        """Soups asked about and not answered."""
+        self.finishing: set[int] = set()
+        """Those of them, and earlier ones, that were asked about on all examples."""
 
     def is_new(self, candidate: int) -> bool:
         """Whether nothing of this soup is known."""
@@ -117,6 +156,16 @@ class _Race:
         reading = self._slices.readings.get(candidate)
         return 0 if reading is None else reading.level
 
+    def collect(self) -> None:
+        """Take in what has been answered."""
+        for candidate in [k for k, ticket in self.pending.items() if ticket.done]:
+            values = self.pending.pop(candidate).answer
+            if candidate in self.finishing:
+                self._finished(candidate, values)
+            else:
+                self._continued(candidate, values)
+        self._state = None
+
     def next(self) -> int | None:
         """The soup whose next slice has the largest knowledge gradient for its cost; None when nothing is left."""
         last = len(self._slices.sizes)
@@ -124,8 +173,9 @@ class _Race:
         for candidate, reading in self._slices.readings.items():
             level[candidate] = reading.level
         open_ = (level < last) & ~self._singles & ~self._broken
-        open_[list(self._slices.settled)] = False
-        if not self.may_begin:
+        open_[list(self._slices.complete)] = False
+        open_[list(self.pending)] = False
+        if not self.may_start:
             open_ &= level > 0
         if not open_.any():
             return None
@@ -137,20 +187,41 @@ class _Race:
         own = np.full(len(level), np.inf)
         own[seen] = noise
         alone = np.maximum(1 / np.maximum(variance, tiny) - 1 / np.maximum(own, tiny), tiny)
-        coming = np.array([self._slices.expected_variance(k, self._unknown / 4**k) for k in range(last)])
+        coming = np.array([self._expected(k) for k in range(last)])
         after = 1 / (alone + 1 / np.maximum(coming[np.minimum(level, last - 1)], tiny))
         learned = np.sqrt(np.maximum(variance - after, 0.0))
         passes = np.array([0.0, *(self._examples.cost(size) for size in self._slices.sizes)])
         cost = passes[np.minimum(level + 1, last)] - passes[np.minimum(level, last)]
-        gap = np.abs(mean - _best_other(mean, self._singles | (level > 0)))
-        worth = knowledge_gradient(-gap, learned) / np.where(open_, cost, 1.0)
-        return int(np.flatnonzero(open_)[np.argmax(worth[open_])])
+        cost += np.where(level > 0, self._examples.again, 0.0)
+        started = level > 0
+        started[list(self.pending)] = True
+        gap = np.abs(mean - _best_other(mean, self._singles | started))
+        value = knowledge_gradient(-gap, learned) / np.where(open_, cost, 1.0)
+        return int(np.flatnonzero(open_)[np.argmax(value[open_])])
+
+    def _expected(self, level: int) -> float:
+        """The variance to expect of a soup's accuracy once slice number ``level`` is known."""
+        return self._slices.expected_variance(level, self._unknown / 4**level)
 
     def _beliefs(self) -> _State:
-        """The soups begun, the variance of what is known of each, and every candidate's mean and variance."""
+        """The soups started, the variance of what is known of each, and every candidate's mean and variance.
+
+        Where a slice is open, its predicted result stands in for it.
+        """
         if self._state is None:
             seen, found, noise = self._slices.observations()
-            self._state = (seen, noise, *self._model.posterior(seen, found, noise))
+            mean, variance = self._model.posterior(seen, found, noise)
+            if self.pending:
+                new = [k for k in self.pending if k not in seen]
+                at = [*seen, *new]
+                found, noise = np.concatenate([found, mean[new]]), np.concatenate([noise, np.zeros(len(new))])
+                for candidate in self.pending:
+                    i, level = at.index(candidate), self._level(candidate)
+                    found[i] = mean[candidate]
+                    noise[i] = 0.0 if candidate in self.finishing else self._expected(level)
+                seen = at
+                mean, variance = self._model.posterior(seen, found, noise, choose=False)
+            self._state = (seen, noise, mean, variance)
         return self._state
 
     def question(self, candidate: int) -> Slice:
@@ -167,24 +238,29 @@ class _Race:
         ahead = self.leader()
         if ahead is not None and ahead != candidate:
             reserve = max(reserve, self._rest(slices.sizes[self._level(ahead) - 1]))
+        for other in self.pending:
+            reserve = max(reserve, self._rest(slices.sizes[self._level(other)]))
         return Slice(self.weights[candidate], reading.order[:size], self._finish * reserve)
 
     def _rest(self, size: int) -> float:
         """Passes that the other examples cost."""
-        return self._examples.cost(self._examples.count) - self._examples.cost(size)
+        if size == self._examples.count:
+            return 0.0
+        return self._examples.cost(self._examples.count) - self._examples.cost(size) + self._examples.again
 
-    def answer(self, candidate: int, values: Floats) -> None:
-        """The soup's correctness (m,) on the examples asked."""
-        self._state = None
+    def _continued(self, candidate: int, values: Floats) -> None:
+        """Take in a soup's correctness (m,) on its next slice."""
         if np.isfinite(values).all():
             self._slices.readings[candidate].add(values)
         else:
             self._leave_out(candidate)
 
-    def leader(self) -> int | None:
-        """The best of the soups begun, not yet known on all examples and not too dear; None when there is none."""
+    def leader(self, *, among_pending: bool = True) -> int | None:
+        """The best of the soups started that can still be evaluated on all examples; None when there is none."""
         seen, _, mean, _ = self._beliefs()
-        left = [k for k in seen if k not in self._slices.settled and k not in self._too_dear]
+        left = [k for k in seen if self._level(k) and k not in self._slices.complete and k not in self._over_budget]
+        if not among_pending:
+            left = [k for k in left if k not in self.pending]
         if not left:
             return None
         return max(left, key=lambda k: mean[k])
@@ -193,16 +269,17 @@ class _Race:
         """All examples of this soup."""
         return Slice(self.weights[candidate], np.arange(self._examples.count), 0.0)
 
-    def settle(self, candidate: int, values: Floats | None) -> None:
-        """The soup's correctness (M,) on all examples; None where the budget does not reach for the rest of them.
+    def leave_unfinished(self, candidate: int) -> None:
+        """The budget does not reach for the rest of this soup.
 
         Then another may be nearer to its end: the slice asked last can make one lead for which nothing was kept back.
         """
-        self._state = None
-        if values is None:
-            self._too_dear.add(candidate)
-        elif np.isfinite(values).all():
-            self._slices.settled[candidate] = float(values.mean())
+        self._over_budget.add(candidate)
+
+    def _finished(self, candidate: int, values: Floats) -> None:
+        """Take in a soup's correctness (M,) on all examples."""
+        if np.isfinite(values).all():
+            self._slices.complete[candidate] = float(values.mean())
         else:
             self._leave_out(candidate)
 
@@ -220,8 +297,9 @@ class _Model:
         self._prior = Prior()
         self._next = 2
 
-    def posterior(self, seen: list[int], truth: Floats, noise: Floats) -> tuple[Floats, Floats]:
-        if len(seen) >= self._next:
+    def posterior(self, seen: list[int], truth: Floats, noise: Floats, *, choose: bool = True) -> tuple[Floats, Floats]:
+        """See ``Process.posterior``. ``choose=False``: by the prior as it is."""
+        if choose and len(seen) >= self._next:
             self._prior = self._process.likeliest(seen, truth, noise)
             self._next = len(seen) + max(1, len(seen) // 2)
         return self._process.posterior(seen, truth, noise, self._prior)
@@ -240,7 +318,8 @@ def knowledge_gradient(lead: Floats, spread: Floats) -> Floats:
     """E[max(lead + spread Z, 0)] for Z standard normal: what is gained where ``lead`` is at most 0."""
     wide = np.maximum(spread, 1e-12)
     z = np.clip(lead / wide, -38, 38)
-    gradient: Floats = wide * (np.exp(-0.5 * z**2) / sqrt(2 * pi) + z * normal_below(z))
+    # Far below zero the two terms nearly cancel: what is left of them is rounding, never less than nothing.
+    gradient: Floats = wide * np.maximum(np.exp(-0.5 * z**2) / sqrt(2 * pi) + z * normal_below(z), 0.0)
     return gradient
 
 

@@ -22,39 +22,72 @@ Floats = NDArray[np.float64]
 Indices = NDArray[np.intp]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Slice:
-    """A question about some examples of a soup: ``weights`` (N,), ``examples`` (m,) indices.
+    """Some examples of a soup: ``ratios`` (N,), ``examples`` (m,) indices.
 
-    Asked only if, after paying for the examples not yet known, ``reserve`` passes are left.
+    Asked about only if, after paying for the examples not yet known, ``reserve`` passes are left.
     """
 
-    weights: Floats
+    ratios: Floats
     examples: Indices
     reserve: float = 0.0
 
 
-Asks = Generator[Floats | Slice, Any, None]
-"""A running strategy: yields mixing weights (N,) and is sent the utility of their soup; or yields a Slice and is sent
-its soup's utilities on those examples (m,), or None where the budget does not allow it."""
+@dataclass(eq=False)
+class Ticket:
+    """An opened question: ``done`` once it is answered, ``answer`` then what asking without opening would be sent."""
+
+    done: bool = False
+    answer: Any = None
+
+
+@dataclass(frozen=True, eq=False)
+class Open:
+    """Ask, and go on before it is answered."""
+
+    ask: Floats | Slice
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Go on when one of the open questions has been answered."""
+
+
+Ask = Floats | Slice | Open | Wait
+
+Asks = Generator[Ask, Any, None]
+"""A running strategy. It yields mixing ratios (N,) and is sent the utility of their soup; or a Slice, and is sent the
+soup's utilities on those examples (m,), NaN where its outputs are not finite. Or it opens either and is sent a Ticket:
+with one question open at a time the ticket is answered before the strategy goes on. A Slice or an opened question that
+the budget does not allow is answered with None."""
 
 
 @dataclass(frozen=True)
 class Examples:
     """What a strategy that asks about some examples only knows of them.
 
-    ``count``: M. ``overhead``: the share of a pass that beginning a soup costs (BatchNorm re-estimation), so that m
-    examples of a new soup cost overhead + (1 - overhead) m / M. ``margins(weights (S, N)) -> (S, M)``: by how much the
-    averaged outputs are right (above zero) or wrong, infinite where all mixing weights agree.
+    ``count``: M. ``overhead``: the share of a pass that starting a soup costs (BatchNorm re-estimation). ``reading``:
+    of the rest, the share that any question costs because all data are read for it. So m examples of a new soup cost
+    overhead + (1 - overhead) (reading + (1 - reading) m / M). ``margins(ratios (S, N)) -> (S, M)``: by how much the
+    averaged outputs are right (above zero) or wrong, infinite where all mixing ratios agree.
     """
 
     count: int
     overhead: float
     margins: Callable[[Floats], Floats]
+    reading: float = 0.0
 
     def cost(self, examples: int) -> float:
         """Passes that ``examples`` of a new soup cost."""
-        return self.overhead + (1 - self.overhead) * examples / self.count
+        if not self.reading:
+            return self.overhead + (1 - self.overhead) * examples / self.count
+        return self.overhead + (1 - self.overhead) * (self.reading + (1 - self.reading) * examples / self.count)
+
+    @property
+    def again(self) -> float:
+        """Passes that every further question about a soup costs besides its examples."""
+        return (1 - self.overhead) * self.reading
 
 
 @dataclass(frozen=True)
@@ -65,9 +98,9 @@ class Problem:
     depends on the order in which a user lists the members, and "sorted best first" is simply 0, 1, 2, ...
 
     ``singles`` (N,) utilities of the members, known from their outputs.
-    ``estimate(weights (S, N)) -> (S,)`` utilities of the averaged outputs.
+    ``estimate(ratios (S, N)) -> (S,)`` utilities of the averaged outputs.
     ``budget``: how many soups may be evaluated in all.
-    ``fit() -> (N,)``: the mixing weights with the least cross-entropy, or squared error, of the averaged outputs; None
+    ``fit() -> (N,)``: the mixing ratios with the least cross-entropy, or squared error, of the averaged outputs; None
     where the targets allow neither.
     ``gram`` (N, N): inner products of the members' weights about any origin; None where they are not known.
     ``output_distances() -> (N, N)``: root mean square differences of the members' outputs; None where outputs are not
@@ -143,7 +176,9 @@ def _fits(value: Any, kind: Any) -> bool:
 class Strategy:
     """A way to spend the budget.
 
-    ``spends`` is False for one that evaluates no soup, ``geometry`` True for one that is better with ``Problem.gram``.
+    ``spends`` is False for one that evaluates no soup, ``geometry`` True for one that is better with ``Problem.gram``,
+    ``ranks`` for one that needs estimates from outputs, ``independent`` for one whose questions depend on no answer, so
+    that all may be open at once.
     """
 
     name: str
@@ -152,6 +187,8 @@ class Strategy:
     options: tuple[Option, ...]
     spends: bool = True
     geometry: bool = False
+    ranks: bool = False
+    independent: bool = False
 
     def settings(self, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """All options with their values, defaults filled in. Raises RadinError for one that does not fit."""
@@ -169,7 +206,7 @@ _STRATEGIES: dict[str, Strategy] = {}
 
 
 def strategy(
-    name: str, *, spends: bool = True, geometry: bool = False
+    name: str, *, spends: bool = True, geometry: bool = False, ranks: bool = False, independent: bool = False
 ) -> Callable[[Callable[..., Asks]], Callable[..., Asks]]:
     """Register a generator function under ``name``.
 
@@ -185,7 +222,7 @@ def strategy(
                 kind, text = get_args(hints[parameter.name])
                 options.append(Option(parameter.name, kind, parameter.default, text))
         summary = (inspect.getdoc(function) or "").splitlines()[0]
-        _STRATEGIES[name] = Strategy(name, summary, function, tuple(options), spends, geometry)
+        _STRATEGIES[name] = Strategy(name, summary, function, tuple(options), spends, geometry, ranks, independent)
         return function
 
     return register

@@ -11,13 +11,13 @@ from radin.search.candidates import equal_weights, prefixes, subsets
 from radin.search.strategies.base import Asks, Problem, strategy
 
 
-@strategy("uniform")
+@strategy("uniform", independent=True)
 def uniform(problem: Problem) -> Asks:
     """Evaluate the average of all members."""
     yield np.full(problem.members, 1.0 / problem.members)
 
 
-@strategy("top-k")
+@strategy("top-k", independent=True)
 def top_k(
     problem: Problem,
     *,
@@ -37,7 +37,7 @@ def best(problem: Problem) -> Asks:
     yield from ()
 
 
-@strategy("random")
+@strategy("random", independent=True)
 def random(
     problem: Problem,
     *,

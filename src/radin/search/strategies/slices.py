@@ -11,7 +11,7 @@ Axis names: examples M, examples of a slice m.
 
 from __future__ import annotations
 
-from math import erf, sqrt
+from math import sqrt
 
 import numpy as np
 
@@ -21,13 +21,12 @@ from radin.search.strategies.base import Floats, Indices
 # settles the score of one inside it.
 LEVELS = (0.1, 0.2, 0.35)
 
-_GRID = np.linspace(-6.0, 6.0, 2401)
-_NORMAL = np.array([0.5 * (1 + erf(x / sqrt(2))) for x in _GRID])
-
 
 def normal_below(z: Floats) -> Floats:
-    """Share of a standard normal distribution below z, to 1e-6."""
-    result: Floats = np.interp(z, _GRID, _NORMAL)
+    """Share of a standard normal distribution below z, to the precision of float64, in the tails too."""
+    import torch  # a search by other ways does not wait for it
+
+    result: Floats = torch.special.ndtr(torch.from_numpy(np.ascontiguousarray(z, dtype=np.float64))).numpy()
     return result
 
 
@@ -74,7 +73,7 @@ def _noise(sizes: Floats, changed: float) -> float:
 
 
 class Slices:
-    """The readings of all soups begun, and how far those of each level have been from later ones."""
+    """The readings of all soups started, and how far those of each level have been from later ones."""
 
     def __init__(self, examples: int, contested: int) -> None:
         """``contested``: examples on which the members do not all agree; no slice needs to hold more."""
@@ -83,11 +82,11 @@ class Slices:
         """Examples known after each slice."""
         self.readings: dict[int, Reading] = {}
         """By candidate."""
-        self.settled: dict[int, float] = {}
+        self.complete: dict[int, float] = {}
         """True accuracies, by candidate, once all examples are known."""
 
     def observations(self) -> tuple[list[int], Floats, Floats]:
-        """The candidates begun; the accuracy of each by its last slice, less the slices' usual error; its variance."""
+        """Candidates started; the accuracy of each by its last slice, less the slices' usual error; its variance."""
         bias, spread = self._errors()
         candidates, found, variance = [], [], []
         for index, reading in self.readings.items():
@@ -95,9 +94,9 @@ class Slices:
                 continue
             candidates.append(index)
             level = reading.level - 1
-            settled = self.settled.get(index)
-            found.append(reading.estimates[-1] - bias[level] if settled is None else settled)
-            variance.append(_pooled(reading.variances[-1], spread[level]) if settled is None else 0.0)
+            complete = self.complete.get(index)
+            found.append(reading.estimates[-1] - bias[level] if complete is None else complete)
+            variance.append(_pooled(reading.variances[-1], spread[level]) if complete is None else 0.0)
         return candidates, np.array(found), np.array(variance)
 
     def expected_variance(self, level: int, otherwise: float) -> float:
@@ -114,8 +113,8 @@ class Slices:
         for level in range(len(self.sizes)):
             errors = []
             for index, reading in self.readings.items():
-                if index in self.settled and reading.level > level:
-                    errors.append(reading.estimates[level] - self.settled[index])
+                if index in self.complete and reading.level > level:
+                    errors.append(reading.estimates[level] - self.complete[index])
                 elif reading.level > level + 1:
                     errors.append(reading.estimates[level] - reading.estimates[-1])
             mean = sum(errors) / (len(errors) + 1)

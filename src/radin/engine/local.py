@@ -1,0 +1,119 @@
+"""This machine: questions answered in this process, or by worker processes beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from radin.data.batches import DataFingerprint, read
+from radin.data.task import Task
+from radin.engine.base import Engine
+from radin.engine.device import Device
+from radin.engine.evaluate import Evaluator
+from radin.engine.processes import Workers
+from radin.engine.worker import Statistics, Worker
+from radin.errors import TaskError
+from radin.metrics import Metric
+from radin.question import VALIDATION, Answer, Failure, Question, Rates
+from radin.recipe import Recipe
+from radin.weights import Pool
+
+
+class LocalEngine(Engine):
+    """Runs the user's model here. ``workers``: processes, each with a model of its own; 1: this process.
+
+    ``spec``: where the task comes from, so that worker processes can load it too; None for a Task made in Python, which
+    must then be one that can be pickled.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        task: Task,
+        device: Device,
+        *,
+        spec: str | Path | None = None,
+        integers_from: str | None = None,
+        workers: int = 1,
+    ) -> None:
+        self.pool = pool
+        self.task = task
+        self.device = device
+        self.metric: Metric = task.get_metric()
+        self.evaluator = Evaluator(task, device, self.metric)
+        self.slots = workers
+        self.parts = self.metric.per_example is not None
+        self.splits = (*(("test",) if task.test is not None else ()), *(f"shifts/{n}" for n in task.shift_sources()))
+        self.progress: Callable[[float, float | None], None] | None = None
+        self.data: dict[str, str] = {}
+        self._rates = Rates()
+        self._spec = spec
+        self._integers_from = integers_from
+        self._worker = Worker(pool, self.evaluator, integers_from=integers_from, data=self.data)
+        self._workers: Workers | None = None
+        self._statistics: dict[Recipe, Statistics] = {}
+        self._queue: list[Question] = []
+
+    @property
+    def rates(self) -> Rates:
+        """Known once ``bind`` has been told."""
+        return self._rates
+
+    def bind(self, data: str, rates: Rates) -> None:
+        """What validation() must be from now on, and what questions about it cost."""
+        self.data[VALIDATION] = data
+        self._rates = rates
+
+    def identity(self) -> Mapping[str, Any]:
+        """Precision; what the metric's code is; which member gives the integers."""
+        return {"precision": self.device.precision, "integers from": self._integers_from}
+
+    def fingerprint(self, split: str) -> tuple[str, int]:
+        """Of a split's data, read without a model; and how many examples it has. Raises TaskError when it has none."""
+        data = DataFingerprint()
+        for batch in read(self.task.batches(split), f"{split}()"):
+            data.update(batch)
+        if not data.examples:
+            raise TaskError(f"{split}() gave no batches")
+        return data.hexdigest(), data.examples
+
+    def submit(self, question: Question) -> None:
+        """Begin to work on a question."""
+        if self.slots == 1:
+            self._queue.append(question)
+            return
+        if self._workers is None:
+            self._workers = Workers(
+                self.slots, self.pool, self.task, self._spec, self.device, self._integers_from
+            )
+        self._workers.submit(question, self._statistics.get(question.recipe), dict(self.data))
+
+    def wait(self, timeout: float | None = None) -> list[tuple[Question, Answer | Failure]]:
+        """What has been answered. The user's own errors are raised: they would meet every further question too."""
+        if self._workers is None:
+            if not self._queue:
+                return []
+            question = self._queue.pop(0)
+            answer, estimated = self._worker.answer(question, self._statistics.get(question.recipe), self.progress)
+            done = [(question, answer, estimated)]
+        else:
+            done = self._workers.wait(timeout)
+        for question, _, estimated in done:
+            if estimated is not None:
+                self._statistics[question.recipe] = estimated
+        return [(question, answer) for question, answer, _ in done]
+
+    def write(self, recipe: Recipe, path: Path) -> None:
+        """Write the soup, by whichever worker has it in memory."""
+        kept = self._statistics.get(recipe)
+        if self._workers is not None and self._workers.write(recipe, path, kept):
+            return
+        self._worker.write(recipe, path, kept)
+
+    def close(self) -> None:
+        """End the worker processes."""
+        self._queue.clear()
+        if self._workers is not None:
+            self._workers.close()
+            self._workers = None

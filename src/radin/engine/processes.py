@@ -1,0 +1,199 @@
+"""Worker processes on this machine: each has a model of its own and answers one question at a time."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import signal
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from radin.data.task import Task
+from radin.engine.device import Device
+from radin.engine.worker import Statistics, Worker
+from radin.errors import RadinError, TaskError
+from radin.question import Answer, Question
+from radin.recipe import Recipe
+from radin.weights import Pool
+
+_TRIES = 2  # processes that may die over one question
+_PATIENCE = 5.0  # seconds that a process has to end by itself
+
+Done = tuple[Question, Answer, Statistics | None]
+
+
+@dataclass
+class _Process:
+    """A worker process, the question it works on, and the recipe that it built last."""
+
+    process: BaseProcess
+    pipe: Connection
+    device: Device
+    question: Question | None = None
+    sent: Any = None
+    built: Recipe | None = None
+    deaths: int = 0
+
+
+class Workers:
+    """``count`` worker processes, started when first needed. On several GPUs they share them out.
+
+    Each loads the task anew from ``spec``; a Task made in Python is sent as it is. Raises TaskError when it cannot be.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        pool: Pool,
+        task: Task,
+        spec: str | Path | None,
+        device: Device,
+        integers_from: str | None,
+    ) -> None:
+        self._context = multiprocessing.get_context("spawn")
+        source: Task | str = str(spec) if spec is not None else task
+        try:
+            pickle.dumps(source)
+        except Exception as error:
+            raise TaskError(
+                f"this task cannot be sent to worker processes ({error}): give it as a file or a module, or use one "
+                "worker"
+            ) from None
+        threads = max(1, torch.get_num_threads() // count)
+        self._start = (pool, source, integers_from, threads)
+        self._processes = [self._begin(_share(device, k)) for k in range(count)]
+
+    def _begin(self, device: Device) -> _Process:
+        mine, theirs = self._context.Pipe()
+        process = self._context.Process(target=_work, args=(theirs, device, *self._start), daemon=True)
+        process.start()
+        theirs.close()
+        return _Process(process, mine, device)
+
+    def submit(self, question: Question, kept: Statistics | None, data: Mapping[str, str]) -> None:
+        """Give a question to a free process, rather to the one that has its soup."""
+        free = [worker for worker in self._processes if worker.question is None]
+        chosen = next((worker for worker in free if worker.built == question.recipe), free[0])
+        self._send(chosen, question, (question, kept, dict(data)))
+
+    def _send(self, worker: _Process, question: Question, message: Any) -> None:
+        worker.question, worker.sent = question, message
+        try:
+            worker.pipe.send(("answer", message))
+        except OSError:
+            self._replace(worker)
+
+    def wait(self, timeout: float | None) -> list[Done]:
+        """Answers that are there, at least one unless the time is over; [] when nothing is in work."""
+        busy = {worker.pipe: worker for worker in self._processes if worker.question is not None}
+        if not busy:
+            return []
+        done: list[Done] = []
+        for pipe in wait(list(busy), timeout):
+            assert isinstance(pipe, Connection)
+            worker = busy[pipe]
+            try:
+                kind, value = pipe.recv()
+            except (EOFError, OSError):
+                self._replace(worker)
+                continue
+            question, worker.question, worker.sent = worker.question, None, None
+            if kind == "error":
+                raise value
+            answer, estimated = value
+            assert question is not None
+            worker.built, worker.deaths = question.recipe, 0
+            done.append((question, answer, estimated))
+        return done if done or timeout is not None else self.wait(None)
+
+    def _replace(self, worker: _Process) -> None:
+        """A process died: another takes up its question, once."""
+        worker.process.join(_PATIENCE)
+        code = worker.process.exitcode
+        question, message = worker.question, worker.sent
+        worker.deaths += 1
+        if worker.deaths >= _TRIES:
+            how = f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
+            raise RadinError(
+                f"a worker process ended twice over the same soup ({how}). Out of memory? Fewer --workers need less. "
+                "Nothing finished is lost; the same command goes on from here."
+            )
+        new = self._begin(worker.device)
+        worker.process, worker.pipe, worker.built = new.process, new.pipe, None
+        if question is not None:
+            self._send(worker, question, message)
+
+    def write(self, recipe: Recipe, path: Path, kept: Statistics | None) -> bool:
+        """Have the process that built this recipe last write it; False when none that is free did."""
+        for worker in self._processes:
+            if worker.question is None and worker.built == recipe:
+                try:
+                    worker.pipe.send(("write", (recipe, path, kept)))
+                    kind, value = worker.pipe.recv()
+                except (EOFError, OSError):
+                    return False
+                if kind == "error":
+                    raise value
+                return True
+        return False
+
+    def close(self) -> None:
+        """End all processes, whatever they are at."""
+        for worker in self._processes:
+            worker.pipe.close()
+            if worker.question is not None:
+                worker.process.terminate()
+        for worker in self._processes:
+            worker.process.join(_PATIENCE)
+            if worker.process.is_alive():
+                worker.process.kill()
+                worker.process.join()
+
+
+def _share(device: Device, index: int) -> Device:
+    """The device of worker number ``index``: the GPUs in turn."""
+    if device.device.type != "cuda" or device.device.index is not None or torch.cuda.device_count() < 2:
+        return device
+    return replace(device, device=torch.device("cuda", index % torch.cuda.device_count()))
+
+
+def _work(
+    pipe: Connection, device: Device, pool: Pool, source: Task | str, integers_from: str | None, threads: int
+) -> None:
+    """What a worker process does until its pipe is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's interrupt is for the process that asks
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    torch.set_num_threads(threads)
+    worker: Worker | None = None
+    while True:
+        try:
+            kind, message = pipe.recv()
+        except (EOFError, OSError):
+            return
+        try:
+            if worker is None:
+                worker = Worker.create(pool, Task.load(source), device, integers_from)
+            if kind == "write":
+                worker.write(*message)
+                reply: Any = ("done", None)
+            else:
+                question, kept, data = message
+                worker.data.update(data)
+                reply = ("done", worker.answer(question, kept))
+        except RadinError as error:
+            reply = ("error", error)
+        except Exception as error:
+            import traceback
+
+            reply = ("error", RadinError(f"a worker process failed: {error!r}\n{traceback.format_exc().rstrip()}"))
+        try:
+            pipe.send(reply)
+        except OSError:
+            return

@@ -1,0 +1,219 @@
+"""The members as a search knows them: in canonical order, with their scores, outputs and estimates.
+
+Axis names: members N, examples M, classes C, recipes S.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from radin import metrics
+from radin.errors import OutputsError, RadinError
+from radin.estimate import Estimator, Outputs
+from radin.estimate import estimator as build_estimator
+from radin.estimate.reading import Array, ArrayLike2D, FileArray, Reader, not_finite
+from radin.metrics import Metric
+from radin.question import Floats, Indices
+from radin.recipe import Recipe
+from radin.search.simplex import minimise, quadratic_minimum
+
+_SAMPLE = 1 << 25  # outputs of all members together that are compared
+
+
+class Members:
+    """What is known of the members before any soup is evaluated. Arguments as in ``Search``.
+
+    The order is canonical: best first, equal ones by their keys, so that no answer depends on the order in which a user
+    lists them. Methods take and give mixing ratios over that order; ``recipe`` and ``canonical`` translate.
+    """
+
+    def __init__(
+        self,
+        outputs: Outputs | None,
+        targets: Array | None,
+        metric: Metric,
+        *,
+        keys: Sequence[str] | None,
+        names: Sequence[str] | None,
+        estimator: Estimator | None,
+        singles: Floats | None,
+        gram: Floats | None,
+        device: str,
+    ) -> None:
+        self.metric = metric
+        self._device = device
+        self._estimator = estimator
+        self._estimator_is_canonical = False
+        self._outputs: list[ArrayLike2D] = []
+        self._names: Sequence[str] = names or ()
+        self.targets: Array = np.empty(0) if targets is None else np.asarray(targets)
+        if outputs is not None:
+            reader = Reader(_arrays(outputs), names)
+            self._outputs, self._names = reader.sources, reader.names
+            if len(self.targets) != reader.examples:
+                raise OutputsError(
+                    f"there are {len(self.targets)} targets for {reader.examples} examples in the outputs"
+                )
+            metric.check(self.targets, reader.classes)
+        elif singles is None or keys is None:
+            raise RadinError("without outputs, a search needs the members' scores (singles) and their keys")
+        self.singles: Floats = self._own_scores() if singles is None else np.asarray(singles, dtype=np.float64)
+        """Scores of the members alone, (N,), in the order given."""
+        self.count = len(self._outputs) or len(self.singles)
+        for what, given in (("keys", keys), ("singles", self.singles)):
+            if given is not None and len(given) != self.count:
+                raise RadinError(f"{what} must be one per member; got {len(given)} for {self.count} members")
+        self.utilities = np.array([metric.utility(float(score)) for score in self.singles])
+        if np.isneginf(self.utilities).all():
+            raise RadinError(f"no member has a usable {metric.name}: all {self.count} scores are {self.singles[0]}")
+        # order[i]: the given index of canonical member i; position[k]: the canonical index of given member k.
+        self.order = canonical_order(self.utilities, self._outputs, keys)
+        self.position = np.argsort(self.order)
+        self.gram = None if gram is None else np.asarray(gram)[np.ix_(self.order, self.order)]
+        """Inner products of the members' weights, (N, N), in canonical order."""
+
+    @property
+    def have_outputs(self) -> bool:
+        """Whether the members' outputs are at hand, not only an estimator made from them."""
+        return bool(self._outputs)
+
+    @property
+    def have_estimate(self) -> bool:
+        """Whether recipes can be scored from the members' outputs."""
+        return bool(self._outputs) or self._estimator is not None
+
+    def recipe(self, ratios: Floats) -> Recipe:
+        """The recipe, over the members in the order given, of ratios (N,) over the canonical order."""
+        recipe = Recipe(tuple(float(w) for w in ratios[self.position]))
+        return Recipe.single(recipe.members[0], len(ratios)) if recipe.is_single else recipe
+
+    def scores(self, ratios: Floats) -> Floats:
+        """Estimated scores of ratios (S, N) over the canonical order, in the metric's units."""
+        if self._estimator is None:
+            # Built in canonical order, so that rounding too does not depend on the order given.
+            self._estimator = build_estimator(**self._canonical(), metric=self.metric, device=self._device)
+            self._estimator_is_canonical = True
+        given = ratios if self._estimator_is_canonical else ratios[:, self.position]
+        return np.asarray(self._estimator.scores(np.ascontiguousarray(given)), dtype=np.float64)
+
+    def estimate(self, ratios: Floats) -> Floats:
+        """Utilities of the averaged outputs, (S,); higher is better, -inf for NaN."""
+        scores = self.scores(ratios)
+        utilities = scores if self.metric.higher_is_better else -scores
+        return np.where(np.isnan(utilities), -np.inf, utilities)
+
+    def margins(self, ratios: Floats) -> Floats:
+        """By how much the averaged outputs are right on each example, (S, M); ratios (S, N) in canonical order."""
+        from radin.estimate import AccuracyEstimator
+
+        self.scores(ratios[:1])  # builds the estimator where none was given
+        if not isinstance(self._estimator, AccuracyEstimator):
+            raise RadinError("evaluating parts of the examples needs an estimator of accuracy")
+        return self._estimator.example_margins(ratios if self._estimator_is_canonical else ratios[:, self.position])
+
+    def fit(self) -> Floats:
+        """The mixing ratios, in canonical order, whose averaged outputs have the least cross-entropy or squared error.
+
+        Cross-entropy to a duality gap of 1e-10, squared error by its closed form.
+        """
+        # These need torch, which a search by other ways does not.
+        from radin.estimate import LossEstimator, QuadraticEstimator
+
+        if self.metric.targets == "classes":
+            loss = LossEstimator(**self._canonical(), metric=metrics.get("nll"))
+            return minimise(loss.value_and_gradient, self.count).weights
+        metric = self.metric if self.metric.family in ("mse", "r2") else metrics.get("mse")
+        gram = QuadraticEstimator(**self._canonical(), metric=metric).gram
+        return quadratic_minimum(2 * gram, np.zeros(len(gram)))
+
+    @cached_property
+    def output_distances(self) -> Floats:
+        """(N, N) root mean square differences of the members' outputs over a sample of the examples.
+
+        For classes, what is added to all logits of an example alike does not count.
+        """
+        examples, columns = self._outputs[0].shape
+        few = max(1, min(examples, 2048, _SAMPLE // (columns * len(self._outputs))))
+        rows = np.unique(np.linspace(0, examples - 1, few).astype(int))
+        sample = []
+        for k in self.order:
+            mine = _rows(self._outputs[k], rows)
+            sample.append(
+                (mine - mine.mean(axis=1, keepdims=True) if self.metric.targets == "classes" else mine).ravel()
+            )
+        flat = np.stack(sample)
+        flat -= flat.mean(axis=0)
+        products = (flat @ flat.T).astype(np.float64)
+        squares = np.diag(products)
+        squared = np.maximum(squares[:, None] + squares[None, :] - 2 * products, 0.0)
+        result: Floats = np.sqrt(squared / len(rows))
+        return result
+
+    def _own_scores(self) -> Floats:
+        sources = zip(self._names, self._outputs, strict=True)
+        return np.array([self.metric.value(_whole(name, source), self.targets) for name, source in sources])
+
+    def _canonical(self) -> dict[str, Any]:
+        return {
+            "outputs": [self._outputs[k] for k in self.order],
+            "targets": self.targets,
+            "names": [self._names[k] for k in self.order],
+        }
+
+
+def canonical_order(
+    utilities: Floats, outputs: Sequence[ArrayLike2D], keys: Sequence[str] | None = None
+) -> NDArray[np.intp]:
+    """Members best first, equal ones by their keys; without keys, by the SHA-256 of their outputs.
+
+    Returns (N,): the index, in the order given, of each canonical member.
+    """
+
+    def key(k: int) -> str:
+        # Hashing a large pool takes a while, so only members that tie are hashed.
+        if keys is not None:
+            return keys[k]
+        if np.count_nonzero(utilities == utilities[k]) == 1:
+            return ""
+        rows = outputs[k][0 : outputs[k].shape[0]]
+        return hashlib.sha256(np.ascontiguousarray(rows).data).hexdigest()
+
+    order = sorted(range(len(utilities)), key=lambda k: (-utilities[k], key(k)))
+    return np.array(order, dtype=np.intp)
+
+
+def _arrays(outputs: Outputs) -> list[ArrayLike2D]:
+    """One (M, C) array per member; arrays that live in files stay there."""
+    arrays: list[ArrayLike2D] = []
+    for member in outputs:
+        if isinstance(member, FileArray):
+            arrays.append(member)
+            continue
+        array = member if isinstance(member, np.ndarray) else np.asarray(member)
+        arrays.append(array[:, None] if array.ndim == 1 else array)
+    return arrays
+
+
+def _rows(source: ArrayLike2D, rows: Indices) -> Floats:
+    """Some rows of one member's outputs, read in blocks where they are in a file."""
+    if isinstance(source, np.ndarray):
+        return source[rows].astype(np.float32)
+    blocks = []
+    for part in np.array_split(rows, max(1, len(rows) // 64)):
+        first, last = int(part[0]), int(part[-1]) + 1
+        blocks.append(np.asarray(source[first:last])[part - first].astype(np.float32))
+    return np.concatenate(blocks)
+
+
+def _whole(name: str, source: ArrayLike2D) -> Array:
+    """All outputs of a member, in memory. Raises OutputsError at NaN or infinity."""
+    outputs = np.asarray(source[0 : source.shape[0]])
+    if not np.isfinite(outputs).all():
+        raise not_finite(name, outputs, 0)
+    return outputs
