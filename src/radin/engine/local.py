@@ -66,8 +66,9 @@ class LocalEngine(Engine):
         self._rates = rates
 
     def identity(self) -> Mapping[str, Any]:
-        """Precision; what the metric's code is; which member gives the integers."""
-        return {"precision": self.device.precision, "integers from": self._integers_from}
+        """The precision that models run in, and which member gives the integer tensors."""
+        integers = self._integers_from or "the member with the largest ratio"
+        return {"precision": self.device.precision, "integers from": integers}
 
     def fingerprint(self, split: str) -> tuple[str, int]:
         """Of a split's data, read without a model; and how many examples it has. Raises TaskError when it has none."""
@@ -84,9 +85,7 @@ class LocalEngine(Engine):
             self._queue.append(question)
             return
         if self._workers is None:
-            self._workers = Workers(
-                self.slots, self.pool, self.task, self._spec, self.device, self._integers_from
-            )
+            self._workers = Workers(self.slots, self.pool, self.task, self._spec, self.device, self._integers_from)
         self._workers.submit(question, self._statistics.get(question.recipe), dict(self.data))
 
     def wait(self, timeout: float | None = None) -> list[tuple[Question, Answer | Failure]]:
@@ -99,9 +98,10 @@ class LocalEngine(Engine):
             done = [(question, answer, estimated)]
         else:
             done = self._workers.wait(timeout)
-        for question, _, estimated in done:
+        for question, answer, estimated in done:
             if estimated is not None:
                 self._statistics[question.recipe] = estimated
+            self.data.setdefault(question.split, answer.data)
         return [(question, answer) for question, answer, _ in done]
 
     def write(self, recipe: Recipe, path: Path) -> None:

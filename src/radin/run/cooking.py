@@ -1,53 +1,51 @@
-"""The main job: pool -> outputs -> search -> evaluations -> soup. The only place that knows the order of things."""
+"""The main job: pool -> members -> search -> soups -> the best. The only place that knows the order of things."""
 
 from __future__ import annotations
 
 import platform
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 import radin
 from radin.data.task import Task
-from radin.engine.device import Device
-from radin.engine.evaluate import Evaluator
-from radin.errors import RadinError, TaskError
-from radin.outputs.store import OutputStore
+from radin.engine.base import Engine
+from radin.engine.command import Command
+from radin.errors import RadinError
 from radin.progress import Progress
+from radin.question import Floats, Indices, Rates
 from radin.recipe import Recipe
 from radin.run.directory import RunDirectory, write_json
+from radin.run.evaluators import Evaluator, ProgramEvaluator, TaskEvaluator
+from radin.run.identity import metric_identity
 from radin.run.job import Job
 from radin.run.ledger import Ledger
-from radin.run.members import Known, mixed, some_examples, stored_outputs, streamed_outputs
+from radin.run.members import Known
 from radin.run.outcome import Outcome
-from radin.run.preflight import preflight
 from radin.run.result import Result
-from radin.run.soups import Recorded, Soups
-from radin.search import Part, Search
+from radin.run.session import Session
+from radin.search import Search
+from radin.search.account import Account
 from radin.search.strategies import base
-from radin.stats.confidence import split_halves
+from radin.stats.split import split_halves
 from radin.weights import Pool, integer_source
 
-__all__ = ["cook", "mixed", "versions"]
+__all__ = ["cook", "versions"]
 
 # The uniform soup is worth a pass where that is at most an eighth of the budget.
 UNIFORM_FROM = 8
 # Soups evaluated on the half that chooses: one for every so many passes, and the most.
 _PASSES_PER_FINALIST, _FINALISTS = 3, 4
-_SEARCHED = "searched-half"  # the outputs on the half that is searched on, while they are needed
-
-Indices = NDArray[np.intp]
 
 
 def cook(
     pool: Pool | str | Path | Iterable[str | Path],
-    task: Task | str | Path,
+    task: Task | Command | str | Path,
     *,
     budget: int,
     out: str | Path,
@@ -56,6 +54,7 @@ def cook(
     seed: int = 0,
     uniform: bool | None = None,
     choose_on_half: bool = False,
+    workers: int = 1,
     device: str = "auto",
     precision: str = "float32",
     batch_size: int | None = None,
@@ -63,21 +62,27 @@ def cook(
     outputs: str | Path | None = None,
     outputs_dtype: str = "float32",
     keep_outputs: bool = True,
+    scores: str | Path | Sequence[float] | None = None,
+    metric: str = "accuracy",
     integers_from: str | None = None,
     progress: Progress | None = None,
 ) -> Result:
     """Find the best soup of ``pool`` that ``budget`` validation passes can buy; write it to ``out``/soup.safetensors.
 
-    pool: a Pool, or what Pool.open takes. task: a Task, or what Task.load takes. budget: passes spent on soups in total
-    over all sessions of this run; the members' own passes are not in it. A soup may be evaluated on some examples only
-    and then costs its share of a pass; where BatchNorm statistics are estimated again, a pass is the validation
-    examples and the calibration examples, and beginning a soup costs the latter. out: the run directory; if the run is
-    there already, it goes on where it stopped. strategy, options: see radin.search.strategies. uniform: whether to
-    spend a pass on the average of all members first; by default from a budget of 8 on. outputs: a folder for the
-    members' outputs that several runs share, so that a member added later costs one pass and not N; default inside
-    ``out``. keep_outputs=False compiles outputs as they are made and stores none: for accuracy and top-k, when disk is
-    short; it gives up resuming inside a reading, other metrics, and adding members without new passes. integers_from:
-    the member whose integer tensors the soup takes. progress: called with (what, done, total or None).
+    pool: a Pool, or what Pool.open takes. task: a Task, what Task.load takes, or a Command: any program that scores a
+    checkpoint. budget: passes spent on soups in total over all sessions of this run; the members' own passes are not in
+    it. A soup may be evaluated on some examples only and then costs its share of a pass; where BatchNorm statistics are
+    estimated again, a pass is the validation examples and the calibration examples, and starting a soup costs the
+    latter. out: the run directory; if the run is there already, it goes on where it stopped. strategy, options: see
+    radin.search.strategies. uniform: whether to spend a pass on the average of all members first; by default from a
+    budget of 8 on. workers: processes on this machine that evaluate soups side by side (a Command has its ``jobs``).
+    outputs: a folder for the members' outputs that several runs share, so that a member added later costs one pass and
+    not N; default inside ``out``. With a Command: a folder of outputs that were saved elsewhere, from which recipes are
+    estimated by ``metric``. keep_outputs=False compiles outputs as they are made and stores none: for accuracy and
+    top-k, when disk is short; it gives up resuming inside a reading, other metrics, and adding members without new
+    passes. scores: with a Command, the members' own scores where they are known: a file, or one number for each in the
+    pool's order. integers_from: the member whose integer tensors the soup takes. progress: called with (what, done,
+    total or None).
 
     choose_on_half: search on half of the validation examples, drawn by class and seed, and choose on the others, which
     the search never sees: among the soups that the search found best, evaluated on these too, and the members. All
@@ -89,63 +94,81 @@ def cook(
     started = time.monotonic()
     if isinstance(budget, bool) or not isinstance(budget, int) or budget < 1:
         raise RadinError(f"the budget is the number of passes to spend on soups and must be at least 1; got {budget!r}")
+    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
+        raise RadinError(f"workers is the number of processes that evaluate soups, at least 1; got {workers!r}")
     settings = base.get(strategy).settings(options)
-    task = Task.load(task)
-    metric = task.get_metric()
-    engine = Device.create(device, precision, batch_size, members_at_once)
+    if not isinstance(task, Command):
+        spec = None if isinstance(task, Task) else task
+        task = Task.load(task)
+        task.get_metric()
     if not isinstance(pool, Pool):
         opening = (lambda done, total: progress("reading checkpoints", done, total)) if progress else None
         pool = Pool.open(pool, progress=opening)
     pool.require_several()
     integer_source(pool, Recipe.single(0, len(pool)), integers_from)  # refuses an unknown name before anything long
-    checked = preflight(task, pool.shapes, pool[0].name, lambda: pool.tensors(0), engine, metric)
-
-    if not keep_outputs and metric.family != "accuracy":
-        raise RadinError(f"outputs need not be kept for accuracy and top-k only; metric {metric.name!r} needs them")
-    if choose_on_half and metric.per_example is None:
-        raise RadinError(f"choosing on half of validation takes a metric that is a mean; {metric.name!r} is none")
-    if choose_on_half and not keep_outputs:
-        raise RadinError("choosing on half of validation needs the outputs kept")
+    evaluator: Evaluator
+    if isinstance(task, Command):
+        evaluator = ProgramEvaluator(
+            pool, task, Path(out), scores=scores, outputs=outputs, metric=metric, integers_from=integers_from
+        )
+    else:
+        if scores is not None:
+            raise RadinError("scores are for programs that evaluate; a task's model gives the members' scores itself")
+        evaluator = TaskEvaluator(
+            pool,
+            task,
+            spec,
+            workers=workers,
+            device=device,
+            precision=precision,
+            batch_size=batch_size,
+            members_at_once=members_at_once,
+            outputs=outputs,
+            outputs_dtype=outputs_dtype,
+            keep_outputs=keep_outputs,
+            integers_from=integers_from,
+        )
+    if choose_on_half:
+        evaluator.require_halves()
+    chosen = evaluator.metric
     identity = {
         "members": dict(zip(pool.fingerprints, pool.member_names, strict=True)),
-        "data": None,
-        "metric": metric.name,
-        "higher_is_better": metric.higher_is_better,
-        "precision": precision,
-        "outputs_dtype": outputs_dtype,
-        "keep_outputs": keep_outputs,
-        "chosen_on_half": seed if choose_on_half else None,
+        "metric": chosen.name,
+        "the metric's code": metric_identity(chosen),
+        "higher_is_better": chosen.higher_is_better,
+        "halves": f"searched and chosen on halves drawn by seed {seed}" if choose_on_half else "one set for both",
+        **evaluator.identity(),
     }
-    asked = {
+    asked: dict[str, Any] = {
         "budget": budget,
         "strategy": strategy,
         "options": settings,
         "seed": seed,
         "uniform": budget >= UNIFORM_FROM if uniform is None else uniform,
-        "integers_from": integers_from,
         "versions": versions(),
     }
-    with RunDirectory(Path(out), identity) as directory:
+    with RunDirectory(Path(out), identity) as directory, evaluator.engine as engine:
+        recorded = directory.read().get("settings", {})
         if directory.is_new:
             directory.record(asked)  # before anything else is written: from here on the folder is known as a run's
         ledger = Ledger(directory.ledger)
-        evaluator = Evaluator(task, engine, metric)
         try:
-            job = Job(pool, task, metric, engine, evaluator, directory, ledger, checked, integers_from, progress)
-            job.seconds["open"] = time.monotonic() - started
-            started = time.monotonic()
-            store = OutputStore(Path(outputs or directory.outputs), precision=precision, dtype=outputs_dtype)
-            known = stored_outputs(job, store) if keep_outputs else streamed_outputs(job, store)
-            calibration = _calibration_examples(job)
-            asked["calibration_examples"] = calibration
-            directory.bind_data(known.data, asked)
-            job.seconds["outputs"] = time.monotonic() - started
-            outcome = (_on_halves if choose_on_half else _on_all)(job, known, asked, calibration)
-            outcome.soups.write(outcome.best())
+            job = Job(pool, chosen, directory, ledger, progress, *evaluator.about)
+            job.spent("open", time.monotonic() - started)
+            engine.progress = job.advance if progress else None
+            evaluator.verify(job, asked)
+            known = _members(job, evaluator)
+            rates = _rates(recorded, evaluator.bind(job, known, asked))
+            asked["rates"] = vars(rates)
+            directory.record(asked)
+            outcome = _spend(job, engine, evaluator, known, rates, asked, choose_on_half)
+            outcome.session.write(outcome.best())
+            outcome.look(engine.splits)
+            evaluator.bind_looks(job, asked)
             result = outcome.result(asked)
         finally:
             ledger.close()
-            shutil.rmtree(directory.path / _SEARCHED, ignore_errors=True)
+            shutil.rmtree(directory.searched_half, ignore_errors=True)
         write_json(directory.path / "recipe.json", result.to_json()["best"])
         write_json(directory.path / "result.json", result.to_json())
         return result
@@ -161,94 +184,96 @@ def versions() -> dict[str, str]:
     }
 
 
-def _calibration_examples(job: Job) -> int:
-    """K, over how many examples each soup's BatchNorm statistics are estimated; what the run began with stays."""
-    recorded: int | None = job.directory.read().get("settings", {}).get("calibration_examples")
-    if recorded is not None:
-        return recorded
-    if not job.checked.batchnorm_layers or job.task.calibration is None:
-        return 0
-    found = job.evaluator.calibration_examples()
-    if not found:
-        raise TaskError("calibration() gave no batches: BatchNorm statistics cannot be re-estimated")
+def _members(job: Job, evaluator: Evaluator) -> Known:
+    started = time.monotonic()
+    known = evaluator.members(job)
+    job.spent("outputs", time.monotonic() - started)
+    return known
+
+
+def _rates(recorded: Mapping[str, Any], found: Rates) -> Rates:
+    """What questions cost; the share that reading takes, which is measured, stays what the run began with."""
+    if "rates" in recorded:
+        return Rates(found.examples, found.calibration, recorded["rates"]["reading"])
     return found
 
 
-def _on_all(job: Job, known: Known, asked: Mapping[str, Any], calibration: int) -> Outcome:
-    """Spend the budget; all examples decide."""
-    examples = len(known.targets)
+def _spend(
+    job: Job,
+    engine: Engine,
+    evaluator: Evaluator,
+    known: Known,
+    rates: Rates,
+    asked: Mapping[str, Any],
+    on_half: bool,
+) -> Outcome:
+    """Spend the budget; all examples decide, or those that the search does not see."""
+    if on_half:
+        return _on_halves(job, engine, evaluator, known, rates, asked)
     singles = np.array([job.single(k).score for k in range(len(job.pool))])
-    soups = Soups(
+    session = Session(
         job,
-        known.data,
-        examples=examples,
-        calibration=calibration,
-        budget=asked["budget"],
-        choose=None,
+        engine,
+        lambda: _search(job, known, asked, singles, Account(asked["budget"], rates), engine.parts),
+        _decisive(asked, rates),
         best=max(job.metric.utility(float(score)) for score in singles),
     )
-    search = _search(job, known, asked, singles, asked["budget"], calibration)
-    everything = np.arange(examples)
-    _replay(search, soups, everything)
-    if asked["uniform"] and not _is_told(search, job.everyone):
-        missing = soups.missing(job.everyone, everything)
-        if soups.affords(job.everyone, missing):
-            _tell(search, soups, Part(job.everyone, missing), everything, job)
-    _spend(search, soups, everything, job)
-    return Outcome(job, known, search, soups, None)
+    session.spend()
+    return Outcome(job, known, session, None)
 
 
-def _on_halves(job: Job, known: Known, asked: Mapping[str, Any], calibration: int) -> Outcome:
+def _on_halves(
+    job: Job, engine: Engine, evaluator: Evaluator, known: Known, rates: Rates, asked: Mapping[str, Any]
+) -> Outcome:
     """Search on one half of the examples, evaluate the best found on the other too.
 
     A pass is M + K examples here too. The search may spend what is left after a few evaluations on the other half are
     laid aside; these then take as many of its complete soups, best first, as the budget allows.
     """
-    budget, examples = asked["budget"], len(known.targets)
-    half, choose = split_halves(known.targets, asked["seed"])
-    values = [job.single(k).values for k in range(len(job.pool))]
-    numbers = np.array(values, dtype=np.float64)
-    soups = Soups(
-        job,
-        known.data,
-        examples=examples,
-        calibration=calibration,
-        budget=budget,
-        choose=choose,
-        best=max(job.metric.utility(float(row.mean())) for row in numbers[:, choose]),
-    )
+    budget = asked["budget"]
+    half, choose = split_halves(known.examples if known.targets is None else known.targets, asked["seed"])
+    numbers = np.array([job.single(k).values for k in range(len(job.pool))], dtype=np.float64)
     started = time.monotonic()
-    seen = some_examples(job, known, half, job.directory.path / _SEARCHED)
-    job.seconds["outputs"] += time.monotonic() - started
+    seen = evaluator.some_examples(job, known, half)
+    job.spent("outputs", time.monotonic() - started)
     finalists = min(_FINALISTS, max(1, budget // _PASSES_PER_FINALIST))
-    whole = budget * (examples + calibration) - finalists * len(choose)
+    whole = budget * (rates.examples + rates.calibration) - finalists * len(choose)
+    limit = whole // (len(half) + rates.calibration)
     if "finish" in asked["options"]:
         options = {**asked["options"], "finish": max(finalists, asked["options"]["finish"])}
         asked = {**asked, "options": options}
-    search = _search(job, seen, asked, numbers[:, half].mean(axis=1), whole // (len(half) + calibration), calibration)
-    _replay(search, soups, half)
-    if asked["uniform"] and not _is_told(search, job.everyone):
-        missing = soups.missing(job.everyone, half)
-        if soups.affords(job.everyone, missing):
-            _tell(search, soups, Part(job.everyone, np.searchsorted(half, missing)), half, job)
-    _spend(search, soups, half, job)
-    told = sorted(search.evaluations, key=lambda pair: -job.metric.utility(pair[1]))
+    singles = numbers[:, half].mean(axis=1)
+    session = Session(
+        job,
+        engine,
+        lambda: _search(job, seen, asked, singles, Account(budget, rates), engine.parts, half, limit),
+        _decisive(asked, rates) | {"halves": True},
+        choose=choose,
+        best=max(job.metric.utility(float(row.mean())) for row in numbers[:, choose]),
+    )
+    session.spend()
+    told = sorted(session.search.evaluations, key=lambda pair: -job.metric.utility(pair[1]))
     found = [recipe for recipe, score in told if np.isfinite(score)]
-    first = [job.everyone] if asked["uniform"] and job.everyone in found else []
-    for recipe in dict.fromkeys([*first, *found]):
-        missing = soups.missing(recipe, choose)
-        if len(missing) and soups.affords(recipe, missing):
-            soups.evaluate(recipe, missing)
-    return Outcome(job, known, search, soups, choose)
+    first = [job.uniform_recipe] if asked["uniform"] and job.uniform_recipe in found else []
+    session.choose(list(dict.fromkeys([*first, *found])), choose)
+    return Outcome(job, known, session, choose)
+
+
+def _decisive(asked: Mapping[str, Any], rates: Rates) -> dict[str, Any]:
+    """What decides the questions of a session, besides the run's identity."""
+    names = ("budget", "strategy", "options", "seed", "uniform")
+    return {name: asked[name] for name in names} | {"rates": vars(rates), "radin": asked["versions"]["radin"]}
 
 
 def _search(
     job: Job,
     known: Known,
     asked: Mapping[str, Any],
-    singles: NDArray[np.float64],
-    budget: int,
-    calibration: int,
+    singles: Floats,
+    account: Account,
+    parts: bool,
+    among: Indices | None = None,
+    limit: int | None = None,
 ) -> Search:
     started = time.monotonic()
     search = Search(
@@ -257,53 +282,18 @@ def _search(
         metric=job.metric,
         strategy=asked["strategy"],
         options=asked["options"],
-        budget=budget,
+        budget=asked["budget"] if limit is None else limit,
         seed=asked["seed"],
         keys=job.pool.fingerprints,
         names=job.names,
         estimator=known.estimator,
         singles=singles,
-        gram=job.gram() if base.get(asked["strategy"]).geometry else None,
-        parts=True,
-        overhead=calibration / len(known.targets),
+        gram=job.gram if base.get(asked["strategy"]).geometry else None,
+        parts=parts,
+        account=account,
+        among=among,
     )
-    job.seconds["search"] = time.monotonic() - started
+    if asked["uniform"]:
+        search.enqueue(job.uniform_recipe)
+    job.spent("search", time.monotonic() - started)
     return search
-
-
-def _replay(search: Search, soups: Soups, examples: Indices) -> None:
-    """Tell the search what earlier sessions evaluated, in the order in which they did. ``examples``: the search's."""
-    for entry in soups.recorded():
-        _tell_recorded(search, entry, examples)
-
-
-def _tell_recorded(search: Search, entry: Recorded, examples: Indices) -> None:
-    if entry.values is None:
-        search.tell(entry.recipe, entry.score)
-        return
-    shared = np.isin(entry.examples, examples)
-    if shared.any():
-        part = Part(entry.recipe, np.searchsorted(examples, entry.examples[shared]))
-        search.tell_part(part, entry.values[shared])
-
-
-def _is_told(search: Search, recipe: Recipe) -> bool:
-    return any(told == recipe for told, _ in search.evaluations)
-
-
-def _spend(search: Search, soups: Soups, examples: Indices, job: Job) -> None:
-    """Ask, evaluate, tell, until the search has spent its budget."""
-    while True:
-        started = time.monotonic()
-        part = search.ask_part()
-        job.seconds["search"] += time.monotonic() - started
-        if part is None:
-            return
-        _tell(search, soups, part, examples, job)
-
-
-def _tell(search: Search, soups: Soups, part: Part, examples: Indices, job: Job) -> None:
-    if job.metric.per_example is None:
-        search.tell(part.recipe, soups.evaluate_whole(part.recipe))
-    else:
-        search.tell_part(part, soups.evaluate(part.recipe, examples[part.examples]))

@@ -1,4 +1,4 @@
-"""A run directory: what was asked, under a lock, refused for another pool, data set or metric."""
+"""A run directory: what was asked, under a lock, refused when anything changed that could change an answer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 
 from radin.errors import RunError
 
-FORMAT = 1
+FORMAT = 2
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -30,8 +30,9 @@ def write_json(path: Path, value: Any) -> None:
 class RunDirectory:
     """One run's folder, held by one process at a time.
 
-    ``identity``: what may never change between the sessions of a run. "members" (fingerprint -> name) is compared
-    by fingerprint; every other entry by value. Use as a context manager.
+    ``identity``: what may never change between the sessions of a run, named in words for messages. "members"
+    (fingerprint -> name) is compared by fingerprint; every other entry by value. None: not known, or not used, in this
+    session; what was recorded stays. Use as a context manager.
     """
 
     def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
@@ -48,6 +49,11 @@ class RunDirectory:
         return self.path / "ledger.sqlite"
 
     @property
+    def searched_half(self) -> Path:
+        """The outputs on the half that is searched on, while they are needed."""
+        return self.path / "searched-half"
+
+    @property
     def soup(self) -> Path:
         return self.path / "soup.safetensors"
 
@@ -56,10 +62,10 @@ class RunDirectory:
         if self.path.exists() and not self.path.is_dir():
             raise RunError(f"{self.path} is a file; give a directory for the run")
         if self.path.is_dir() and self.is_new:
-            strangers = [p.name for p in self.path.iterdir() if p.name not in (".lock", "run.json.partial")]
-            if strangers:
+            unexpected = [p.name for p in self.path.iterdir() if p.name not in (".lock", "run.json.partial")]
+            if unexpected:
                 raise RunError(
-                    f"{self.path} is not empty and not a radin run (found {', '.join(sorted(strangers)[:3])}). "
+                    f"{self.path} is not empty and not a radin run (found {', '.join(sorted(unexpected)[:3])}). "
                     "Give a new directory; nothing was written."
                 )
         self.path.mkdir(parents=True, exist_ok=True)
@@ -71,8 +77,10 @@ class RunDirectory:
             ) from None
         try:
             self._check_identity()
-            # A run that was bound to its data stays bound; a new session learns its own data only by reading it.
-            self.identity["data"] = self.read().get("identity", {}).get("data")
+            # What was bound stays bound; a new session learns of its own data only by reading them.
+            for name, value in self.read().get("identity", {}).items():
+                if self.identity.get(name) is None:
+                    self.identity[name] = value
         except BaseException:
             self._lock.release()
             raise
@@ -107,7 +115,7 @@ class RunDirectory:
         changes = []
         for name, now in self.identity.items():
             before = recorded.get(name)
-            if before == now or (name == "data" and None in (before, now)):
+            if before == now or before is None or now is None:
                 continue
             if name == "members":
                 if set(before) == set(now):
@@ -116,7 +124,7 @@ class RunDirectory:
                 new = [now[f] for f in now if f not in before]
                 changes.append(f"the pool (gone or changed: {_some(gone)}; new: {_some(new)})")
             else:
-                changes.append(f"{name} (was {before!r}, now {now!r})")
+                changes.append(f"{name} (was {_shown(before)}, now {_shown(now)})")
         if changes:
             raise RunError(
                 f"{self.path} belongs to another run: {'; '.join(changes)}. Give a new directory with --out, "
@@ -127,11 +135,20 @@ class RunDirectory:
         """Write run.json: the identity and the settings of this session (budget, strategy, seed, versions)."""
         write_json(self.path / "run.json", {"format": FORMAT, "identity": self.identity, "settings": dict(settings)})
 
-    def bind_data(self, data: str, settings: Mapping[str, Any]) -> None:
-        """Bind the run to its data. Raises RunError when it was bound to other data before."""
-        self.identity["data"] = data
+    def bind(self, name: str, value: Any, settings: Mapping[str, Any]) -> None:
+        """Bind the run to something that has just become known. Raises RunError when it was bound to another before."""
+        self.identity[name] = value
         self._check_identity()
         self.record(settings)
+
+
+def _shown(value: Any) -> str:
+    """A value of the identity as a message shows it: hashes short."""
+    if isinstance(value, str) and len(value) == 64:
+        return value[:12]
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_shown(part)}" for name, part in value.items()) or "none"
+    return repr(value)
 
 
 def _some(names: list[str]) -> str:

@@ -3,71 +3,89 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from radin.data.task import Task
-from radin.engine.device import Device
-from radin.engine.evaluate import Evaluator
 from radin.metrics import Metric
 from radin.progress import Progress
-from radin.question import Answer
+from radin.question import VALIDATION, Answer
 from radin.recipe import Recipe
 from radin.run.directory import RunDirectory
 from radin.run.ledger import Ledger
-from radin.run.preflight import Preflight
 from radin.weights import Pool, geometry
 
 
-@dataclass(frozen=True)
+@dataclass
 class Job:
-    """A pool and a task in a run directory. ``seconds``: what each stage of this session has taken so far."""
+    """A pool and what evaluates it, in a run directory.
+
+    ``seconds``: what each stage of this session has taken so far. ``batchnorm_layers``: of the model, 0 where nobody
+    can tell; ``calibrated``: whether their statistics are estimated again for soups. ``notes``: for the user.
+    """
 
     pool: Pool
-    task: Task
     metric: Metric
-    engine: Device
-    evaluator: Evaluator
     directory: RunDirectory
     ledger: Ledger
-    checked: Preflight
-    integers_from: str | None
-    progress: Progress | None
+    progress: Progress | None = None
+    batchnorm_layers: int = 0
+    calibrated: bool = False
+    notes: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
+    _doing: str = ""
 
     @property
     def names(self) -> tuple[str, ...]:
+        """What messages and tables call the members."""
         return tuple(member.name for member in self.pool)
 
     @property
-    def everyone(self) -> Recipe:
+    def uniform_recipe(self) -> Recipe:
         """The average of all members."""
         return Recipe.uniform(range(len(self.pool)), len(self.pool))
 
     def identity(self, recipe: Recipe) -> str:
+        """What the ledger knows a recipe by."""
         return recipe.identity(self.pool.fingerprints)
 
     def to_json(self, recipe: Recipe) -> dict[str, object]:
+        """A recipe as the ledger keeps it."""
         return recipe.to_json(self.names, self.pool.fingerprints)
 
-    def known(self, recipe: Recipe, split: str = "validation") -> Answer | None:
-        """The recorded evaluation of a member or of a complete soup, or None."""
+    def known(self, recipe: Recipe, split: str = VALIDATION) -> Answer | None:
+        """The recorded evaluation of a member on any split, or of a soup on one other than validation; or None."""
         return self.ledger.get(self.identity(recipe), "member" if recipe.is_single else "soup", split)
 
     def add(self, recipe: Recipe, split: str, found: Answer) -> None:
-        """Record an evaluation of a member or of a complete soup."""
+        """Record an evaluation that ``known`` is asked about."""
         kind = "member" if recipe.is_single else "soup"
         self.ledger.add(self.identity(recipe), self.to_json(recipe), kind, split, found)
 
     def single(self, k: int) -> Answer:
-        """A member's evaluation on validation, which its outputs gave."""
+        """A member's evaluation on validation."""
         found = self.known(Recipe.single(k, len(self.pool)))
         assert found is not None
         return found
 
+    @cached_property
     def gram(self) -> NDArray[np.float64]:
         """Inner products of the members' weights, (N, N)."""
         progress = self.progress
         report = (lambda done, total: progress("distances between members", done, total)) if progress else None
         return geometry(self.pool, progress=report).gram
+
+    def spent(self, stage: str, seconds: float) -> None:
+        """Add to what a stage of this session has taken."""
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+
+    def report(self, what: str) -> None:
+        """Say what is done now."""
+        self._doing = what
+        self.advance(0, None)
+
+    def advance(self, done: float, total: float | None) -> None:
+        """Say how far what is done now has come."""
+        if self.progress is not None:
+            self.progress(self._doing, done, total)

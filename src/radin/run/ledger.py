@@ -10,7 +10,8 @@ import json
 import sqlite3
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,10 @@ CREATE TABLE IF NOT EXISTS questions (
     bits INTEGER,
     example_values BLOB,         -- zlib, in the order of the examples; NULL: a score alone, or outputs not finite
     created REAL NOT NULL
+);
+CREATE TABLE IF NOT EXISTS pauses (
+    place INTEGER PRIMARY KEY,   -- in the sequence: nothing was to be asked until an open question was answered
+    session INTEGER NOT NULL REFERENCES sessions (id)
 );
 """
 
@@ -120,13 +125,16 @@ class Ledger:
                 self._db = sqlite3.connect(path)
                 self._db.execute("PRAGMA synchronous = FULL")
             self._check_version(read_only)
-            last = self._db.execute("SELECT max(coalesce(told, 0), asked) FROM questions ORDER BY 1 DESC LIMIT 1")
-            row = last.fetchone()
+            places = (
+                "SELECT max(asked) FROM questions UNION SELECT max(told) FROM questions"
+                " UNION SELECT max(place) FROM pauses"
+            )
+            last = max((row[0] or 0 for row in self._db.execute(places)), default=0)
         except sqlite3.OperationalError as error:
             raise self._failed(error) from None
         except sqlite3.DatabaseError as error:
             raise RunError(f"{path} is damaged, or not a radin ledger ({error}). Move it away to start anew.") from None
-        self._next = (row[0] if row else 0) + 1
+        self._next = last + 1
 
     def _check_version(self, read_only: bool) -> None:
         version = self._db.execute("PRAGMA user_version").fetchone()[0]
@@ -145,9 +153,18 @@ class Ledger:
             return RunError(f"{self.path} is in use by another process. Wait for it, and give the same command again.")
         return RunError(f"{self.path} cannot be used: {text}. It is not damaged by that; mend the cause and go on.")
 
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """All of it on disk at the end, or nothing."""
+        try:
+            with self._db:
+                yield
+        except sqlite3.OperationalError as error:
+            raise self._failed(error) from None
+
     def add(self, identity: str, recipe: Mapping[str, Any], kind: str, split: str, found: Answer) -> None:
         """Record an evaluation of a member, or of a soup on a split other than validation; one there already stays."""
-        with _committed(self):
+        with self._transaction():
             self._insert(identity, recipe, kind, split, found)
 
     def _insert(self, identity: str, recipe: Mapping[str, Any], kind: str, split: str, found: Answer) -> None:
@@ -159,7 +176,7 @@ class Ledger:
 
     def begin_session(self, settings: Mapping[str, Any]) -> int:
         """Record what decides the questions of this session; its number."""
-        with _committed(self):
+        with self._transaction():
             row = self._db.execute(
                 "INSERT INTO sessions (settings, created) VALUES (?, ?)",
                 (json.dumps(settings, sort_keys=True), time.time()),
@@ -187,7 +204,7 @@ class Ledger:
             mask = np.zeros(total, dtype=bool)
             mask[examples] = True
             blob = zlib.compress(np.packbits(mask).tobytes())
-        with _committed(self):
+        with self._transaction():
             row = self._db.execute(
                 "INSERT INTO questions (session, origin, identity, recipe, total, asked_examples, asked, created)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -198,7 +215,7 @@ class Ledger:
 
     def tell(self, number: int, answer: Answer) -> None:
         """Record the answer to a question, and its scores on further sets: all or nothing."""
-        with _committed(self):
+        with self._transaction():
             self._db.execute(
                 "UPDATE questions SET told = ?, score = ?, stderr = ?, examples = ?, seconds = ?, data = ?, bits = ?,"
                 " example_values = ? WHERE id = ? AND told IS NULL",
@@ -211,13 +228,22 @@ class Ledger:
 
     def fail(self, number: int, why: str) -> None:
         """Record that a question was given no answer."""
-        with _committed(self):
+        with self._transaction():
             self._db.execute("UPDATE questions SET told = ?, error = ? WHERE id = ?", (self._place(), why, number))
 
     def reopen(self, number: int) -> None:
         """Take back that a question was given no answer: it is to be asked again."""
-        with _committed(self):
+        with self._transaction():
             self._db.execute("UPDATE questions SET told = NULL, error = NULL WHERE id = ?", (number,))
+
+    def pause(self, session: int) -> None:
+        """Record that there was nothing to ask, though a question was open: the search had to wait for its answer."""
+        with self._transaction():
+            self._db.execute("INSERT INTO pauses (place, session) VALUES (?, ?)", (self._place(), session))
+
+    def pauses(self) -> list[tuple[int, int]]:
+        """(place in the sequence, session) of each pause."""
+        return list(self._db.execute("SELECT place, session FROM pauses ORDER BY place"))
 
     def _place(self) -> int:
         place, self._next = self._next, self._next + 1
@@ -237,9 +263,7 @@ class Ledger:
                 examples = np.flatnonzero(np.unpackbits(packed, count=total))
             known = _answer(answer) if told is not None and error is None else None
             found.append(
-                Asked(
-                    number, session, origin, identity, json.loads(recipe), total, examples, asked, told, known, error
-                )
+                Asked(number, session, origin, identity, json.loads(recipe), total, examples, asked, told, known, error)
             )
         return found
 
@@ -271,6 +295,13 @@ class Ledger:
         """All evaluations of a kind on a split, in the order in which they were made."""
         return self._select("kind = ? AND split = ?", (kind, split))
 
+    def data(self, split: str) -> str | None:
+        """The fingerprint of the data that evaluations on a split were made with; None where there are none."""
+        row = self._db.execute(
+            "SELECT data FROM evaluations WHERE split = ? AND data != '' LIMIT 1", (split,)
+        ).fetchone()
+        return None if row is None else str(row[0])
+
     def splits(self) -> list[str]:
         """The splits besides validation on which anything was evaluated."""
         rows = self._db.execute("SELECT split FROM evaluations GROUP BY split ORDER BY min(id)")
@@ -294,24 +325,6 @@ class Ledger:
 def split_name(name: str) -> str:
     """What the ledger calls a further set that a program reports: "test" as it is, any other a shift."""
     return name if name == "test" or name.startswith("shifts/") else f"shifts/{name}"
-
-
-class _committed:
-    """A transaction, with SQLite's own words on a locked or full disk turned into radin's."""
-
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
-
-    def __enter__(self) -> None:
-        self._ledger._db.__enter__()
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        try:
-            self._ledger._db.__exit__(kind, error, trace)
-        except sqlite3.OperationalError as failed:
-            raise self._ledger._failed(failed) from None
-        if isinstance(error, sqlite3.OperationalError):
-            raise self._ledger._failed(error) from None
 
 
 def _columns(answer: Answer) -> tuple[float, float, int, float, str, int, bytes | None]:

@@ -1,4 +1,4 @@
-"""The members' passes: their outputs, their scores and an estimator, from the cache where they are."""
+"""The members' passes: their scores, and their outputs and an estimator where they can be had."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from radin.engine.base import Engine
+from radin.engine.local import LocalEngine
 from radin.errors import RunError
 from radin.estimate import (
     Estimator,
@@ -22,9 +24,11 @@ from radin.estimate import (
 )
 from radin.outputs.collect import collect_outputs, stream_outputs
 from radin.outputs.store import OutputStore
-from radin.question import answer_from_outputs, answer_from_values
+from radin.question import VALIDATION, Answer, Failure, Question, answer_from_outputs, answer_from_values
 from radin.recipe import Recipe
 from radin.run.job import Job
+from radin.run.ledger import split_name
+from radin.run.preflight import Preflight as FirstBatch
 
 # Cached outputs may come from another device or thread count; more than this is another model or other preprocessing.
 _SAME_OUTPUTS = 2e-2
@@ -34,27 +38,30 @@ _SAME_OUTPUTS = 2e-2
 class Known:
     """What the members' passes gave, over the pool's order.
 
-    ``data``: the fingerprint of validation(); ``targets`` (M, ...); ``outputs``: (M, C) of each member where they are
-    kept.
+    ``passes``: those made in this session. ``data``: the fingerprint of validation(), empty where nobody can tell;
+    ``examples``: M, 0 where nobody can tell. ``targets`` (M, ...), ``outputs`` (M, C) of each member, ``estimator``:
+    where they can be had.
     """
 
+    passes: int
     data: str
-    estimator: Estimator
-    targets: NDArray[Any]
-    outputs: tuple[NDArray[Any], ...] | None
+    examples: int
+    estimator: Estimator | None = None
+    targets: NDArray[Any] | None = None
+    outputs: tuple[NDArray[Any], ...] | None = None
 
 
-def stored_outputs(job: Job, store: OutputStore) -> Known:
+def stored_outputs(job: Job, engine: LocalEngine, first: FirstBatch, store: OutputStore) -> Known:
     """Each member's outputs on disk, its score in the ledger, and an estimator that is kept beside them."""
-    _check_same_outputs(job, store)
+    _check_same_outputs(job, first, store)
     with store.lock():
         cached = collect_outputs(
-            job.task,
+            engine.task,
             job.pool,
             store,
-            job.engine,
+            engine.device,
             job.metric,
-            expected_data=job.directory.identity["data"],
+            expected_data=job.directory.identity[VALIDATION],
             progress=job.progress,
         )
     job.metric.check(cached.targets, cached.outputs[0].shape[1])
@@ -62,37 +69,37 @@ def stored_outputs(job: Job, store: OutputStore) -> Known:
         recipe = Recipe.single(k, len(job.pool))
         if job.known(recipe) is None:
             found = answer_from_outputs(job.metric, np.asarray(outputs), cached.targets, 0.0, cached.data)
-            job.add(recipe, "validation", found)
+            job.add(recipe, VALIDATION, found)
     if job.progress:
         job.progress("reading the outputs", 0, None)
     estimates = estimator(
         cached.outputs,
         cached.targets,
         job.metric,
-        device=str(job.engine.device),
+        device=str(engine.device.device),
         cache=store.folder / "compiled.safetensors",
         keys=Keys.of(job.pool.fingerprints, cached.data),
         names=job.names,
     )
-    return Known(cached.data, estimates, cached.targets, cached.outputs)
+    return Known(cached.passes, cached.data, len(cached.targets), estimates, cached.targets, cached.outputs)
 
 
-def streamed_outputs(job: Job, store: OutputStore) -> Known:
+def streamed_outputs(job: Job, engine: LocalEngine, first: FirstBatch, store: OutputStore) -> Known:
     """Outputs compiled as they are made and stored nowhere; later sessions read the data and no model."""
     path = store.folder / "compiled.safetensors"
-    expected = job.directory.identity["data"]
-    device = str(job.engine.device)
+    expected = job.directory.identity[VALIDATION]
+    device = str(engine.device.device)
     if expected is not None and path.exists():
-        _check_same_values(job)
+        _check_same_values(job, first)
         data, targets = stream_outputs(
-            job.task, job.pool, job.engine, job.metric, None, expected_data=expected, progress=job.progress
+            engine.task, job.pool, engine.device, job.metric, None, expected_data=expected, progress=job.progress
         )
         margins, keys = load_margins(path)
         if keys.data != expected or set(keys.members) != set(job.pool.fingerprints):
             raise RunError(f"{path} was compiled from other weights or data. Delete it to make it again.")
         margins = margins.reordered([keys.members.index(f) for f in job.pool.fingerprints])
-        return Known(data, estimator_of(margins, job.metric, device=device), targets, None)
-    classes = job.checked.first_outputs.shape[1]
+        return Known(0, data, len(targets), estimator_of(margins, job.metric, device=device), targets)
+    classes = first.first_outputs.shape[1]
     compiler = MarginCompiler(len(job.pool), classes, top=job.metric.top, names=job.names)
     values: list[list[NDArray[np.float64]]] = [[] for _ in job.pool]
 
@@ -103,18 +110,61 @@ def streamed_outputs(job: Job, store: OutputStore) -> Known:
             mine.append(job.metric.per_example(outputs, labels))
 
     data, targets = stream_outputs(
-        job.task, job.pool, job.engine, job.metric, add, expected_data=expected, progress=job.progress
+        engine.task, job.pool, engine.device, job.metric, add, expected_data=expected, progress=job.progress
     )
     margins = compiler.finish()
     for k, parts in enumerate(values):
-        job.add(Recipe.single(k, len(job.pool)), "validation", answer_from_values(np.concatenate(parts), 0.0, data))
+        job.add(Recipe.single(k, len(job.pool)), VALIDATION, answer_from_values(np.concatenate(parts), 0.0, data))
     save_margins(margins, path, Keys.of(job.pool.fingerprints, data))
-    return Known(data, estimator_of(margins, job.metric, device=device), targets, None)
+    return Known(len(job.pool), data, len(targets), estimator_of(margins, job.metric, device=device), targets)
 
 
-def some_examples(job: Job, known: Known, examples: NDArray[np.intp], folder: Path) -> Known:
+def asked_scores(job: Job, engine: Engine, given: Sequence[float] | None) -> Known:
+    """The members' scores, by asking the engine about each, or as they were given; those in the ledger stand.
+
+    Raises RunError when a member cannot be evaluated, or when a score given is not the one recorded.
+    """
+    members = len(job.pool)
+    if given is not None:
+        for k, score in enumerate(given):
+            recipe = Recipe.single(k, members)
+            recorded = job.known(recipe)
+            if recorded is None:
+                job.add(recipe, VALIDATION, Answer(float(score), float("nan"), 0, 0.0))
+            elif recorded.score != score:
+                raise RunError(
+                    f"{job.directory.path}: the score of {job.names[k]} was {recorded.score} when this run began, now "
+                    f"{score} is given. Give the scores it began with, or a new directory with --out."
+                )
+    left = [Question(r) for k in range(members) if job.known(r := Recipe.single(k, members)) is None]
+    passes, working = len(left), 0
+    while left or working:
+        while left and working < engine.slots:
+            question = left.pop(0)
+            name = job.names[question.recipe.members[0]]
+            job.report(f"evaluating {name}, {passes - len(left)} of {passes} members")
+            engine.submit(question)
+            working += 1
+        for question, answer in engine.wait():
+            working -= 1
+            if isinstance(answer, Failure):
+                name = job.names[question.recipe.members[0]]
+                raise RunError(f"{name} could not be evaluated. {answer.message}")
+            job.add(question.recipe, VALIDATION, answer)
+            for split, (score, stderr) in answer.further.items():
+                job.add(question.recipe, split_name(split), Answer(score, stderr, 0, 0.0))
+    answers = [job.single(k) for k in range(members)]
+    counts = {answer.examples for answer in answers if answer.values is not None}
+    if len(counts) > 1:
+        raise RunError(f"the program gave values for different numbers of examples: {sorted(counts)}")
+    known = len(counts) == 1 and all(answer.values is not None for answer in answers)
+    return Known(passes, "", counts.pop() if known else 0)
+
+
+def some_examples(job: Job, engine: LocalEngine, known: Known, examples: NDArray[np.intp], folder: Path) -> Known:
     """The same over some of the examples (m,); their outputs are copied to files in ``folder``."""
     assert known.outputs is not None
+    assert known.targets is not None
     folder.mkdir(exist_ok=True)
     copies = []
     for k, outputs in enumerate(known.outputs):
@@ -122,8 +172,8 @@ def some_examples(job: Job, known: Known, examples: NDArray[np.intp], folder: Pa
         np.save(path, outputs[examples])
         copies.append(np.load(path, mmap_mode="r"))
     targets = known.targets[examples]
-    estimates = estimator(copies, targets, job.metric, device=str(job.engine.device), names=job.names)
-    return replace(known, estimator=estimates, targets=targets, outputs=tuple(copies))
+    estimates = estimator(copies, targets, job.metric, device=str(engine.device.device), names=job.names)
+    return replace(known, examples=len(examples), estimator=estimates, targets=targets, outputs=tuple(copies))
 
 
 def mixed(outputs: Sequence[Any], recipe: Recipe, rows: int = 4096) -> NDArray[np.float64]:
@@ -136,22 +186,22 @@ def mixed(outputs: Sequence[Any], recipe: Recipe, rows: int = 4096) -> NDArray[n
     return result
 
 
-def _check_same_outputs(job: Job, store: OutputStore) -> None:
+def _check_same_outputs(job: Job, first: FirstBatch, store: OutputStore) -> None:
     """Raise RunError when the model gives other outputs than those cached: its code or its input changed."""
     stored = store.get(job.pool[0].fingerprint)
     if stored is None:
         return
-    now = job.checked.first_outputs
+    now = first.first_outputs
     before = stored.array()[: len(now)].astype(np.float32)
     if before.shape != now.shape or np.abs(before - now).max() > _SAME_OUTPUTS * max(1.0, np.abs(before).max()):
         raise _other_model(job)
 
 
-def _check_same_values(job: Job) -> None:
+def _check_same_values(job: Job, first: FirstBatch) -> None:
     """The same where no outputs were kept, by what the first member got right."""
     now = job.metric.per_example
     assert now is not None
-    values = now(job.checked.first_outputs, job.checked.first_targets)
+    values = now(first.first_outputs, first.first_targets)
     before = job.single(0).values
     assert before is not None
     if (values != before[: len(values)]).mean() > _SAME_OUTPUTS:

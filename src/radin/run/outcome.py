@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from radin.question import Answer, answer_from_outputs, answer_from_values
@@ -17,8 +15,7 @@ from radin.run.job import Job
 from radin.run.members import Known, mixed
 from radin.run.reasons import reasons_for_no_gain
 from radin.run.result import Gain, Passes, Result, Scored
-from radin.run.soups import Soups
-from radin.search import Search
+from radin.run.session import Session
 from radin.stats.confidence import (
     Optimism,
     PairedDifference,
@@ -35,13 +32,12 @@ class Outcome:
 
     job: Job
     known: Known
-    search: Search
-    soups: Soups
+    session: Session
     choose: NDArray[np.intp] | None
 
     def found(self, recipe: Recipe) -> Answer | None:
         """A member's or a complete soup's evaluation on the examples that decide."""
-        found = self.job.known(recipe)
+        found = self.job.known(recipe) if recipe.is_single else self.session.answer(recipe)
         if found is None or self.choose is None:
             return found
         if found.values is None:  # outputs that were not finite
@@ -59,25 +55,30 @@ class Outcome:
         return min(singles, key=lambda r: (-self._utility(r), fingerprints[r.members[0]]))
 
     def complete(self) -> list[Recipe]:
-        """The soups evaluated on all of validation, in the order in which they were begun or told."""
-        told = [recipe for recipe, _ in self.search.evaluations]
-        others = [recipe for recipe in self.soups.begun if recipe not in told]
-        return [recipe for recipe in (*told, *others) if self.job.known(recipe) is not None]
+        """The soups evaluated on all of validation, in the order in which they were told or started."""
+        told = [recipe for recipe, _ in self.session.search.evaluations]
+        others = [recipe for recipe in self.session.account.started if recipe not in told]
+        return [recipe for recipe in (*told, *others) if self.session.answer(recipe) is not None]
 
     def best(self) -> Recipe:
         """The best complete soup, or the best single member where none is better."""
         if self.choose is None:
-            return self.search.best[0]
+            return self.session.search.best[0]
         return max([self.best_single(), *self.complete()], key=self._utility)
 
+    def look(self, splits: Sequence[str]) -> None:
+        """Look at test and the shifts for the three models that are reported."""
+        three = dict.fromkeys((self.best_single(), self.job.uniform_recipe, self.best()))
+        self.session.look([(recipe, split) for recipe in three for split in splits])
+
     def result(self, asked: Mapping[str, Any]) -> Result:
-        """Everything that result.json says. Looks at test and the shifts for three models."""
-        job, everyone = self.job, self.job.everyone
+        """Everything that result.json says."""
+        job, uniform = self.job, self.job.uniform_recipe
         top, best, complete = self.best_single(), self.best(), self.complete()
-        names = {top: f"best single ({job.names[top.members[0]]})", everyone: "uniform soup"}
+        names = {top: f"best single ({job.names[top.members[0]]})", uniform: "uniform soup"}
         names.setdefault(best, f"chosen soup, {best.size} members")
-        looked = self._look_at_test([top, everyone, best])
-        estimates = self._estimates([*complete, everyone])
+        looked = {recipe: self._looked_at(recipe) for recipe in (top, uniform, best)}
+        estimates = self._estimates([*complete, uniform])
 
         def scored(recipe: Recipe, name: str) -> Scored:
             found = self.found(recipe)
@@ -92,12 +93,13 @@ class Outcome:
             )
 
         # A single member's averaged outputs are its own: then the average of all is the one to compare with.
-        together = everyone if best.is_single else best
+        together = uniform if best.is_single else best
+        ensemble = self._ensemble(together)
         evaluations = tuple(scored(r, f"soup {i + 1}, {r.size} members") for i, r in enumerate(complete))
         paired = self._paired(best, top)
         flattery = self._optimism(best, complete)
         job.seconds["total"] = sum(job.seconds.values())
-        examples = len(self.known.targets) if self.choose is None else len(self.choose)
+        examples = self.known.examples if self.choose is None else len(self.choose)
         return Result(
             out=job.directory.path,
             metric=job.metric.name,
@@ -107,30 +109,40 @@ class Outcome:
             fingerprints=tuple(job.pool.fingerprints),
             best=scored(best, names[best]),
             best_single=scored(top, names[top]),
-            uniform=scored(everyone, names[everyone]),
-            ensemble=Scored("logit ensemble", together, *self._ensemble(together)),
+            uniform=scored(uniform, names[uniform]),
+            ensemble=None if ensemble is None else Scored("logit ensemble", together, *ensemble),
             gain=Gain(paired.difference, paired.stderr) if paired else Gain(0.0, 0.0),
             paired=paired,
             optimism=flattery,
             confidence=sentences(paired, flattery if self.choose is None else None) if paired else (),
             evaluations=evaluations,
-            passes=Passes(len(job.pool), self.soups.spent, asked["budget"], len(self.soups.begun)),
+            passes=Passes(
+                self.known.passes,
+                round(self.session.account.spent, 9),
+                asked["budget"],
+                len(self.session.account.started),
+                len(self.session.failed),
+            ),
             strategy={"name": asked["strategy"], **asked["options"], "seed": asked["seed"]},
             seconds=dict(job.seconds),
-            notes=(*self._duplicates(), *job.pool.notes, *job.checked.notes, *self._halves(flattery)),
+            notes=(*self._duplicates(), *job.pool.notes, *job.notes, *self._failed(), *self._halves(flattery)),
             reasons=self._reasons(evaluations) if best.is_single else (),
             versions=asked["versions"],
         )
 
     def _estimates(self, recipes: Sequence[Recipe]) -> dict[Recipe, float]:
-        """Scores of averaged outputs on the examples that decide."""
+        """Scores of averaged outputs on the examples that decide, where there are outputs."""
+        if self.known.estimator is None:
+            return {}
         if self.choose is None:
-            return dict(zip(recipes, map(float, self.search.estimate(recipes)), strict=True))
-        return {recipe: self._ensemble(recipe)[0] for recipe in recipes}
+            return dict(zip(recipes, map(float, self.session.search.estimate(recipes)), strict=True))
+        return {recipe: found[0] for recipe in recipes if (found := self._ensemble(recipe)) is not None}
 
-    def _ensemble(self, recipe: Recipe) -> tuple[float, float]:
-        """Score and standard error of a recipe's averaged outputs."""
+    def _ensemble(self, recipe: Recipe) -> tuple[float, float] | None:
+        """Score and standard error of a recipe's averaged outputs; None where there are no outputs."""
         known = self.known
+        if known.estimator is None or known.targets is None:
+            return None
         if known.outputs is not None:
             rows = slice(None) if self.choose is None else self.choose
             together = mixed(known.outputs, recipe)[rows]
@@ -139,25 +151,16 @@ class Outcome:
         score = float(known.estimator.scores(np.array([recipe.weights]))[0])
         return score, float(np.sqrt(score * (1 - score) / max(len(known.targets) - 1, 1)))
 
-    def _look_at_test(self, recipes: Sequence[Recipe]) -> dict[Recipe, dict[str, tuple[float, float]]]:
-        """(score, stderr) of each recipe on test and every shift; each looked at once, then kept in the ledger."""
-        job = self.job
-        splits = ["test"] if job.task.test is not None else []
-        splits += [f"shifts/{name}" for name in job.task.shift_sources()]
-        looked: dict[Recipe, dict[str, tuple[float, float]]] = {}
-        started = time.monotonic()
-        for recipe in dict.fromkeys(recipes):
-            looked[recipe] = {}
-            model: torch.nn.Module | None = None
-            for split in splits:
-                found = job.known(recipe, split)
-                if found is None:
-                    model = model or self.soups.build(recipe)[0]
-                    found = job.evaluator.score(model, split, f"{recipe.size} members", progress=job.progress)
-                    job.add(recipe, split, found)
-                looked[recipe][split] = (found.score, found.stderr)
-        job.seconds["test"] = time.monotonic() - started
-        return looked
+    def _looked_at(self, recipe: Recipe) -> dict[str, tuple[float, float]]:
+        """(score, stderr) on test and every shift, where it was looked at."""
+        looked = {split: self.job.known(recipe, split) for split in self.job.ledger.splits()}
+        return {split: (found.score, found.stderr) for split, found in looked.items() if found is not None}
+
+    def _failed(self) -> list[str]:
+        return [
+            f"a soup of {recipe.size} members could not be evaluated and was left out: {why.splitlines()[0]}"
+            for recipe, why in self.session.failed.items()
+        ]
 
     def _paired(self, best: Recipe, top: Recipe) -> PairedDifference | None:
         """The best soup against the best single member; None where the best single member was chosen."""
@@ -175,22 +178,22 @@ class Outcome:
     def _optimism(self, best: Recipe, complete: Sequence[Recipe]) -> Optimism | None:
         """How much choosing among members and soups flatters the best; None where there are no numbers per example.
 
-        A soup that was begun and dropped was a candidate too. On the examples where it is not known it is taken to do
-        as the best does: it was dropped by what it did on the others. On a half that only chooses, only members and
-        complete soups are candidates.
+        A soup that was started and not continued was a candidate too. On the examples where it is not known it is taken
+        to do as the best does: it was dropped by what it did on the others. On a half that only chooses, only members
+        and complete soups are candidates.
         """
         singles = [Recipe.single(k, len(self.job.pool)) for k in range(len(self.job.pool))]
         rows = [found.values for recipe in singles if (found := self.found(recipe)) and found.values is not None]
         chosen = self.found(best)
         if len(rows) < len(singles) or chosen is None or chosen.values is None:
             return None
-        seen = complete if self.choose is not None else self.soups.begun
+        seen = complete if self.choose is not None else self.session.account.started
         for recipe in seen:
             found = self.found(recipe)
             if found is not None and found.values is not None:
                 rows.append(found.values)
             elif found is None:
-                values = self.soups.values(recipe)
+                values = self.session.account.values(recipe)
                 rows.append(np.where(np.isnan(values), chosen.values, values))
         higher = self.job.metric.higher_is_better
         flattery = optimism(np.array(rows, dtype=np.float32), higher, incumbents=len(singles))
@@ -208,7 +211,7 @@ class Outcome:
     def _halves(self, flattery: Optimism | None) -> list[str]:
         if self.choose is None:
             return []
-        searched, chosen = len(self.known.targets) - len(self.choose), len(self.choose)
+        searched, chosen = self.known.examples - len(self.choose), len(self.choose)
         text = f"searched on {searched:,} examples of validation, chosen and scored on the other {chosen:,}"
         if flattery is not None:
             text += (
@@ -225,6 +228,6 @@ class Outcome:
             self.job.pool,
             evaluations,
             self.job.metric,
-            batchnorm_layers=self.job.checked.batchnorm_layers,
-            calibrated=self.job.task.calibration is not None,
+            batchnorm_layers=self.job.batchnorm_layers,
+            calibrated=self.job.calibrated,
         )

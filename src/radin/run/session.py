@@ -1,0 +1,306 @@
+"""One session of a run: asks what the search asks, has it answered, records both, and goes on where another stopped."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from radin.engine.base import Engine
+from radin.errors import RunError
+from radin.question import Answer, Failure, Indices, Question, answer_from_values
+from radin.recipe import Recipe
+from radin.run.job import Job
+from radin.run.ledger import Asked
+from radin.search import Search
+from radin.search.account import Account
+from radin.weights import read_recipe
+
+_FAILURES = 3  # questions in a row without an answer, after which a run stops
+
+Event = tuple[int, str, Asked | None]
+
+
+class Session:
+    """Spends a budget. ``search()`` builds a new search on a new account, with what is to be asked first.
+
+    ``settings``: all that decides what is asked; sessions in which they are the same replay each other exactly.
+    ``choose``: the examples by which soups are compared, None: all. ``best``: the utility that a fully evaluated soup
+    must exceed to be written to disk at once.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        engine: Engine,
+        search: Callable[[], Search],
+        settings: Mapping[str, Any],
+        *,
+        choose: Indices | None = None,
+        best: float,
+    ) -> None:
+        self._job = job
+        self._engine = engine
+        self._build = search
+        self._settings = dict(settings)
+        self._choose = choose
+        self._best = best
+        self.search = search()
+        self._clear()
+        self.failed: dict[Recipe, str] = {}
+        """Soups that were given no answer, and why."""
+        self._in_a_row = 0
+        self._replay()
+        self._number = job.ledger.begin_session(self._settings)
+
+    def _clear(self) -> None:
+        self._numbers: dict[Question, int] = {}
+        self._origins: dict[Question, str] = {}
+        self._again: list[Question] = []
+        self._answers: dict[Recipe, list[Answer]] = {}
+
+    @property
+    def account(self) -> Account:
+        """What has been spent and is known."""
+        return self.search.account
+
+    # -- what earlier sessions left
+
+    def _replay(self) -> None:
+        """Bring the search to where the last session stopped.
+
+        Sessions with the settings of this one are replayed event by event; what others were answered is told before.
+        """
+        ledger = self._job.ledger
+        sessions, asked = ledger.sessions(), ledger.questions()
+        same = len(sessions)
+        while same and sessions[same - 1].settings == self._settings:
+            same -= 1
+        first = sessions[same].number if same < len(sessions) else (sessions[-1].number + 1 if sessions else 1)
+        answered = max((q.told or 0 for q in asked if q.answer is not None), default=0)
+        for question in asked:
+            if question.error is not None and (question.told or 0) > answered:
+                # Nothing was answered since: what was in the way may be mended by now.
+                ledger.reopen(question.number)
+        asked = ledger.questions()
+        earlier = [q for q in asked if q.session < first]
+        events: list[Event] = [(place, "pause", None) for place, session in ledger.pauses() if session >= first]
+        for question in asked:
+            if question.session >= first:
+                events.append((question.asked, "ask", question))
+                if question.told is not None:
+                    events.append((question.told, "tell", question))
+        self._tell(earlier)
+        if not self._repeat(sorted(events, key=lambda event: event[0])):
+            # Another version decides otherwise: nothing that was answered is lost, what was open is asked anew.
+            self.search = self._build()
+            self._clear()
+            self._tell(asked)
+        for recipe in self._answers:
+            known = self.answer(recipe)
+            if known is not None:
+                self._best = max(self._best, self._utility(known))
+
+    def _tell(self, asked: Iterable[Asked]) -> None:
+        for found in sorted((q for q in asked if q.answer is not None), key=lambda q: q.told or 0):
+            assert found.answer is not None
+            question = Question(self._recipe(found), found.examples)
+            self._take(question, found.answer)
+
+    def _repeat(self, events: Sequence[Event]) -> bool:
+        """Ask and tell in the order recorded; False as soon as the search asks anything else."""
+        questions: dict[int, Question] = {}
+        for _, kind, found in events:
+            if found is None:
+                if self.search.ask() is not None:
+                    return False
+            elif kind == "ask":
+                question = self._asked_again(found)
+                if question is None:
+                    return False
+                questions[found.number] = question
+                self._numbers[question], self._origins[question] = found.number, found.origin
+            elif found.answer is not None:
+                self._take(questions.pop(found.number), found.answer)
+            else:
+                self._leave(questions.pop(found.number), found.error or "")
+        self._again = list(questions.values())
+        return True
+
+    def _asked_again(self, found: Asked) -> Question | None:
+        recipe = self._recipe(found)
+        if found.origin == "choice":
+            question = Question(recipe, found.examples)
+            self.account.reserve(question)
+            return question
+        asked = self.search.ask()
+        if asked is None or asked.recipe != recipe or (asked.examples is None) != (found.examples is None):
+            return None
+        if asked.examples is None or found.examples is None:
+            return asked
+        return asked if np.array_equal(asked.examples, found.examples) else None
+
+    def _recipe(self, found: Asked) -> Recipe:
+        return Recipe.from_json(found.recipe, self._job.pool.fingerprints)
+
+    # -- asking and telling
+
+    def spend(self) -> None:
+        """Ask, evaluate, tell, until the search has spent its budget."""
+        self._work(self.search.ask, "search")
+
+    def choose(self, recipes: Sequence[Recipe], among: Indices) -> None:
+        """Evaluate as many of these soups as the budget allows on the examples of ``among`` they are not known on."""
+        left = list(recipes)
+
+        def ask() -> Question | None:
+            while left:
+                recipe = left.pop(0)
+                examples = self.account.unknown(recipe, among)
+                if len(examples) and self.account.affords(self.account.cost(recipe, examples)):
+                    question = Question(recipe, examples)
+                    self.account.reserve(question)
+                    return question
+            return None
+
+        self._work(ask, "choice")
+
+    def _work(self, ask: Callable[[], Question | None], origin: str) -> None:
+        """Keep the engine's slots full until nothing is left to ask and all is answered."""
+        working = 0
+        again, self._again = self._again, []
+        while True:
+            while working < self._engine.slots:
+                question = again.pop(0) if again else self._ask(ask, origin, working)
+                if question is None:
+                    break
+                self._announce(question, working + 1)
+                self._engine.submit(question)
+                working += 1
+            if not working:
+                return
+            started = time.monotonic()
+            for question, answer in self._engine.wait():
+                working -= 1
+                if isinstance(answer, Failure):
+                    self._fail(question, answer)
+                    continue
+                self._in_a_row = 0
+                self._take(question, answer)
+                self._keep(question.recipe)
+                self._job.ledger.tell(self._numbers.pop(question), answer)
+            self._job.spent("soups", time.monotonic() - started)
+
+    def _ask(self, ask: Callable[[], Question | None], origin: str, working: int) -> Question | None:
+        started = time.monotonic()
+        question = ask()
+        self._job.spent("search", time.monotonic() - started)
+        if question is None:
+            if working and origin == "search":
+                self._job.ledger.pause(self._number)
+            return None
+        recipe, total = question.recipe, self.account.rates.examples
+        self._origins[question] = origin
+        self._numbers[question] = self._job.ledger.ask(
+            self._number, origin, self._job.identity(recipe), self._job.to_json(recipe), total, question.examples
+        )
+        return question
+
+    def _take(self, question: Question, answer: Answer) -> None:
+        self._answers.setdefault(question.recipe, []).append(answer)
+        self._origins.pop(question, None)
+        self.search.tell(question, answer)
+
+    def _fail(self, question: Question, failure: Failure) -> None:
+        self._in_a_row += 1
+        self._job.ledger.fail(self._numbers.pop(question), failure.message)
+        self._leave(question, failure.message)
+        if self._in_a_row >= _FAILURES:
+            raise RunError(
+                f"{_FAILURES} evaluations in a row gave no answer. The last one: {failure.message}\n"
+                "Nothing finished is lost; the same command tries these again and goes on."
+            )
+
+    def _leave(self, question: Question, why: str) -> None:
+        self.failed[question.recipe] = why
+        if self._origins.pop(question, "search") == "search":
+            self.search.drop(question)
+        else:
+            self.account.release(question)
+
+    # -- what is known
+
+    def answer(self, recipe: Recipe) -> Answer | None:
+        """A soup's evaluation on all of validation, or None."""
+        told = self._answers.get(recipe)
+        if told is None or recipe not in self.account.scores:
+            return None
+        seconds = sum(answer.seconds for answer in told)
+        values = self.account.values(recipe)
+        if len(values) and not np.isnan(values).any():
+            return answer_from_values(values, seconds, told[-1].data)
+        if np.isnan(self.account.scores[recipe]):
+            return Answer(float("nan"), float("nan"), self.account.rates.examples, seconds, told[-1].data)
+        return replace(told[-1], seconds=seconds)
+
+    def _utility(self, found: Answer) -> float:
+        score = found.score
+        if self._choose is not None and found.values is not None:
+            score = float(found.values[self._choose].mean())
+        return self._job.metric.utility(score)
+
+    def look(self, pairs: Iterable[tuple[Recipe, str]]) -> None:
+        """Evaluate members and soups on splits other than validation; each once, then kept in the ledger."""
+        left = [Question(recipe, None, split) for recipe, split in pairs if self._job.known(recipe, split) is None]
+        working = 0
+        started = time.monotonic()
+        while left or working:
+            while left and working < self._engine.slots:
+                question = left.pop(0)
+                self._job.report(f"{question.recipe.size} members on {question.split}")
+                self._engine.submit(question)
+                working += 1
+            for question, answer in self._engine.wait():
+                working -= 1
+                if isinstance(answer, Failure):
+                    raise RunError(f"{question.split}: {answer.message}")
+                self._job.add(question.recipe, question.split, answer)
+        self._job.spent("test", time.monotonic() - started)
+
+    # -- the soup on disk, and what is said meanwhile
+
+    def _keep(self, recipe: Recipe) -> None:
+        """Write a soup that is the best so far, before it is recorded: what is recorded as best is there."""
+        found = self.answer(recipe)
+        if found is not None and self._utility(found) > self._best:
+            self._best = self._utility(found)
+            self._engine.write(recipe, self._job.directory.soup)
+
+    def write(self, best: Recipe) -> None:
+        """Make sure that the soup on disk is the best recipe's; it is already unless a kill came in between."""
+        path = self._job.directory.soup
+        if path.exists():
+            held = read_recipe(path)
+            if Recipe.from_json(held, self._job.pool.fingerprints) == best:
+                return
+        self._engine.write(best, path)
+
+    def _announce(self, question: Question, working: int) -> None:
+        """How far the budget is spent, and about how long the rest will take."""
+        spent, budget = self.account.spent, self.account.budget
+        seconds = sum(answer.seconds for answers in self._answers.values() for answer in answers)
+        examples = self.account.rates.examples if question.examples is None else len(question.examples)
+        text = f"pass {spent:.1f} of {budget:.0f}: soup of {question.recipe.size} members"
+        text += f", {examples:,} examples" if examples else ""
+        text += f", {working} at once" if self._engine.slots > 1 else ""
+        if spent > 0:
+            left = seconds / spent * max(budget - spent, 0.0) / self._engine.slots
+            text += f", in all about {_duration(left)} left"
+        self._job.report(text)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
