@@ -1,6 +1,8 @@
 """A device whose memory a batch does not fit in."""
 
+import gc
 import logging
+import weakref
 
 import numpy as np
 import pytest
@@ -115,3 +117,25 @@ def test_calibration_starts_again_in_smaller_batches(toy_pool):
     assert evaluator.engine.fitting("calibration") == 50
     assert evaluator.engine.fitting("outputs") is None
     assert "used for the calibration" in evaluator.notes[0]
+
+
+def test_what_the_failed_batch_took_is_given_back_before_the_next_is_tried(toy_pool):
+    taken, left = [], []
+
+    class Filling(Small):
+        def forward(self, x):
+            left.append(sum(kept() is not None for kept in taken))
+            activations = torch.zeros(len(x), 1000)
+            taken.append(weakref.ref(activations))
+            if len(x) > self.room:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return super().forward(x)
+
+    models = [Filling(*plain(toy_pool)), Filling(*plain(toy_pool, 1))]
+    gc.disable()  # no cycle of frames and errors may wait for the collector
+    try:
+        Device.create("cpu").outputs(models, BATCHES[0])
+    finally:
+        gc.enable()
+    assert left == [0] * len(left)
+    assert len(left) == 2 + 2 * 4  # of 100 and of 50 the first model's only, then four of 25 by both
