@@ -63,10 +63,10 @@ def _as_batch(item: Any, where: str) -> Batch:
         raise TaskError(f"{where}: expected (inputs, targets) or a mapping with 'labels'; got {_describe(item)}")
     if targets is not None:
         targets = torch.as_tensor(targets)
-    leaves = list(_leaves(inputs))
-    if not leaves:
+    tensors = [tensor for _, tensor in leaves(inputs)]
+    if not tensors:
         raise TaskError(f"{where}: the inputs hold no tensor; got {_describe(inputs)}")
-    sizes = {len(leaf) for _, leaf in leaves if leaf.ndim}
+    sizes = {len(tensor) for tensor in tensors if tensor.ndim}
     if targets is not None and targets.ndim:
         sizes.add(len(targets))
     if len(sizes) != 1:
@@ -80,16 +80,16 @@ def _describe(value: Any) -> str:
     return type(value).__name__
 
 
-def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+def leaves(value: Any, path: str = "") -> Iterator[tuple[str, torch.Tensor]]:
     """(path, tensor) for every tensor in nested tuples, lists and mappings."""
     if isinstance(value, torch.Tensor):
         yield path, value
     elif isinstance(value, Mapping):
         for name in sorted(value):
-            yield from _leaves(value[name], f"{path}/{name}")
+            yield from leaves(value[name], f"{path}/{name}")
     elif isinstance(value, list | tuple):
         for index, part in enumerate(value):
-            yield from _leaves(part, f"{path}/{index}")
+            yield from leaves(part, f"{path}/{index}")
 
 
 def to_device(value: Any, device: torch.device) -> Any:
@@ -110,13 +110,13 @@ def rebatched(batches: Iterable[Batch], size: int | None) -> Iterator[Batch]:
             yield batch
             continue
         for start in range(0, batch.size, size):
-            stop = min(start + size, batch.size)
-            targets = None if batch.targets is None else batch.targets[start:stop]
-            yield Batch(_rows(batch.inputs, start, stop), targets, stop - start)
+            yield rows_between(batch, start, min(start + size, batch.size))
 
 
-def _rows(value: Any, start: int, stop: int) -> Any:
-    return _mapped(value, lambda tensor: tensor[start:stop])
+def rows_between(batch: Batch, start: int, stop: int) -> Batch:
+    """Some neighbouring rows of a batch, in the same memory."""
+    targets = None if batch.targets is None else batch.targets[start:stop]
+    return Batch(_mapped(batch.inputs, lambda tensor: tensor[start:stop]), targets, stop - start)
 
 
 def _mapped(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
@@ -138,7 +138,7 @@ def copied(batch: Batch) -> Batch:
 
 def size_in_bytes(batch: Batch) -> int:
     """Memory that the batch's tensors take."""
-    tensors = [tensor for _, tensor in _leaves(batch.inputs)]
+    tensors = [tensor for _, tensor in leaves(batch.inputs)]
     tensors += [batch.targets] if batch.targets is not None else []
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
@@ -158,7 +158,7 @@ def selected(batches: Iterable[Batch], examples: NDArray[np.intp]) -> Iterator[B
         first += batch.size
         if low == high:
             continue
-        part = _picked(batch, rows)
+        part = picked(batch, rows)
         if held is not None and _layout(held) != _layout(part):
             yield held
             held = None
@@ -174,7 +174,9 @@ def selected(batches: Iterable[Batch], examples: NDArray[np.intp]) -> Iterator[B
         yield held
 
 
-def _picked(batch: Batch, rows: torch.Tensor) -> Batch:
+def picked(batch: Batch, rows: torch.Tensor) -> Batch:
+    """Copies of some rows of a batch, (m,) indices into it."""
+
     def pick(tensor: torch.Tensor) -> torch.Tensor:
         return tensor[rows.to(tensor.device)]
 
@@ -226,10 +228,10 @@ class DataFingerprint:
         self._layout: dict[str, tuple[str, tuple[int, ...]]] = {}
 
     def update(self, batch: Batch) -> None:
-        leaves = list(_leaves(batch.inputs, "inputs"))
+        streams = list(leaves(batch.inputs, "inputs"))
         if batch.targets is not None:
-            leaves.append(("targets", batch.targets))
-        for path, tensor in leaves:
+            streams.append(("targets", batch.targets))
+        for path, tensor in streams:
             stream = self._streams.setdefault(path, hashlib.sha256())
             layout = (str(tensor.dtype), tuple(tensor.shape[1:]))
             if self._layout.get(path) != layout:

@@ -16,12 +16,17 @@ from types import ModuleType, TracebackType
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from radin import metrics
 from radin.errors import RadinError, TaskError
 
 Batches = Iterable[Any]
-Source = Callable[[], Batches] | Batches
+Data = Batches | Dataset[Any]
+Source = Callable[[], Data] | Data
+
+# Examples in a batch of a dataset that comes without a loader: small enough for most models.
+USUAL_BATCH = 64
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -69,7 +74,8 @@ class Task:
 
     model: a function returning a torch.nn.Module with the pool's architecture, or such a module.
     validation: a function returning an iterable of (inputs, targets) batches in the same order every time, or a
-        DataLoader or list of batches. Recipes are chosen by it.
+        DataLoader, a map-style Dataset or a list of batches. Recipes are chosen by it. A Dataset, or a DataLoader that
+        reads one in order, is read by index where only some examples are wanted.
     test: the same, looked at once, at the end. shifts: a mapping (or a function returning one) from a name to
         batches; reported, never used to choose.
     calibration: batches to re-estimate BatchNorm statistics after averaging.
@@ -135,13 +141,16 @@ class Task:
             raise TaskError(f"model() must return a torch.nn.Module; got {type(model).__name__}")
         return model.eval().requires_grad_(False)
 
-    def batches(self, split: str) -> Batches:
-        """A new reading of "validation", "test", "calibration" or "shifts/NAME"."""
+    def batches(self, split: str, batch_size: int | None = None) -> Batches:
+        """A new reading of "validation", "test", "calibration" or "shifts/NAME".
+
+        ``batch_size``: for a map-style dataset that comes without a loader; by default 64.
+        """
         if split.startswith("shifts/"):
             source: Any = self.shift_sources()[split.removeprefix("shifts/")]
         else:
             source = getattr(self, split)
-        return _reading(source, f"{split}()")
+        return _reading(source, f"{split}()", batch_size)
 
     def shift_sources(self) -> dict[str, Source]:
         """Name -> batches of each shift; empty if there are none."""
@@ -154,7 +163,7 @@ class Task:
         return dict(found)
 
 
-def _reading(source: Any, what: str) -> Batches:
+def _reading(source: Any, what: str, batch_size: int | None) -> Batches:
     with user_code(what):
         batches: Any = source() if callable(source) else source
     if not callable(source) and isinstance(batches, Iterator):
@@ -162,9 +171,19 @@ def _reading(source: Any, what: str) -> Batches:
             f"{what} is a one-time iterator; it must be readable many times. "
             "Give a function that returns a new iterable, a DataLoader or a list."
         )
+    if _is_map_style(batches):
+        return DataLoader(batches, batch_size=batch_size or USUAL_BATCH)
     if not isinstance(batches, Iterable):
-        raise TaskError(f"{what} must return an iterable of (inputs, targets) batches; got {type(batches).__name__}")
+        raise TaskError(
+            f"{what} must return an iterable of (inputs, targets) batches, or a map-style dataset; "
+            f"got {type(batches).__name__}"
+        )
     return batches
+
+
+def _is_map_style(source: Any) -> bool:
+    has_both = hasattr(source, "__getitem__") and hasattr(source, "__len__")
+    return isinstance(source, Dataset) and not isinstance(source, IterableDataset) and has_both
 
 
 def _load_file(path: Path) -> ModuleType:

@@ -8,7 +8,7 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from radin.data.batches import Batch, to_device
-from radin.engine.forward import forward
+from radin.engine.forward import forward, memory_errors
 
 
 def statistics_layers(model: torch.nn.Module) -> list[_BatchNorm]:
@@ -52,7 +52,9 @@ def reestimate(model: torch.nn.Module, batches: Iterable[Batch], device: torch.d
     examples = 0
     try:
         for batch in batches:
-            forward(model, to_device(batch.inputs, device))
+            with memory_errors(batch.size):
+                inputs = to_device(batch.inputs, device)
+            forward(model, inputs)
             examples += batch.size
     finally:
         for layer, momentum in zip(layers, momenta, strict=True):

@@ -1,22 +1,25 @@
-"""This machine: CPU or CUDA."""
+"""This machine's device: the CPU, CUDA, or any other that torch knows."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-import psutil
 import torch
 
-from radin.data.batches import Batch, to_device
-from radin.engine.forward import forward, outputs_of
+from radin.data.batches import Batch, rows_between, to_device
+from radin.engine.forward import OutOfMemoryError, forward, memory_errors, outputs_of
 from radin.errors import RadinError, TaskError
+from radin.memory import free_memory
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 # Members share memory with the batch, its activations and the user's loader workers.
 _SHARE_OF_MEMORY = 0.4
+
+_LOG = logging.getLogger("radin")
 
 
 @dataclass(frozen=True)
@@ -25,13 +28,16 @@ class Device:
 
     device: "auto" (CUDA if there is one), or any torch device. precision: "float32", or "bfloat16" / "float16" by
     autocast. batch_size: cut the user's batches to at most this many examples. members_at_once: how many members
-    share one reading of the data; by default as many as fit in 40 % of the free memory.
+    share one reading of the data; by default as many as fit in 40 % of the free memory. A batch that does not fit in
+    the device's memory is halved until it does, and so are those after it; ``notes`` says so.
     """
 
     device: torch.device
     precision: str = "float32"
     batch_size: int | None = None
     members_at_once: int | None = None
+    _fits: dict[str, int] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _said: dict[str, str] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def create(
@@ -61,25 +67,73 @@ class Device:
         """How many of ``members`` may share one reading of the data."""
         if self.members_at_once is not None:
             return min(self.members_at_once, members)
-        if self.device.type == "cuda":
-            free = torch.cuda.mem_get_info(self.device)[0]
-        else:
-            free = psutil.virtual_memory().available
+        free = torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else free_memory()
         return max(1, min(members, int(free * _SHARE_OF_MEMORY) // max(bytes_per_member, 1)))
 
     def place(self, model: torch.nn.Module) -> torch.nn.Module:
         """The model on this engine's device, in evaluation mode."""
         return model.to(self.device).eval()
 
-    @torch.inference_mode()
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was found out about the device's memory, in sentences."""
+        return tuple(self._said.values())
+
+    def fitting(self, work: str) -> int | None:
+        """The largest batch for this work ("outputs" or "calibration"), as far as is known; None: no limit."""
+        return self._fits.get(work, self.batch_size)
+
+    def halve(self, examples: int, work: str) -> None:
+        """A batch of so many examples did not fit: use half from now on. Raises RadinError when it was one example."""
+        if examples <= 1:
+            raise RadinError(
+                f"device {str(self.device)!r} has too little memory for a single example: use a device with more, "
+                "--precision bfloat16, or fewer models side by side (--members-at-once 1)"
+            )
+        self._fits[work] = examples // 2
+        release = getattr(getattr(torch, self.device.type, None), "empty_cache", None)
+        if release is not None:
+            release()
+
+    def fitted(self, work: str) -> None:
+        """A batch did fit after all: say once what size."""
+        if work in self._fits and work not in self._said:
+            self._said[work] = (
+                f"a batch did not fit in the memory of device {str(self.device)!r}; batches of at most "
+                f"{self._fits[work]} examples are used for the {work}"
+            )
+            _LOG.warning(self._said[work])
+
     def outputs(self, models: Sequence[torch.nn.Module], batch: Batch) -> list[torch.Tensor]:
-        """Each model's outputs on one batch: float32 tensors (b, C) on the CPU. The batch is moved once."""
-        inputs = to_device(batch.inputs, self.device)
+        """Each model's outputs on one batch: float32 tensors (b, C) on the CPU. The batch is moved once.
+
+        In several parts where it does not fit. Raises RadinError when a single example does not.
+        """
+        parts: list[list[torch.Tensor]] = []
+        start = 0
+        while start < batch.size:
+            stop = min(start + (self.fitting("outputs") or batch.size), batch.size)
+            part = batch if stop - start == batch.size else rows_between(batch, start, stop)
+            try:
+                parts.append(self._outputs(models, part))
+            except OutOfMemoryError:
+                pass  # the memory is free again only after this block, with the error's frames
+            else:
+                self.fitted("outputs")
+                start = stop
+                continue
+            self.halve(part.size, "outputs")
+        return parts[0] if len(parts) == 1 else [torch.cat(rows) for rows in zip(*parts, strict=True)]
+
+    @torch.inference_mode()
+    def _outputs(self, models: Sequence[torch.nn.Module], batch: Batch) -> list[torch.Tensor]:
         dtype = PRECISIONS[self.precision]
         results = []
-        for model in models:
-            with torch.autocast(self.device.type, dtype) if dtype else nullcontext():
-                results.append(outputs_of(forward(model, inputs), batch.size).float())
+        with memory_errors(batch.size):
+            inputs = to_device(batch.inputs, self.device)
+            for model in models:
+                with torch.autocast(self.device.type, dtype) if dtype else nullcontext():
+                    results.append(outputs_of(forward(model, inputs), batch.size).float())
         if len({tuple(r.shape) for r in results}) > 1:
             raise TaskError(f"the members return outputs of different shapes: {[tuple(r.shape) for r in results]}")
         return [r.cpu() for r in results]

@@ -3,38 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from numpy.typing import NDArray
 
-from radin.data.batches import (
-    Batch,
-    DataFingerprint,
-    copied,
-    length,
-    read,
-    rebatched,
-    selected,
-    size_in_bytes,
-)
+from radin.data.batches import read, rebatched
+from radin.data.readings import HELD_SHARE, Readings, Way, check_same
+from radin.data.select import indexed
 from radin.data.task import Task
 from radin.engine import batchnorm
 from radin.engine.batchnorm import reestimate, statistics_layers
 from radin.engine.device import Device
+from radin.engine.forward import OutOfMemoryError
 from radin.engine.load import load_weights
 from radin.errors import TaskError
 from radin.metrics import Metric
 from radin.progress import Progress
 from radin.question import Answer, answer_from_outputs
-
-# Data up to this size, and to this share of the free memory, are held after their first reading.
-HELD_BYTES = 1 << 30
-_HELD_SHARE = 0.25
 
 
 @dataclass(frozen=True)
@@ -42,13 +31,38 @@ class Evaluator:
     """Evaluates weights on the task's data.
 
     ``calibrate=True`` re-estimates BatchNorm statistics over calibration() first, if the model has any: right for
-    averaged weights, wrong for a checkpoint as it is.
+    averaged weights, wrong for a checkpoint as it is. ``held_share``: of the memory that is free, how much data that
+    cannot be read by index may take, so that they need not be read again.
     """
 
     task: Task
     engine: Device
     metric: Metric
-    _held: dict[str, tuple[str, list[Batch]]] = field(default_factory=dict, repr=False, compare=False)
+    held_share: float = HELD_SHARE
+    readings: Readings = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        found = Readings(self.task, self.engine.batch_size, share=self.held_share)
+        object.__setattr__(self, "readings", found)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know of how the data are read and run, in sentences; grows as things are found out."""
+        return (*self.readings.notes, *self.engine.notes)
+
+    def way(self, split: str = "validation") -> Way:
+        """How some examples of a split are read: by "index", from memory ("held"), or by "reading" all of it.
+
+        Known after the split's first whole reading, such as that of collect_outputs; until then "reading".
+        """
+        return self.readings.way(split)
+
+    def reading_share(self, split: str = "validation", seconds_per_batch: float | None = None) -> float:
+        """The share of a pass that any slice costs because all data must be read; 0 for "index" and "held".
+
+        To two digits; ``seconds_per_batch`` of the model, as preflight measures it, for where only the data were read.
+        """
+        return self.readings.reading_share(split, seconds_per_batch)
 
     def prepare(
         self,
@@ -72,20 +86,35 @@ class Evaluator:
         if statistics is not None:
             batchnorm.restore(model, statistics)
         else:
-            source = read(self.task.batches("calibration"), "calibration()")
-            batches = rebatched(source, self.engine.batch_size)
-            if reestimate(model, batches, self.engine.device) == 0:
-                raise TaskError("calibration() gave no batches: BatchNorm statistics cannot be re-estimated")
+            self._calibrate(model)
         for name, value in batchnorm.statistics(model).items():
             if name in final:
                 final[name] = value.to(final[name].dtype)
         return model, final
 
+    def _calibrate(self, model: torch.nn.Module) -> None:
+        """Re-estimate BatchNorm statistics; from the start in smaller batches where a batch does not fit."""
+        while True:
+            size = self.engine.fitting("calibration")
+            batches = rebatched(read(self.task.batches("calibration", size), "calibration()"), size)
+            try:
+                if reestimate(model, batches, self.engine.device) == 0:
+                    raise TaskError("calibration() gave no batches: BatchNorm statistics cannot be re-estimated")
+                self.engine.fitted("calibration")
+                return
+            except OutOfMemoryError as error:
+                failed = error.examples
+            self.engine.halve(failed, "calibration")
+
     def calibration_examples(self) -> int:
         """How many examples calibration() gives, read without a model; 0 if the task has none."""
         if self.task.calibration is None:
             return 0
-        return sum(batch.size for batch in read(self.task.batches("calibration"), "calibration()"))
+        source = self.task.batches("calibration", self.engine.batch_size)
+        by_index = indexed(source)
+        if by_index is not None and by_index.plain:
+            return by_index.examples
+        return sum(batch.size for batch in read(source, "calibration()"))
 
     def values(
         self,
@@ -100,13 +129,13 @@ class Evaluator:
         """The metric's number per example on some examples of a split, (m,); only these are run through the model.
 
         ``examples`` (m,): ascending indices. For metrics with a number per example only. NaN for all of them if any
-        output is not finite. The split is kept in memory after its first reading when it is small. Raises TaskError
-        when it is not the data with fingerprint ``expected_data``.
+        output is not finite. ``way`` says what is read for them. Raises TaskError when the split is not the data with
+        fingerprint ``expected_data``.
         """
         assert self.metric.per_example is not None
         found: list[NDArray[np.float64]] = []
         finite, done = True, 0
-        for batch in selected(self._examples(split, expected_data), examples):
+        for batch in self.readings.some(split, examples, expected_data):
             assert batch.targets is not None
             outputs = self.engine.outputs([model], batch)[0].numpy()
             targets = batch.targets.cpu().numpy()
@@ -118,29 +147,6 @@ class Evaluator:
             if progress:
                 progress(what or split, done, len(examples))
         return np.concatenate(found) if finite else np.full(len(examples), np.nan)
-
-    def _examples(self, split: str, expected_data: str) -> Iterator[Batch]:
-        """The split's batches, from memory where they are held, else by a reading that ends with a check."""
-        data, kept = self._held.get(split, ("", None))
-        if kept is not None and data == expected_data:
-            yield from kept
-            return
-        kept = []
-        room = min(HELD_BYTES, int(psutil.virtual_memory().available * _HELD_SHARE))
-        fingerprint = DataFingerprint()
-        for batch in rebatched(read(self.task.batches(split), f"{split}()"), self.engine.batch_size):
-            if batch.targets is None:
-                raise _without_targets(split)
-            fingerprint.update(batch)
-            room -= size_in_bytes(batch)
-            if room < 0:
-                kept = None
-            if kept is not None:
-                kept.append(copied(batch))
-            yield batch
-        _check_data(split, fingerprint, expected_data)
-        if kept is not None:
-            self._held[split] = (expected_data, kept)
 
     def score(
         self,
@@ -158,41 +164,24 @@ class Evaluator:
         give a NaN score, which never wins.
         """
         started = time.monotonic()
-        data = DataFingerprint()
         outputs: list[NDArray[Any]] = []
         targets: list[NDArray[Any]] = []
-        source = self.task.batches(split)
-        total = length(source)
-        for index, whole in enumerate(read(source, f"{split}()")):
-            for batch in rebatched([whole], self.engine.batch_size):
-                if batch.targets is None:
-                    raise _without_targets(split)
-                data.update(batch)
-                outputs.append(self.engine.outputs([model], batch)[0].numpy())
-                targets.append(batch.targets.cpu().numpy())
-                self.metric.check_batch(targets[-1], outputs[-1].shape[1])
+
+        def report(done: int, total: int | None) -> None:
             if progress:
-                progress(what or f"{where} on {split}", index + 1, total)
-        if not outputs:
-            raise TaskError(f"{split}() gave no batches")
-        if expected_data is not None:
-            _check_data(split, data, expected_data)
+                progress(what or f"{where} on {split}", done, total)
+
+        for batch in self.readings.whole(split, expected=expected_data, models=1, progress=report):
+            assert batch.targets is not None
+            outputs.append(self.engine.outputs([model], batch)[0].numpy())
+            targets.append(batch.targets.cpu().numpy())
+            self.metric.check_batch(targets[-1], outputs[-1].shape[1])
         whole_outputs, whole_targets = np.concatenate(outputs), np.concatenate(targets)
+        data, examples = self.readings.fingerprint(split), len(whole_targets)
+        if expected_data is not None:
+            check_same(split, data, examples, expected_data)
         seconds = time.monotonic() - started
         self.metric.check(whole_targets, whole_outputs.shape[1])
         if not np.isfinite(whole_outputs).all():
-            return Answer(float("nan"), float("nan"), data.examples, seconds, data.hexdigest())
-        return answer_from_outputs(self.metric, whole_outputs, whole_targets, seconds, data.hexdigest())
-
-
-def _without_targets(split: str) -> TaskError:
-    return TaskError(f"{split}() gives inputs without targets: yield (inputs, targets)")
-
-
-def _check_data(split: str, data: DataFingerprint, expected: str) -> None:
-    if data.hexdigest() != expected:
-        raise TaskError(
-            f"{split}() gave other data than before: {data.examples} examples with fingerprint "
-            f"{data.hexdigest()[:12]}, expected {expected[:12]}. It must give the same examples in the same "
-            "order every time: no shuffling, no random augmentation."
-        )
+            return Answer(float("nan"), float("nan"), examples, seconds, data)
+        return answer_from_outputs(self.metric, whole_outputs, whole_targets, seconds, data)

@@ -2,18 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
+from radin.data.batches import leaves
 from radin.data.task import user_code
 from radin.errors import OutputsError, TaskError
 
+# What torch and the libraries below it say where they raise no torch.OutOfMemoryError.
+_NO_MEMORY = ("out of memory", "can't allocate memory", "_ALLOC_FAILED")
+
+
+class OutOfMemoryError(TaskError):
+    """A batch of ``examples`` was too large for the device's memory."""
+
+    def __init__(self, examples: int, reason: str) -> None:
+        super().__init__(f"a batch of {examples} examples does not fit in the device's memory: {reason}")
+        self.examples = examples
+
+
+@contextmanager
+def memory_errors(examples: int) -> Iterator[None]:
+    """Turn a device's lack of memory, while a batch of ``examples`` is in work, into an OutOfMemoryError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in _NO_MEMORY):
+            raise OutOfMemoryError(examples, str(error).splitlines()[0]) from None
+        raise
+
 
 def forward(model: torch.nn.Module, inputs: Any) -> Any:
-    """Call the model as its inputs ask: a mapping by keyword, a tuple by position, a tensor alone."""
-    with user_code("the model's forward"):
+    """Call the model as its inputs ask: a mapping by keyword, a tuple by position, a tensor alone.
+
+    Raises OutOfMemoryError, and for any other failure a UserCodeError with the user's frames.
+    """
+    examples = next((len(tensor) for _, tensor in leaves(inputs) if tensor.ndim), 0)
+    with user_code("the model's forward"), memory_errors(examples):
         if isinstance(inputs, Mapping):
             return model(**inputs)
         if isinstance(inputs, tuple):

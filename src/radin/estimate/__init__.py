@@ -122,9 +122,14 @@ def estimator(
 
 
 def estimator_of(margins: Margins, metric: Metric, *, device: str = "cpu") -> Estimator:
-    """The estimator over margins compiled for this metric, such as those of MarginCompiler."""
-    from radin.estimate.accuracy import AccuracyEstimator, balanced_weights
+    """The estimator over margins compiled for this metric, such as those of MarginCompiler.
+
+    ``device``: where recipes are scored; the CPU where that device does not compute in float64.
+    """
+    from radin.estimate.accuracy import AccuracyEstimator, balanced_weights, has_float64
     from radin.estimate.classes import MacroF1Estimator
+
+    device = device if has_float64(device) else "cpu"
 
     if metric.family == "macro_f1" and margins.purpose == "class":
         return MacroF1Estimator(margins, device=device)

@@ -22,9 +22,29 @@ from radin.estimate.margins import Margins
 from radin.estimate.reading import Array, Floats
 from radin.estimate.threads import map_on_threads
 
-# A product of these rows and recipes stays in cache until its minimum is taken.
+# A product of these rows and recipes stays in cache until its minimum is taken. Other accelerators are taken to have
+# smaller caches and fewer threads than a CUDA device.
 BLOCK_ROWS = {"cpu": 1024, "cuda": 32768}
 BLOCK_RECIPES = {"cpu": 512, "cuda": 4096}
+_OTHER_ROWS, _OTHER_RECIPES = 8192, 2048
+
+
+def block_rows(device: torch.device) -> int:
+    """How many margin rows are scored together on a device of this type."""
+    return BLOCK_ROWS.get(device.type, _OTHER_ROWS)
+
+
+def block_recipes(device: torch.device) -> int:
+    """How many recipes are scored together on a device of this type."""
+    return BLOCK_RECIPES.get(device.type, _OTHER_RECIPES)
+
+
+def has_float64(device: str) -> bool:
+    """Whether a device computes in float64, in which close decisions are made; Apple's MPS, for one, does not."""
+    try:
+        return float((torch.ones(2, dtype=torch.float64, device=device) * 3).sum()) == 6
+    except (RuntimeError, TypeError):
+        return False
 
 
 @dataclass(frozen=True)
@@ -98,7 +118,7 @@ def contested(margins: Margins, device: str, *, alike: bool = False) -> Conteste
     scaled = np.ldexp(values, -np.frexp(largest)[1][:, None]).astype(np.float32)
     allowed = margins.allowed[unique[ranked]]
     blocks = []
-    for lo, hi in _cut(starts, BLOCK_ROWS[torch.device(device).type]):
+    for lo, hi in _cut(starts, block_rows(torch.device(device))):
         rows = slice(starts[lo], starts[hi])
         order = np.argsort(level[rows], kind="stable")
         edges = np.concatenate([[0], np.cumsum(np.bincount(level[rows]))])
@@ -199,7 +219,7 @@ class AccuracyEstimator:
         """Weights (S, N), rows p >= 0 with sum 1, -> (S,)."""
         rows = as_weights(weights, self.members)
         totals = np.empty(len(rows))
-        step = BLOCK_RECIPES[self._device.type]
+        step = block_recipes(self._device)
 
         def run(lo: int) -> None:
             totals[lo : lo + step] = self._totals(rows[lo : lo + step])

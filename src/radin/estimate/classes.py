@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from radin.estimate.accuracy import (
-    BLOCK_RECIPES,
     Block,
+    block_recipes,
     contested,
     exact_weights,
     full_precision,
@@ -43,7 +43,7 @@ class MacroF1Estimator:
         """Weights (S, N), rows p >= 0 with sum 1, -> (S,)."""
         rows = as_weights(weights, self.members)
         scores = np.empty(len(rows))
-        step = BLOCK_RECIPES[self._device.type] // 4
+        step = block_recipes(self._device) // 4
 
         def run(lo: int) -> None:
             scores[lo : lo + step] = self._scores(rows[lo : lo + step])

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from radin.data.batches import DataFingerprint, length, read, rebatched
+from radin.data.batches import DataFingerprint
+from radin.data.readings import Readings
 from radin.data.task import Task
 from radin.engine.device import Device
 from radin.engine.forward import check_finite
@@ -46,13 +47,14 @@ def collect_outputs(
     *,
     expected_data: str | None = None,
     progress: Progress | None = None,
+    readings: Readings | None = None,
 ) -> MemberOutputs:
     """Every member's outputs over validation(), from the cache where they are, else computed.
 
     Members that fit in memory together share one reading of the data. When all outputs are cached the data is still
     read once, without any model, to make sure that it is the same data. ``expected_data``: a data fingerprint recorded
-    earlier. Raises TaskError when the data differs from it or between two readings, and OutputsError when outputs are
-    not finite, naming the member.
+    earlier. ``readings``: an Evaluator's, which then need not read the data again. Raises TaskError when the data
+    differs from it or between two readings, and OutputsError when outputs are not finite, naming the member.
     """
     started = time.monotonic()
     stored = {k: found for k, f in enumerate(pool.fingerprints) if (found := store.get(f)) is not None}
@@ -62,12 +64,13 @@ def collect_outputs(
     group = engine.capacity(pool.bytes, len(missing)) if missing else 1
     groups = [missing[i : i + group] for i in range(0, len(missing), group)] or [[]]
     targets: NDArray[Any] | None = None
+    readings = readings or Readings(task, engine.batch_size, share=0.0)
     for index, members in enumerate(groups):
         what = f"outputs of {len(members)} members" if members else "checking the data"
         if len(groups) > 1:
             what += f", reading {index + 1} of {len(groups)}"
         placed = _place(task, pool, members, engine)
-        passing = _Pass(task, placed, engine, metric, expected_data, what, progress)
+        passing = _Pass(readings, placed, engine, metric, expected_data, what, progress)
         expected_data, targets = _read_into(store, [pool.fingerprints[k] for k in members], passing)
     assert expected_data is not None
     assert targets is not None
@@ -96,12 +99,14 @@ def stream_outputs(
     *,
     expected_data: str | None = None,
     progress: Progress | None = None,
+    readings: Readings | None = None,
 ) -> tuple[str, NDArray[Any]]:
     """All members' outputs over validation() in one reading, handed on batch by batch and stored nowhere.
 
     ``add(outputs (members, b, classes), targets (b, ...))`` is called for each batch in order; None: the data are only
-    read. Returns the data's fingerprint and the targets (examples, ...). Raises as ``collect_outputs``, and RadinError
-    when the members do not fit in memory together.
+    read. ``readings``: an Evaluator's, which then need not read the data again. Returns the data's fingerprint and the
+    targets (examples, ...). Raises as ``collect_outputs``, and RadinError when the members do not fit in memory
+    together.
     """
     members = range(len(pool)) if add else range(0)
     if add and engine.capacity(pool.bytes, len(pool)) < len(pool):
@@ -111,7 +116,8 @@ def stream_outputs(
         )
     placed = _place(task, pool, members, engine)
     what = f"outputs of {len(members)} members" if members else "checking the data"
-    passing = _Pass(task, placed, engine, metric, expected_data, what, progress)
+    readings = readings or Readings(task, engine.batch_size, share=0.0)
+    passing = _Pass(readings, placed, engine, metric, expected_data, what, progress)
     data = DataFingerprint()
     targets = []
     for labels, outputs in passing.batches(data, lambda first: add is not None):
@@ -138,7 +144,7 @@ def _place(task: Task, pool: Pool, members: Iterable[int], engine: Device) -> Pl
 class _Pass:
     """One reading of validation() by some members; none: only its fingerprint and targets are wanted."""
 
-    task: Task
+    readings: Readings
     placed: Placed
     engine: Device
     metric: Metric
@@ -147,31 +153,31 @@ class _Pass:
     progress: Progress | None
 
     def batches(
-        self, data: DataFingerprint, wanted: Callable[[int], bool]
+        self, data: DataFingerprint, wanted: Callable[[int], bool], *, all_wanted: bool = True
     ) -> Iterator[tuple[NDArray[Any], list[torch.Tensor]]]:
-        """Targets and each member's outputs, batch by batch; no outputs where ``wanted(first example)`` is False."""
-        source = self.task.batches("validation")
-        total = length(source)
+        """Targets and each member's outputs, batch by batch; no outputs where ``wanted(first example)`` is False.
+
+        ``all_wanted``: that is nowhere so, and the models' time therefore that of a pass.
+        """
         models = [model for _, model in self.placed]
-        for index, whole in enumerate(read(source, "validation()")):
-            for batch in rebatched([whole], self.engine.batch_size):
-                if batch.targets is None:
-                    raise TaskError("validation() gives inputs without targets: yield (inputs, targets)")
-                first = data.examples
-                data.update(batch)
-                labels = batch.targets.cpu().numpy()
-                outputs = self.engine.outputs(models, batch) if wanted(first) else []
-                for (name, _), rows in zip(self.placed, outputs, strict=False):
-                    check_finite(name, rows, first)
-                    self.metric.check_batch(labels, rows.shape[1])
-                yield labels, outputs
+
+        def report(done: int, total: int | None) -> None:
             if self.progress:
-                self.progress(self.what, index + 1, total)
+                self.progress(self.what, done, total)
+
+        timed = len(models) if all_wanted else 0
+        for batch in self.readings.whole("validation", data=data, models=timed, progress=report):
+            assert batch.targets is not None
+            first = data.examples - batch.size
+            labels = batch.targets.cpu().numpy()
+            outputs = self.engine.outputs(models, batch) if wanted(first) else []
+            for (name, _), rows in zip(self.placed, outputs, strict=False):
+                check_finite(name, rows, first)
+                self.metric.check_batch(labels, rows.shape[1])
+            yield labels, outputs
 
     def finished(self, data: DataFingerprint, targets: Sequence[NDArray[Any]]) -> tuple[str, NDArray[Any]]:
-        """The data's fingerprint and all targets. Raises TaskError when the data are none, or not those expected."""
-        if not targets:
-            raise TaskError("validation() gave no batches")
+        """The data's fingerprint and all targets. Raises TaskError when the data are not those expected."""
         now = data.hexdigest()
         if self.expected_data not in (None, now):
             raise TaskError(
@@ -214,7 +220,7 @@ def _attempt(reading: PendingOutputs | None, passing: _Pass) -> tuple[str, NDArr
             raise _CannotResume
         return first >= skip
 
-    for labels, outputs in passing.batches(data, wanted):
+    for labels, outputs in passing.batches(data, wanted, all_wanted=skip == 0):
         targets.append(labels)
         if outputs and reading is not None:
             reading.append(outputs, data)

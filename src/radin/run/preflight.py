@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from radin.data.batches import Batch, DataFingerprint, read, rebatched
+from radin.data.select import check_by_index, indexed
 from radin.data.task import Task
 from radin.engine.batchnorm import statistics_layers
 from radin.engine.device import Device
@@ -52,6 +53,9 @@ def preflight(
             "validation() gave two different first batches when read twice. It must give the same examples in the same "
             "order every time: shuffle=False, no random augmentation."
         )
+    by_index = indexed(task.batches("validation", engine.batch_size))
+    if by_index is not None:
+        check_by_index(by_index, "validation()")
     if task.test is not None:
         _check_apart(first, first_batch(task, "test", engine))
     for name in task.shift_sources():
@@ -78,7 +82,7 @@ def preflight(
 
 def first_batch(task: Task, split: str, engine: Device) -> Batch:
     """The first batch of a split. Raises TaskError when there is none, or when it has no targets."""
-    for batch in rebatched(read(task.batches(split), f"{split}()"), engine.batch_size):
+    for batch in rebatched(read(task.batches(split, engine.batch_size), f"{split}()"), engine.batch_size):
         if batch.targets is None:
             raise TaskError(f"{split}() gives inputs without targets: yield (inputs, targets)")
         return batch
