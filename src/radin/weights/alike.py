@@ -117,7 +117,7 @@ def _write_tensors(
 
 
 def _companions(folder: Path) -> Iterator[Path]:
-    """The files of a checkpoint's folder that are not weights: config.json, a tokenizer's. Checkpoints in it are not."""
+    """The files in a checkpoint's folder that are not weights: config.json, a tokenizer's. No other checkpoint's."""
     for entry in sorted(folder.iterdir()):
         if entry.name.startswith(".") or entry.name == FOLDER_METADATA:
             continue
