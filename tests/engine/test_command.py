@@ -36,7 +36,8 @@ x = x @ tensors["0.weight"].T + tensors["0.bias"]
 x = (x - tensors["1.running_mean"]) / np.sqrt(tensors["1.running_var"] + 1e-5) * tensors["1.weight"] + tensors["1.bias"]
 right = (np.maximum(x, 0) @ tensors["4.weight"].T + tensors["4.bias"]).argmax(1) == y
 print("loaded", path)
-print(json.dumps({"score": float(right.mean()), "values": right.astype(int).tolist(), "further": {"half": float(right[::2].mean())}}))
+further = {"half": float(right[::2].mean())}
+print(json.dumps({"score": float(right.mean()), "values": right.astype(int).tolist(), "further": further}))
 """
 
 
@@ -189,13 +190,17 @@ def test_the_placeholders_and_the_environment_say_the_same(engine, script, tmp_p
 
 
 def test_examples_are_written_one_in_each_line(engine, script):
-    made = engine("[ \"$(tr '\\n' ' ' < {examples})\" = '4 7 11 ' ] && printf '{{\"score\": 1, \"values\": [1, 1, 1]}}' # {soup}")
+    made = engine(
+        "[ \"$(tr '\\n' ' ' < {examples})\" = '4 7 11 ' ] && printf '{{\"score\": 1, \"values\": [1, 1, 1]}}' # {soup}"
+    )
     assert ask(made, Recipe.uniform([0, 1], 6), np.array([4, 7, 11])).score == 1
 
 
 def test_paths_with_spaces_and_quotes_reach_the_program_whole(toy_pool, tmp_path):
-    folder = tmp_path / "it's a $HOME; \"odd\" folder"
-    with CommandEngine(toy_pool, Command("test -f {soup} && test -f '{soup}' && test -f \"{soup}\" && echo 2"), folder) as made:
+    folder = tmp_path / 'it\'s a $HOME; "odd" folder'
+    with CommandEngine(
+        toy_pool, Command("test -f {soup} && test -f '{soup}' && test -f \"{soup}\" && echo 2"), folder
+    ) as made:
         assert ask(made, Recipe.uniform([0, 1], 6)).score == 2
 
 
@@ -213,7 +218,7 @@ def test_a_failing_program_is_shown_with_its_exit_code_and_the_end_of_stderr(eng
     ("command", "said"),
     [
         ("./no-such-program {soup}", "exit code 127 (no such program)"),
-        ("sh -c 'kill -9 $$' {soup}; exit $?", "exit code 137 (a program that it ran was ended by SIGKILL, as the system"),
+        ("sh -c 'kill -9 $$' {soup}; exit $?", "exit code 137 (a program that it ran was ended by SIGKILL, as"),
         ("kill -TERM $$ # {soup}", "ended by SIGTERM\n"),
         ("true {soup}", "gave no answer: it printed nothing"),
         ("echo hello {soup} >&2; exit 1", "exit code 1\n"),
@@ -261,7 +266,8 @@ def test_a_program_deaf_to_sigterm_is_killed(engine, toy_pool, script, tmp_path,
 
 def test_a_program_that_fails_every_third_time_needs_retries(engine, script, tmp_path):
     flaky = script(
-        f"n=$(($(cat {tmp_path}/n 2>/dev/null || echo 0) + 1)); echo $n > {tmp_path}/n; [ $((n % 3)) != 0 ] && echo 0.$n"
+        f"n=$(($(cat {tmp_path}/n 2>/dev/null || echo 0) + 1))\n"
+        f"echo $n > {tmp_path}/n; [ $((n % 3)) != 0 ] && echo 0.$n"
     )
     made = engine(flaky + " {soup}", retries=1)
     assert [ask(made, Recipe.uniform([0, k], 6)).score for k in (1, 2, 3, 4, 5)] == [0.1, 0.2, 0.4, 0.5, 0.7]
@@ -348,7 +354,8 @@ def test_two_jobs_answer_out_of_order_and_keep_to_their_slots(engine, script, tm
     # The first to start waits for the second to have answered.
     command = script(
         f'echo $2 >> {tmp_path}/slots; ls -d {tmp_path}/scratch/slot-*/soup-* | wc -l >> {tmp_path}/soups\n'
-        f'if mkdir {tmp_path}/first 2>/dev/null; then while [ ! -e {tmp_path}/go ]; do sleep 0.02; done; echo 0.1; else echo 0.2; fi'
+        f'if mkdir {tmp_path}/first 2>/dev/null; then\n'
+        f'while [ ! -e {tmp_path}/go ]; do sleep 0.02; done; echo 0.1; else echo 0.2; fi'
     )  # fmt: skip
     made = engine(command + " {soup} {slot}", jobs=2)
     questions = [Question(Recipe.uniform([0, k], 6)) for k in (1, 2, 3, 4)]
@@ -377,7 +384,9 @@ def test_one_failure_loses_no_other_answer(engine, script, tmp_path):
         made.submit(Question(Recipe.single(k, 6)))
     found = []
     while answers := made.wait():
-        found += [answer.message.splitlines()[0] if isinstance(answer, Failure) else answer.score for _, answer in answers]
+        found += [
+            answer.message.splitlines()[0] if isinstance(answer, Failure) else answer.score for _, answer in answers
+        ]
     assert sorted(found, key=str) == [0.0, 0.2, "the command failed: exit code 5"]
 
 
@@ -456,7 +465,7 @@ def test_torch_files_as_members_keep_their_nesting(toy_pool, engine, tmp_path, s
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"command": "./score.sh"}, r"must say where the soup goes: add \{soup\}\. Known: \{soup\}, \{slot\}, \{examples\}, \{out\}"),
+        ({"command": "./score.sh"}, r"where the soup goes: add \{soup\}\. Known: \{soup\}, \{slot\}, \{examples\}, \{out\}"),
         ({"command": "./score.sh {soup} {gpu}"}, r"unknown placeholder \{gpu\}\. Known: \{soup\}, \{slot\}"),
         ({"command": "awk '{print $1}' {soup}"}, r"unknown placeholder \{print \$1\}.*Double the braces"),
         ({"command": "./score.sh {soup:>9}"}, r"unknown placeholder \{soup:>9\}"),
