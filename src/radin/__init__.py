@@ -14,6 +14,7 @@ except PackageNotFoundError:  # run from a checkout that is not installed
 # Where each public name lives. Loaded on first use, so that "import radin" does not wait for torch.
 _PLACES = {
     "CheckpointError": "radin.errors",
+    "Command": "radin.engine.command",
     "Metric": "radin.metrics",
     "OutputsError": "radin.errors",
     "Pool": "radin.weights",
@@ -35,6 +36,7 @@ _PLACES = {
 if TYPE_CHECKING:
     from radin.data.task import Task
     from radin.diagnose.doctor import doctor
+    from radin.engine.command import Command
     from radin.errors import CheckpointError, OutputsError, PoolError, RadinError, RunError, TaskError
     from radin.metrics import Metric
     from radin.recipe import Recipe
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CheckpointError",
+    "Command",
     "Metric",
     "OutputsError",
     "Pool",

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from radin import metrics
 from radin.data.batches import length
 from radin.data.task import Task
 from radin.engine.device import Device
 from radin.engine.evaluate import Evaluator
-from radin.errors import OutputsError, RadinError, TaskError
-from radin.outputs.store import StoredOutputs
+from radin.errors import RadinError, TaskError
+from radin.outputs.files import open_array, open_targets, outputs_at
 from radin.progress import Progress
 from radin.recipe import Recipe
 from radin.run.preflight import preflight
@@ -187,16 +185,16 @@ def rank_files(
     from radin.search import rank
 
     chosen = metrics.get(metric)
-    found = [pair for text in outputs for pair in _outputs_at(Path(text))]
+    found = [pair for text in outputs for pair in outputs_at(Path(text))]
     names = [name for name, _ in found]
-    members = [_open_array(path) for _, path in found]
+    members = [open_array(path) for _, path in found]
     if targets is None:
         targets = Path(outputs[0]) / "targets.safetensors"
         if not targets.is_file():
             raise RadinError("rank needs --targets, a file with one target per example")
     if len(members) < 2:
         raise RadinError("rank needs the outputs of at least two members")
-    labels = np.asarray(_open_targets(targets))
+    labels = np.asarray(open_targets(targets))
     ranked = rank(
         members,
         labels,
@@ -220,53 +218,3 @@ def rank_files(
             for r in ranked
         ],
     }
-
-
-def _outputs_at(path: Path) -> list[tuple[str, Path]]:
-    """(name, file) of the outputs at a path: the file itself, or each member's in the outputs folder of a run."""
-    if not path.is_dir():
-        return [(path.stem, path)]
-    files = [file for file in sorted(path.glob("*.safetensors")) if re.fullmatch("[0-9a-f]{32}", file.stem)]
-    if not files:
-        raise OutputsError(f"{path} holds no members' outputs; give files, or the outputs folder of a run")
-    names: dict[str, str] = {}
-    if (path.parent / "run.json").is_file():
-        members = json.loads((path.parent / "run.json").read_text())["identity"]["members"]
-        names = {fingerprint[:32]: name for fingerprint, name in members.items()}
-    return [(names.get(file.stem, file.stem[:12]), file) for file in files]
-
-
-def _open_array(path: Path) -> NDArray[Any]:
-    """Outputs (examples, classes), memory-mapped."""
-    if not path.is_file():
-        raise OutputsError(f"no outputs file {path}")
-    if path.suffix == ".safetensors":
-        return StoredOutputs.open(path).array()
-    array = _open_npy(path)
-    if array.ndim == 1:
-        array = array[:, None]
-    if array.ndim != 2:
-        raise OutputsError(f"{path}: outputs must have the shape (examples, classes); got {array.shape}")
-    return array
-
-
-def _open_targets(path: Path) -> NDArray[Any]:
-    if not path.is_file():
-        raise OutputsError(f"no targets file {path}")
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
-
-        try:
-            return load_file(path)["targets"]
-        except (SafetensorError, KeyError) as error:
-            raise OutputsError(f"{path} does not hold targets as radin writes them ({error})") from None
-    return _open_npy(path)
-
-
-def _open_npy(path: Path) -> NDArray[Any]:
-    try:
-        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-        return array
-    except (ValueError, OSError, EOFError) as error:
-        raise OutputsError(f"{path} is not a whole .npy array of numbers ({error})") from None

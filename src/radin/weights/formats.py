@@ -56,6 +56,15 @@ class _File:
         return torch_file.tensors(self.path, self.key)
 
 
+@dataclass(frozen=True)
+class Part:
+    """One file of a checkpoint. ``key``: see open_checkpoint. ``stored``: {name: name as stored in this file}."""
+
+    path: Path
+    key: str | None
+    stored: Mapping[str, str]
+
+
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
     """Named tensors in a file or a folder of shards; only headers are read until ``open``.
@@ -84,6 +93,17 @@ class Checkpoint:
         """Bytes of its tensors, tied ones counted once."""
         return sum(
             count(shape) * self.dtypes[name].itemsize for name, shape in self.shapes.items() if name not in self.aliases
+        )
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """Its files, each with the names of its tensors here and as they are stored."""
+        # Aliases are placed where the tensor is that they stand for, so their own stored name is found by the prefix.
+        kept = next(name for name in self.shapes if name not in self.aliases)
+        prefix = self._places[kept][1].removesuffix(kept)
+        return tuple(
+            Part(file.path, file.key, {name: prefix + name for name in self.shapes if self._places[name][0] == index})
+            for index, file in enumerate(self._files)
         )
 
     @contextmanager

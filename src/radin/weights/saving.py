@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shutil
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -24,6 +25,9 @@ from radin.weights.layout import find_aliases
 SAVE_SUFFIXES = (".safetensors", ".pt", ".pth")
 RECIPE_KEY = "radin.recipe"
 
+# Where a soup that is a folder keeps its metadata.
+FOLDER_METADATA = "radin.json"
+
 # torch.save writes a zip archive under this folder when given an open file; torch.load ignores entries it does not know
 _TORCH_METADATA = "archive/radin.json"
 
@@ -39,11 +43,11 @@ def save(tensors: Mapping[str, Tensor], path: str | Path, *, metadata: Mapping[s
     check_output(path)
     strings = {str(name): str(value) for name, value in (metadata or {}).items()}
     try:
-        with _replacing(path) as temporary:
+        with replacing(path) as temporary:
             if path.suffix == ".safetensors":
-                _write_safetensors(tensors, temporary, strings)
+                write_safetensors(tensors, temporary, strings)
             else:
-                _write_torch(tensors, temporary, strings)
+                write_torch({name: tensor.detach() for name, tensor in tensors.items()}, temporary, strings)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}") from error
     except SafetensorError as error:
@@ -64,8 +68,10 @@ def check_output(path: str | Path) -> None:
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
-    """The metadata strings of a file written by ``save``; empty when there are none. Raises CheckpointError."""
+    """The metadata strings of a file or folder that radin wrote; empty when there are none. Raises CheckpointError."""
     path = Path(path)
+    if path.is_dir():
+        return _folder_metadata(path)
     if path.suffix == ".safetensors":
         return safetensors_file.metadata(path)
     try:
@@ -79,6 +85,16 @@ def read_metadata(path: str | Path) -> dict[str, str]:
         raise CheckpointError(f"{path}: damaged, or not written by torch.save: {error}") from error
 
 
+def _folder_metadata(folder: Path) -> dict[str, str]:
+    path = folder / FOLDER_METADATA
+    if not path.is_file():
+        return {}
+    try:
+        return {str(name): str(value) for name, value in json.loads(path.read_text(encoding="utf-8")).items()}
+    except (OSError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path}: damaged, or not written by radin: {error}") from error
+
+
 def read_recipe(path: str | Path) -> dict[str, Any]:
     """The recipe a soup was made by, in the form Recipe.from_json reads. Raises CheckpointError if it has none."""
     metadata = read_metadata(path)
@@ -88,7 +104,8 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     return value
 
 
-def _write_safetensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+def write_safetensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
+    """Write a state dict to ``path`` as it comes, tied tensors once. ``save`` does it whole or not at all."""
     aliases = find_aliases(tensors)
     kept = {name: tensor.detach() for name, tensor in tensors.items() if name not in aliases}
     holders = Counter(tensor.untyped_storage().data_ptr() for tensor in kept.values() if tensor.numel())
@@ -106,17 +123,18 @@ def _write_safetensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict
         raise CheckpointError(f"safetensors cannot store {error}; write a .pt file instead") from error
 
 
-def _write_torch(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+def write_torch(content: Any, path: Path, metadata: Mapping[str, str]) -> None:
+    """torch.save ``content``, a state dict or what holds one, and the metadata with it."""
     with path.open("wb") as file:
-        torch.save({name: tensor.detach() for name, tensor in tensors.items()}, file)
+        torch.save(content, file)
     if metadata:
         with zipfile.ZipFile(path, "a") as archive:
-            archive.writestr(zipfile.ZipInfo(_TORCH_METADATA), json.dumps(metadata))
+            archive.writestr(zipfile.ZipInfo(_TORCH_METADATA), json.dumps(dict(metadata)))
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` that takes its place when the context ends well, and is removed if not."""
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary file beside ``path`` that takes its place when the context ends well, and is removed if not."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         temporary.touch(exist_ok=False)
@@ -128,8 +146,35 @@ def _replacing(path: Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    _sync_folder(path.absolute().parent)
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """The same for a folder: a temporary one that takes the place of ``path``, files in it or not."""
+    token = secrets.token_hex(4)
+    temporary, before = (path.with_name(f".{path.name}.{token}.{end}") for end in ("tmp", "old"))
+    try:
+        temporary.mkdir()
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                _sync(file)
+        if path.exists():  # a folder that is not empty cannot be replaced in one step
+            os.replace(path, before)
+        os.replace(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if before.exists() and not path.exists():
+            os.replace(before, path)
+        raise
+    shutil.rmtree(before, ignore_errors=True)
+    _sync_folder(path.absolute().parent)
+
+
+def _sync_folder(folder: Path) -> None:
     if os.name == "posix":  # Windows cannot open a folder; there the rename is already durable enough
-        _sync(path.absolute().parent)
+        _sync(folder)
 
 
 def _sync(path: Path) -> None:

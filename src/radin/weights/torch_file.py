@@ -8,6 +8,7 @@ import re
 import threading
 import warnings
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -134,7 +135,7 @@ def _state_dict(path: Path, outer: Any, key: str | None) -> tuple[dict[str, Tens
     if not isinstance(outer, Mapping):
         raise CheckpointError(f"{path}: expected a dict of tensors; the file holds a {type(outer).__name__}")
     nested = [name for name, value in outer.items() if isinstance(name, str) and _holds_tensors(value)]
-    chosen = next((name for name in NESTED_KEYS if name in nested), None) if key is None else key
+    chosen = _chosen(nested, key)
     if key is not None and key not in nested:
         raise CheckpointError(
             f"{path}: no state dict under the key {key!r}; "
@@ -148,6 +149,41 @@ def _state_dict(path: Path, outer: Any, key: str | None) -> tuple[dict[str, Tens
         hint = f"; choose one with key: {', '.join(nested)}" if nested else ""
         raise CheckpointError(f"{path}: holds no tensors at its top level or under {NESTED_KEYS}{hint}")
     return found, _notes(chosen, key, inner, found)
+
+
+def rewrapped(path: Path, key: str | None, tensors: Mapping[str, Tensor]) -> Any:
+    """What the file holds, for torch.save, with ``tensors`` (by name as stored) in the place of its weights.
+
+    Other entries with tensors in them (an optimizer's state, a moving average) are left out: none of them would be true
+    of the new weights.
+    """
+    outer = _load(path)
+    nested = [name for name, value in outer.items() if isinstance(name, str) and _holds_tensors(value)]
+    chosen = _chosen(nested, key)
+    inner = outer if chosen is None else outer[chosen]
+    weights = OrderedDict(
+        (name, tensors.get(name, value)) for name, value in inner.items() if name in tensors or not _any_tensor(value)
+    )
+    if hasattr(inner, "_metadata"):  # the versions of a module's own layout, which load_state_dict asks for
+        vars(weights)["_metadata"] = inner._metadata
+    if chosen is None:
+        return weights
+    return {
+        name: weights if name == chosen else value
+        for name, value in outer.items()
+        if name == chosen or not _any_tensor(value)
+    }
+
+
+def _any_tensor(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(_any_tensor(entry) for entry in value.values())
+    return isinstance(value, Tensor) or (isinstance(value, list | tuple | set) and any(map(_any_tensor, value)))
+
+
+def _chosen(nested: list[str], key: str | None) -> str | None:
+    """The entry that holds the weights; None: they are not nested."""
+    return next((name for name in NESTED_KEYS if name in nested), None) if key is None else key
 
 
 def _holds_tensors(value: Any) -> bool:

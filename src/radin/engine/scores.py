@@ -1,0 +1,166 @@
+"""The members' scores from a file: CSV or JSON, a name or path and a score."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from radin.errors import RadinError
+
+_NAMES = ("name", "path", "member", "model", "checkpoint", "file")
+_SCORES = ("score", "value")
+_SHOWN = 5
+
+
+def read_scores(
+    path: Path, names: Sequence[str], paths: Sequence[Path], *, dropped: Sequence[Path] = ()
+) -> NDArray[np.float64]:
+    """The scores (N,) in the pool's order, from a file that gives each member's name or path and its score.
+
+    CSV (comma, semicolon or tab; with a header, or two columns without) or JSON: a list of objects, a mapping from name
+    to score, or what `radin evaluate --json` prints. names, paths: (N,) of the members. A path counts from the working
+    directory or from the file's folder; the end of one that fits a single member is enough. dropped: paths that repeat
+    a member and may be in the file too. Raises RadinError naming members that are missing, unknown or given twice.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RadinError(f"{path}: cannot be read as scores: {getattr(error, 'strerror', None) or error}") from None
+    is_json = path.suffix.lower() == ".json" or text.lstrip()[:1] in ("{", "[")
+    pairs = list(_from_json(path, text) if is_json else _from_csv(path, text))
+    members = _Members(names, paths, path.absolute().parent)
+    scores = np.full(len(names), np.nan)
+    given: dict[int, str] = {}
+    unknown, twice = [], []
+    for key, score in pairs:
+        found = members.find(key)
+        if found is None:
+            if not any(_same(_seen_from(key, path.absolute().parent), other) for other in dropped):
+                unknown.append(key)
+        elif found in given:
+            twice.append(f"{names[found]} (as {given[found]} and as {key})" if given[found] != key else key)
+        else:
+            given[found], scores[found] = key, score
+    missing = [name for k, name in enumerate(names) if k not in given]
+    problems = [
+        f"{what}: {_some(which)}"
+        for what, which in (("not in it", missing), ("not in the pool", unknown), ("given twice", twice))
+        if which
+    ]
+    if problems:
+        raise RadinError(f"{path}: the scores do not fit the pool of {len(names)} members; " + "; ".join(problems))
+    return scores
+
+
+class _Members:
+    """Finds a member by what a file calls it."""
+
+    def __init__(self, names: Sequence[str], paths: Sequence[Path], folder: Path) -> None:
+        self._names = {name: k for k, name in enumerate(names)}
+        self._paths = [Path(path).absolute() for path in paths]
+        self._folder = folder
+
+    def find(self, key: str) -> int | None:
+        if key in self._names:
+            return self._names[key]
+        seen = _seen_from(key, self._folder)
+        for k, path in enumerate(self._paths):
+            if _same(seen, path):
+                return k
+        end = Path(key).parts
+        fits = [k for k, path in enumerate(self._paths) if end and end in _ends(path, len(end))]
+        return fits[0] if len(fits) == 1 else None
+
+
+def _ends(path: Path, length: int) -> tuple[tuple[str, ...], ...]:
+    return path.parts[-length:], path.with_suffix("").parts[-length:]
+
+
+def _seen_from(key: str, folder: Path) -> tuple[Path, ...]:
+    path = Path(key).expanduser()
+    return path.absolute(), folder / path
+
+
+def _same(places: Sequence[Path], path: Path) -> bool:
+    return any(place == path or place.resolve() == path.resolve() for place in places)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+
+
+def _from_json(path: Path, text: str) -> Iterator[tuple[str, float]]:
+    try:
+        found: Any = json.loads(text)
+    except ValueError as error:
+        raise RadinError(f"{path}: is not JSON ({error})") from None
+    if isinstance(found, dict) and isinstance(found.get("members"), list):
+        found = found["members"]
+    if isinstance(found, dict):
+        for name, value in found.items():
+            yield name, _score(path, name, value.get("score") if isinstance(value, dict) else value)
+        return
+    if not isinstance(found, list):
+        raise RadinError(f'{path}: expected a list of {{"name": ..., "score": ...}} or a mapping from name to score')
+    for entry in found:
+        key = (
+            next((entry[c] for c in _NAMES if isinstance(entry.get(c), str)), None) if isinstance(entry, dict) else None
+        )
+        if key is None or "score" not in entry:
+            raise RadinError(f'{path}: every entry needs a "name" or "path" and a "score"; got {str(entry)[:80]}')
+        yield key, _score(path, key, entry["score"])
+
+
+def _from_csv(path: Path, text: str) -> Iterator[tuple[str, float]]:
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    delimiter = max("\t;,", key=first.count)
+    rows = [[cell.strip() for cell in row] for row in csv.reader(text.splitlines(), delimiter=delimiter)]
+    rows = [row for row in rows if any(row) and not row[0].startswith("#")]
+    if not rows:
+        raise RadinError(f"{path}: holds no scores")
+    at, score_at = 0, 1
+    if not any(_is_number(cell) for cell in rows[0][1:]):
+        at, score_at = _columns(path, rows.pop(0))
+    for row in rows:
+        if len(row) <= max(at, score_at):
+            raise RadinError(f"{path}: expected a name or path and a score in each line; got {delimiter.join(row)!r}")
+        yield row[at], _score(path, row[at], row[score_at])
+
+
+def _columns(path: Path, header: Sequence[str]) -> tuple[int, int]:
+    """Which columns of a table with a header hold the names and the scores."""
+    lower = [cell.lower() for cell in header]
+    at = next((lower.index(c) for c in _NAMES if c in lower), None)
+    score_at = next((lower.index(c) for c in _SCORES if c in lower), None)
+    if len(header) == 2 and (at is None or score_at is None):
+        # Of two columns, whatever they are called, one is known by the other.
+        at = at if at is not None else 1 - score_at if score_at is not None else 0
+        score_at = 1 - at
+    if at is None or score_at is None:
+        raise RadinError(
+            f"{path}: expected columns called name (or path) and score; its first line is {', '.join(header)}"
+        )
+    return at, score_at
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _score(path: Path, key: str, value: Any) -> float:
+    if isinstance(value, str) and _is_number(value):
+        return float(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise RadinError(f"{path}: the score of {key} must be a number; got {value!r}")
+    return float(value)

@@ -1,0 +1,155 @@
+"""Outputs and targets in files that users bring, or that an earlier run left: opened, memory-mapped, checked."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from radin.errors import OutputsError
+from radin.outputs.store import StoredOutputs
+from radin.weights.pool import Member, Pool
+
+_SUFFIXES = (".npy", ".safetensors")
+_TENSORS = ("outputs", "logits")  # what the outputs are called in a .safetensors file that holds more
+_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
+
+
+class SavedOutputs(NamedTuple):
+    """Outputs of all members, each (M, C), memory-mapped, in the pool's order, and the targets (M, ...)."""
+
+    outputs: tuple[NDArray[Any], ...]
+    targets: NDArray[Any]
+
+
+def read_outputs(folder: Path, pool: Pool) -> SavedOutputs:
+    """The members' outputs and the targets from a folder: NAME.npy or NAME.safetensors, targets.npy or .safetensors.
+
+    A "/" in a member's name is a folder, or "_" or "-" in the file's name. A .safetensors file holds the outputs as
+    "outputs" or "logits" or as its only tensor; those that radin wrote are found by fingerprint, and known by it.
+    Raises OutputsError for a member without a file, outputs of other weights, and shapes that do not fit together.
+    """
+    if not folder.is_dir():
+        raise OutputsError(f"{folder} is no folder of outputs")
+    files = [next((path for path in _places(folder, member) if path.is_file()), None) for member in pool]
+    missing = [member.name for member, path in zip(pool, files, strict=True) if path is None]
+    if missing:
+        tried = ", ".join(path.name for path in list(_places(folder, pool[pool.member_names.index(missing[0])]))[:2])
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise OutputsError(f"{folder} has no outputs of {missing[0]}{more}; looked for {tried}")
+    targets_file = next((p for p in (folder / f"targets{end}" for end in _SUFFIXES) if p.is_file()), None)
+    if targets_file is None:
+        raise OutputsError(f"{folder} has no targets.npy or targets.safetensors, one target per example")
+    targets = open_targets(targets_file)
+    found: list[NDArray[Any]] = []
+    for member, path in zip(pool, files, strict=True):
+        assert path is not None
+        array = open_array(path, member.fingerprint)
+        if len(array) != len(targets):
+            raise OutputsError(
+                f"{path} holds the outputs of {len(array):,} examples; there are {len(targets):,} targets"
+            )
+        if found and array.shape != found[0].shape:
+            raise OutputsError(f"{path} has {array.shape[1]} outputs per example, {files[0]} has {found[0].shape[1]}")
+        found.append(array)
+    return SavedOutputs(tuple(found), targets)
+
+
+def _places(folder: Path, member: Member) -> Iterator[Path]:
+    """Where a member's outputs may lie, in order of preference."""
+    for name in dict.fromkeys((member.name, member.name.replace("/", "_"), member.name.replace("/", "-"))):
+        for suffix in _SUFFIXES:
+            yield folder / f"{name}{suffix}"
+    yield folder / f"{member.fingerprint[:32]}.safetensors"
+
+
+def outputs_at(path: Path) -> list[tuple[str, Path]]:
+    """(name, file) of the outputs at a path: the file itself, or each member's in the outputs folder of a run."""
+    if not path.is_dir():
+        return [(path.stem, path)]
+    files = [file for file in sorted(path.glob("*.safetensors")) if re.fullmatch("[0-9a-f]{32}", file.stem)]
+    if not files:
+        raise OutputsError(f"{path} holds no members' outputs; give files, or the outputs folder of a run")
+    names: dict[str, str] = {}
+    if (path.parent / "run.json").is_file():
+        members = json.loads((path.parent / "run.json").read_text())["identity"]["members"]
+        names = {fingerprint[:32]: name for fingerprint, name in members.items()}
+    return [(names.get(file.stem, file.stem[:12]), file) for file in files]
+
+
+def open_array(path: Path, fingerprint: str | None = None) -> NDArray[Any]:
+    """Outputs (examples, classes), memory-mapped. fingerprint: of the weights that gave them, where it matters.
+
+    Raises OutputsError; so for a file of radin's that holds the outputs of other weights.
+    """
+    if not path.is_file():
+        raise OutputsError(f"no outputs file {path}")
+    array = _open_safetensors(path, fingerprint) if path.suffix == ".safetensors" else _open_npy(path)
+    if array.ndim == 1:
+        array = array[:, None]
+    if array.ndim != 2:
+        raise OutputsError(f"{path}: outputs must have the shape (examples, classes); got {array.shape}")
+    if not (np.issubdtype(array.dtype, np.number) or array.dtype == bool):
+        raise OutputsError(f"{path}: outputs must be numbers; they are {array.dtype}")
+    return array
+
+
+def open_targets(path: Path) -> NDArray[Any]:
+    """Targets (examples, ...). Raises OutputsError."""
+    if not path.is_file():
+        raise OutputsError(f"no targets file {path}")
+    if path.suffix != ".safetensors":
+        return _open_npy(path)
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return load_file(path)["targets"]
+    except (SafetensorError, KeyError) as error:
+        raise OutputsError(f"{path} does not hold targets as radin writes them ({error})") from None
+
+
+def _open_safetensors(path: Path, fingerprint: str | None) -> NDArray[Any]:
+    header, start = _header(path)
+    metadata = header.pop("__metadata__", {})
+    if "member" in metadata:
+        stored = StoredOutputs.open(path)
+        if fingerprint is not None and stored.member != fingerprint:
+            raise OutputsError(f"{path} holds the outputs of other weights ({stored.member[:12]})")
+        return stored.array()
+    name = next((name for name in _TENSORS if name in header), None) or (
+        next(iter(header)) if len(header) == 1 else None
+    )
+    if name is None:
+        raise OutputsError(f"{path}: which of its tensors are the outputs? Call them {' or '.join(_TENSORS)}")
+    entry = header[name]
+    if entry["dtype"] not in _DTYPES:
+        raise OutputsError(f"{path}: outputs are stored as {entry['dtype']}; expected {', '.join(_DTYPES)}")
+    offset, shape = start + entry["data_offsets"][0], tuple(entry["shape"])
+    return np.memmap(path, np.dtype(_DTYPES[entry["dtype"]]), "r", offset, shape)
+
+
+def _header(path: Path) -> tuple[dict[str, Any], int]:
+    """The header of a whole .safetensors file, and where its data starts."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "np"), path.open("rb") as file:  # the library's own checks of the file
+            length = int.from_bytes(file.read(8), "little")
+            header: dict[str, Any] = json.loads(file.read(length))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise OutputsError(f"{path} is not a whole .safetensors file ({error})") from None
+    return header, 8 + length
+
+
+def _open_npy(path: Path) -> NDArray[Any]:
+    try:
+        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+        return array
+    except (ValueError, OSError, EOFError) as error:
+        raise OutputsError(f"{path} is not a whole .npy array of numbers ({error})") from None
