@@ -11,7 +11,7 @@ An engine gets recipes and gives scores. It knows nothing of budgets, strategies
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -29,6 +29,10 @@ class Engine(ABC):
     slots: int = 1
     parts: bool = False
     splits: tuple[str, ...] = ()
+    soup_name: str = "soup.safetensors"
+    """What ``write`` calls the soup: a file, or a folder where the members are folders."""
+    progress: Callable[[float, float | None], None] | None = None
+    """Called with (done, total or None) while a question is worked on, where one can tell."""
 
     @property
     @abstractmethod

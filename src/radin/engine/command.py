@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from radin.engine.answers import EXPECTED, AnswerError, Parsed, parse, shown_lines
-from radin.engine.base import Engine, Rates
+from radin.engine.base import Engine
 from radin.engine.process import Finished, run_shell, signal_name
 from radin.engine.soup_files import SoupFiles, Stopped
 from radin.engine.sources import named_files
 from radin.engine.template import Template
 from radin.errors import RadinError
-from radin.question import VALIDATION, Answer, Failure, Question
+from radin.question import VALIDATION, Answer, Failure, Question, Rates
 from radin.recipe import Recipe
 from radin.weights import Pool, integer_source
 from radin.weights.alike import suffix_of

@@ -40,6 +40,7 @@ class Evaluator:
     metric: Metric
     held_share: float = HELD_SHARE
     readings: Readings = field(init=False, repr=False, compare=False)
+    _model: list[torch.nn.Module] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         found = Readings(self.task, self.engine.batch_size, share=self.held_share)
@@ -75,11 +76,12 @@ class Evaluator:
         """The model with these weights on the device, and the weights as they are after calibration.
 
         ``statistics``: those of an earlier calibration of the same weights (batchnorm.statistics), put back instead of
-        estimated again.
+        estimated again. The model is one object that the next call fills anew.
         """
-        model = self.task.build_model()
+        if not self._model:
+            self._model.append(self.engine.place(self.task.build_model()))
+        model = self._model[0]
         load_weights(model, tensors, where)
-        model = self.engine.place(model)
         final = dict(tensors)
         if not calibrate or self.task.calibration is None or not statistics_layers(model):
             return model, final

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,6 @@ class LocalEngine(Engine):
         self.slots = workers
         self.parts = self.metric.per_example is not None
         self.splits = (*(("test",) if task.test is not None else ()), *(f"shifts/{n}" for n in task.shift_sources()))
-        self.progress: Callable[[float, float | None], None] | None = None
         self.data: dict[str, str] = {}
         self._rates = Rates()
         self._spec = spec

@@ -53,10 +53,6 @@ class RunDirectory:
         """The outputs on the half that is searched on, while they are needed."""
         return self.path / "searched-half"
 
-    @property
-    def soup(self) -> Path:
-        return self.path / "soup.safetensors"
-
     def __enter__(self) -> RunDirectory:
         """Raises RunError when another process holds it, or when it belongs to something else."""
         if self.path.exists() and not self.path.is_dir():

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from radin import metrics
 from radin.data.task import Task
 from radin.engine.base import Engine
 from radin.engine.command import Command, CommandEngine
 from radin.engine.device import Device
 from radin.engine.local import LocalEngine
+from radin.engine.scores import read_scores
 from radin.errors import RadinError, TaskError
+from radin.estimate import AccuracyEstimator, Estimator, estimator
 from radin.metrics import Metric
-from radin.question import VALIDATION, Indices, Rates
+from radin.outputs.files import SavedOutputs, read_outputs
+from radin.outputs.store import OutputStore
+from radin.question import VALIDATION, Floats, Indices, Rates
 from radin.run.job import Job
 from radin.run.members import Known, some_examples, stored_outputs, streamed_outputs
 from radin.run.preflight import preflight
 from radin.weights import Pool
 
+_ROWS = 4096
 _NONE = "none"  # a split that the task does not have, as the identity of a run says it
 
 
@@ -137,8 +145,6 @@ class TaskEvaluator(Evaluator):
 
     def members(self, job: Job) -> Known:
         """Their outputs, cached or compiled as they are made."""
-        from radin.outputs.store import OutputStore
-
         folder = Path(self._outputs or job.directory.outputs)
         store = OutputStore(folder, precision=self.engine.device.precision, dtype=self._dtype)
         collect = stored_outputs if self._keep else streamed_outputs
@@ -147,7 +153,8 @@ class TaskEvaluator(Evaluator):
     def bind(self, job: Job, known: Known, asked: Mapping[str, Any]) -> Rates:
         """A pass is the validation and the calibration examples."""
         job.directory.bind(VALIDATION, known.data, asked)
-        rates = Rates(known.examples, self._calibration[1])
+        share = self.engine.evaluator.reading_share(VALIDATION, self._first.seconds_per_batch)
+        rates = Rates(known.examples, self._calibration[1], share if self.engine.parts else 0.0)
         self.engine.bind(known.data, rates)
         return rates
 
@@ -182,4 +189,129 @@ class ProgramEvaluator(Evaluator):
         metric: str,
         integers_from: str | None,
     ) -> None:
-        raise NotImplementedError
+        self.engine = CommandEngine(pool, command, out / "scratch", integers_from)
+        self.metric = Metric(command.metric, command.higher_is_better, "any", _not_here)
+        self.about = (0, False, self.engine.notes)
+        self._pool = pool
+        self._scores = _scores(pool, scores)
+        self._saved = None if outputs is None else read_outputs(Path(outputs), pool)
+        self._estimate = metrics.get(metric)
+        if self._saved is not None:
+            self._estimate.check(np.asarray(self._saved.targets), self._saved.outputs[0].shape[1])
+            if self._estimate.higher_is_better != command.higher_is_better:
+                raise RadinError(
+                    f"recipes are estimated by {metric!r}, where {_better(self._estimate.higher_is_better)} is better, "
+                    f"but of the program's scores {_better(command.higher_is_better)} is: choose another metric"
+                )
+
+    def require_halves(self) -> None:
+        """A program scores what it scores: which examples those are is its own affair."""
+        raise RadinError("choosing on half of validation takes a task: a program's examples cannot be split by radin")
+
+    def identity(self) -> dict[str, Any]:
+        """The command and the content of the files it names; what recipes are estimated by."""
+        saved = None if self._saved is None else fingerprint_of(self._saved)
+        return {**self.engine.identity(), "outputs to estimate from": saved or _NONE}
+
+    def verify(self, job: Job, asked: Mapping[str, Any]) -> None:
+        """Nothing is read here but checkpoints."""
+
+    def members(self, job: Job) -> Known:
+        """Their scores by the program, or as given; an estimator where outputs, or values per example, are known."""
+        known = asked_scores(job, self.engine, self._scores)
+        singles = np.array([job.single(k).score for k in range(len(job.pool))])
+        if self._saved is not None:
+            made = estimator(self._saved.outputs, self._saved.targets, self._estimate, names=job.names)
+            if known.examples not in (0, len(self._saved.targets)):
+                raise RadinError(
+                    f"the saved outputs are over {len(self._saved.targets):,} examples, the program gave values for "
+                    f"{known.examples:,}: they must be over the same, in the same order"
+                )
+            known = replace(known, estimator=in_units_of(made, singles, job.metric))
+            if known.estimator is not made:
+                job.notes += ("the outputs' scores are not the program's: they rank recipes, scaled to its scores",)
+        elif self.engine.parts and known.examples:
+            values = np.array([job.single(k).values for k in range(len(job.pool))])
+            known = replace(known, estimator=votes(values, job.names)) if _are_answers(values) else known
+        if self.engine.parts and known.examples and isinstance(known.estimator, AccuracyEstimator):
+            job.metric = replace(job.metric, family="accuracy")
+        return known
+
+    def bind(self, job: Job, known: Known, asked: Mapping[str, Any]) -> Rates:
+        """A pass is one run of the program over all that it scores."""
+        return Rates(known.examples)
+
+
+def _not_here(outputs: Any, targets: Any) -> float:
+    raise RadinError("only the program can score outputs")
+
+
+def _better(higher: bool) -> str:
+    return "higher" if higher else "lower"
+
+
+def _are_answers(values: Floats) -> bool:
+    return bool(np.isin(values, (0.0, 1.0)).all())
+
+
+def _scores(pool: Pool, given: str | Path | Sequence[float] | None) -> Sequence[float] | None:
+    if given is None:
+        return None
+    if isinstance(given, str | Path):
+        dropped = [path for path, _ in pool.duplicates]
+        return read_scores(Path(given), pool.member_names, [member.path for member in pool], dropped=dropped).tolist()
+    scores = [float(score) for score in given]
+    if len(scores) != len(pool):
+        raise RadinError(f"scores must be one for each of the {len(pool)} members; got {len(scores)}")
+    return scores
+
+
+def votes(values: Floats, names: Sequence[str]) -> Estimator:
+    """An estimator from which examples each member gets right, (N, M) zeros and ones: the majority's vote.
+
+    Of each example it is known only whether a member is right. The share of the examples that members of more than half
+    of the ratios get right stands for the accuracy of averaged outputs.
+    """
+    outputs = [np.stack([row, 1 - row], axis=1) for row in values]
+    return estimator(outputs, np.zeros(values.shape[1], dtype=np.int64), metrics.get("accuracy"), names=names)
+
+
+class _Scaled:
+    """An estimator in other units: offset + scale * its scores."""
+
+    def __init__(self, made: Estimator, offset: float, scale: float) -> None:
+        self._made, self._offset, self._scale = made, offset, scale
+
+    def scores(self, weights: Floats) -> Floats:
+        """Estimated scores of recipes (S, N), (S,)."""
+        return self._offset + self._scale * np.asarray(self._made.scores(weights), dtype=np.float64)
+
+
+def in_units_of(made: Estimator, singles: Floats, metric: Metric) -> Estimator:
+    """The estimator as it is where it gives the members' scores (N,); else its least-squares line through them.
+
+    Raises RadinError when the members' estimates do not rise with their scores: then they say nothing about them.
+    """
+    own = np.asarray(made.scores(np.eye(len(singles))), dtype=np.float64)
+    known = np.isfinite(singles) & np.isfinite(own)
+    if known.any() and np.allclose(own[known], singles[known], rtol=1e-6, atol=1e-9):
+        return made
+    if known.sum() < 3 or np.ptp(own[known]) == 0 or np.ptp(singles[known]) == 0:
+        raise RadinError(f"the saved outputs do not give the members' {metric.name}, and too few differ to scale them")
+    scale, offset = np.polyfit(own[known], singles[known], 1)
+    if scale <= 0:
+        raise RadinError(
+            f"the saved outputs say nothing about {metric.name}: members with better outputs have worse scores. Are "
+            "they of these members, and is it the right metric?"
+        )
+    return _Scaled(made, float(offset), float(scale))
+
+
+def fingerprint_of(saved: SavedOutputs) -> str:
+    """A hash of saved outputs and targets by content."""
+    digest = hashlib.sha256()
+    for array in (*saved.outputs, saved.targets):
+        digest.update(repr((array.shape, str(array.dtype))).encode())
+        for start in range(0, len(array), _ROWS):
+            digest.update(np.ascontiguousarray(array[start : start + _ROWS]).data)
+    return digest.hexdigest()

@@ -63,6 +63,7 @@ def stored_outputs(job: Job, engine: LocalEngine, first: FirstBatch, store: Outp
             job.metric,
             expected_data=job.directory.identity[VALIDATION],
             progress=job.progress,
+            readings=engine.evaluator.readings,
         )
     job.metric.check(cached.targets, cached.outputs[0].shape[1])
     for k, outputs in enumerate(cached.outputs):
@@ -92,7 +93,14 @@ def streamed_outputs(job: Job, engine: LocalEngine, first: FirstBatch, store: Ou
     if expected is not None and path.exists():
         _check_same_values(job, first)
         data, targets = stream_outputs(
-            engine.task, job.pool, engine.device, job.metric, None, expected_data=expected, progress=job.progress
+            engine.task,
+            job.pool,
+            engine.device,
+            job.metric,
+            None,
+            expected_data=expected,
+            progress=job.progress,
+            readings=engine.evaluator.readings,
         )
         margins, keys = load_margins(path)
         if keys.data != expected or set(keys.members) != set(job.pool.fingerprints):
@@ -110,7 +118,14 @@ def streamed_outputs(job: Job, engine: LocalEngine, first: FirstBatch, store: Ou
             mine.append(job.metric.per_example(outputs, labels))
 
     data, targets = stream_outputs(
-        engine.task, job.pool, engine.device, job.metric, add, expected_data=expected, progress=job.progress
+        engine.task,
+        job.pool,
+        engine.device,
+        job.metric,
+        add,
+        expected_data=expected,
+        progress=job.progress,
+        readings=engine.evaluator.readings,
     )
     margins = compiler.finish()
     for k, parts in enumerate(values):

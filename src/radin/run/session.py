@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,11 @@ class Session:
     def account(self) -> Account:
         """What has been spent and is known."""
         return self.search.account
+
+    @property
+    def soup(self) -> Path:
+        """Where the best soup so far is."""
+        return self._job.directory.path / self._engine.soup_name
 
     # -- what earlier sessions left
 
@@ -277,16 +283,15 @@ class Session:
         found = self.answer(recipe)
         if found is not None and self._utility(found) > self._best:
             self._best = self._utility(found)
-            self._engine.write(recipe, self._job.directory.soup)
+            self._engine.write(recipe, self.soup)
 
     def write(self, best: Recipe) -> None:
         """Make sure that the soup on disk is the best recipe's; it is already unless a kill came in between."""
-        path = self._job.directory.soup
-        if path.exists():
-            held = read_recipe(path)
+        if self.soup.exists():
+            held = read_recipe(self.soup)
             if Recipe.from_json(held, self._job.pool.fingerprints) == best:
                 return
-        self._engine.write(best, path)
+        self._engine.write(best, self.soup)
 
     def _announce(self, question: Question, working: int) -> None:
         """How far the budget is spent, and about how long the rest will take."""
