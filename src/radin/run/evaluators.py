@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from radin import metrics
 from radin.data.task import Task
 from radin.engine.base import Engine
@@ -23,7 +25,7 @@ from radin.outputs.files import SavedOutputs, read_outputs
 from radin.outputs.store import OutputStore
 from radin.question import VALIDATION, Floats, Indices, Rates
 from radin.run.job import Job
-from radin.run.members import Known, some_examples, stored_outputs, streamed_outputs
+from radin.run.members import Known, asked_scores, some_examples, stored_outputs, streamed_outputs
 from radin.run.preflight import preflight
 from radin.weights import Pool
 
