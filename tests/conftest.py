@@ -53,7 +53,8 @@ def toy_task() -> Task:
 @pytest.fixture(scope="session")
 def radin_command() -> Any:
     """Run the command line in a process of its own: radin_command("check", path, ...) -> CompletedProcess."""
-    environment = os.environ | {"PYTHONPATH": str(Path(toy.__file__).parent)}
+    places = [str(Path(toy.__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(places)}
 
     def run(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "radin", *map(str, arguments)]

@@ -166,15 +166,15 @@ def check(
     as_json: bool,
 ) -> None:
     """Can these checkpoints be averaged? Headers, fingerprints, shapes, distances; nothing long."""
+    from radin.diagnose.check import check_pool
     from radin.engine.device import Device
-    from radin.report.tables import check_tables
-    from radin.run.commands import check_pool
+    from radin.report.check import check_parts
 
     engine = Device.create(device, precision, batch_size)
     with _progress() as progress:
         pool = _open_pool(paths, key, progress)
         found = check_pool(pool, task, engine, distances=distances, progress=progress)
-    _show(found if as_json else None, *check_tables(found))
+    _show(found.to_json() if as_json else None, *check_parts(found))
 
 
 @cli.command()
@@ -272,7 +272,7 @@ def average(
 
     with _progress() as progress:
         pool = _open_pool(paths, key, progress)
-        found = average_pool(pool, weights, recipe, output, integers_from)
+        found = average_pool(pool, weights, recipe, output, integers_from, progress)
     _show(found if as_json else None, f"averaged {found['size']} checkpoints into {output}", *found["notes"])
 
 

@@ -41,7 +41,7 @@ class Diagnosis:
                 "cosines": self.spread.cosines.tolist(),
                 "typical": self.spread.typical,
                 "groups": [list(group) for group in self.spread.groups],
-                "far": [{"member": k, "times": times} for k, times in self.spread.far],
+                "outliers": [{"member": k, "times": times} for k, times in self.spread.outliers],
                 "alike": [list(pair) for pair in self.spread.alike],
                 "unrelated": self.spread.unrelated,
                 "duplicates": [{"dropped": str(d), "kept": str(k)} for d, k in self.pool.duplicates],

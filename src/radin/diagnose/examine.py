@@ -64,7 +64,7 @@ class Soups:
     """Soups of the ``usable`` members, and what averaged outputs promise, all on the slice.
 
     ``together``: all of them as one soup; ``ensemble``: their averaged outputs; ``subset``: the subset whose averaged
-    outputs score best, ``promised``. ``core``: the soup of the largest group without members far out, None where that
+    outputs score best, ``promised``. ``core``: the soup of the largest group without its outliers, None where that
     is all of them or fewer than two.
     """
 
@@ -230,8 +230,8 @@ class _Soups:
         interpolations = [
             self._interpolate(found, best, k, k == farthest, 2 + i * len(ALPHAS), total) for i, k in enumerate(others)
         ]
-        everyone = Recipe.uniform(range(len(usable)), len(usable))
-        ensemble = answer_from_outputs(metric, mixed(outputs, everyone), targets, 0.0, self.data)
+        all_usable = Recipe.uniform(range(len(usable)), len(usable))
+        ensemble = answer_from_outputs(metric, mixed(outputs, all_usable), targets, 0.0, self.data)
         sources = [s for s in default_sources(len(usable), _CANDIDATES) if s in ("top-k", "all", "random")]
         top = rank(outputs, targets, metric, sources=sources, top=1, count=_CANDIDATES)[0]
         subset = tuple(usable[k] for k in top.recipe.members)

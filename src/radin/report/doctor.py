@@ -39,7 +39,7 @@ def doctor_parts(found: Json) -> list[RenderableType]:
 
 
 def _members(found: Json) -> RenderableType:
-    far = {entry["member"]: entry["times"] for entry in found["weights"]["far"]}
+    outliers = {entry["member"]: entry["times"] for entry in found["weights"]["outliers"]}
     groups = {k: place + 1 for place, group in enumerate(found["weights"]["groups"]) for k in group}
     columns = ["member", "distance to the mean"]
     columns += ["group"] if len(found["weights"]["groups"]) > 1 else []
@@ -49,7 +49,7 @@ def _members(found: Json) -> RenderableType:
     for k, member in enumerate(found["members"]):
         cells = {
             "member": member["name"],
-            "distance to the mean": f"{member['to_centre']:.4f}" + (f" ({far[k]:.1f} x)" if k in far else ""),
+            "distance to the mean": f"{member['to_centre']:.4f}" + (f" ({outliers[k]:.1f} x)" if k in outliers else ""),
             "group": str(groups[k]),
             "agreement": _agreement(found, k),
         }

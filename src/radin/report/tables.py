@@ -117,31 +117,3 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} TB"
-
-
-def check_tables(found: Json) -> list[RenderableType]:
-    """What 'radin check' found: the members, what to know about them, and the cost of a run."""
-    distances = found.get("distances")
-    columns = ["member", "size", "fingerprint"] + (["distance to the mean"] if distances else [])
-    rows = []
-    for k, member in enumerate(found["members"]):
-        row = [member["name"], size(member["bytes"]), member["fingerprint"][:12]]
-        rows.append([*row, f"{distances['to_mean'][k]:.4f}"] if distances else row)
-    title = f"{len(rows)} checkpoints, {found['tensors']} tensors, {found['parameters']:,} parameters each"
-    parts: list[RenderableType] = [plain_table(title, columns, rows)]
-    if distances:
-        parts.append("distances are shares of the norm of the mean weights; members far out harm an average")
-    parts += [f"note: {d['dropped']} has the same weights as {d['kept']}; used once" for d in found["duplicates"]]
-    parts += [f"note: {note}" for note in found["notes"]]
-    task = found.get("task")
-    if task:
-        parts.append(f"task: the model fits; {task['metric']} over {task['classes']} outputs")
-        if task["seconds_per_pass"] is not None:
-            parts.append(
-                f"one pass over validation: about {task['seconds_per_pass']:.1f} s in the model "
-                f"({task['batches']} batches); all members' outputs: about {task['seconds_for_outputs']:.0f} s "
-                f"and {size(task['disk_for_outputs'])} of disk"
-            )
-        parts += [f"note: {note}" for note in task["notes"]]
-    parts.append("these checkpoints can be averaged")
-    return parts

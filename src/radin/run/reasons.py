@@ -45,9 +45,9 @@ def reasons_for_no_gain(
 
 
 def distance_reasons(pool: Pool) -> tuple[str, ...]:
-    """What the distances between the members say: no common initialisation, or members far out."""
+    """What the distances between the members say: no common initialisation, several runs, or outliers."""
     found = spread(pool)
-    sentences = (unrelated_sentence(found), groups_sentence(pool, found), far_sentence(pool, found))
+    sentences = (unrelated_sentence(found), groups_sentence(pool, found), outliers_sentence(pool, found))
     return tuple(sentence for sentence in sentences if sentence)
 
 
@@ -78,12 +78,12 @@ def groups_sentence(pool: Pool, found: Spread) -> str | None:
     )
 
 
-def far_sentence(pool: Pool, found: Spread) -> str | None:
-    """One sentence naming the members far out."""
-    if not found.far:
+def outliers_sentence(pool: Pool, found: Spread) -> str | None:
+    """One sentence naming the outliers."""
+    if not found.outliers:
         return None
-    shown = ", ".join(f"{pool[k].name} ({times:.1f} times)" for k, times in found.far[:_NAMED])
-    return f"members far from the rest, in times the median distance to their mean: {shown}{_more(len(found.far))}"
+    shown = ", ".join(f"{pool[k].name} ({times:.1f} times)" for k, times in found.outliers[:_NAMED])
+    return f"outliers, in times the median distance to the members' mean: {shown}{_more(len(found.outliers))}"
 
 
 def named(pool: Pool, members: Sequence[int]) -> str:
