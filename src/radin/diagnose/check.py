@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from radin.data.batches import length
 from radin.data.task import Task
-from radin.diagnose.findings import Finding, of_spread
 from radin.engine.device import Device
 from radin.progress import Progress
 from radin.run.preflight import preflight
 from radin.weights import Geometry, Pool, geometry
 from radin.weights.spread import Spread, spread_of
+
+if TYPE_CHECKING:
+    from radin.report.findings import Finding
 
 _BYTES = 4  # of one output on disk
 
@@ -72,16 +75,19 @@ class CheckedTask:
 
 @dataclass(frozen=True, eq=False)
 class Checked:
-    """What the headers, the content, the distances and a batch tell. ``geometry``, ``spread``: None without distances.
-
-    ``findings``: what the distances mean, in the doctor's words.
-    """
+    """What headers, content, distances and a batch tell. ``geometry``, ``spread``: None where not looked at."""
 
     pool: Pool
     geometry: Geometry | None
     spread: Spread | None
-    findings: tuple[Finding, ...]
     task: CheckedTask | None
+
+    @cached_property
+    def findings(self) -> tuple[Finding, ...]:
+        """What the distances mean, in the doctor's words."""
+        from radin.report.findings import of_spread
+
+        return () if self.spread is None else tuple(of_spread(self.pool, self.spread, with_task=False))
 
     @property
     def to_mean(self) -> list[float] | None:
@@ -136,10 +142,9 @@ def check_pool(
         report = (lambda done, total: progress("distances", done, total)) if progress else None
         shape = geometry(pool, progress=report)
     spread = spread_of(shape) if shape is not None else None
-    findings = tuple(of_spread(pool, spread, with_task=False)) if spread is not None else ()
     checked = _check_task(pool, Task.load(task), engine) if task is not None else None
     pool.require_several()
-    return Checked(pool, shape, spread, findings, checked)
+    return Checked(pool, shape, spread, checked)
 
 
 def _check_task(pool: Pool, task: Task, engine: Device) -> CheckedTask:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +27,7 @@ from radin.recipe import Recipe
 from radin.run.cooking import mixed
 from radin.run.directory import RunDirectory
 from radin.run.ledger import Entry, Ledger
+from radin.run.result import Result
 from radin.search import rank
 from radin.search.sources import default_sources
 from radin.weights import Pool, average
@@ -346,14 +346,10 @@ def _estimates(directory: Path, soups: Sequence[Entry], pool: Pool, metric: str,
     """Recipe identity -> estimate, as far as it is on disk or can be had from what is there."""
     known: dict[str, float] = {}
     if (directory / "result.json").is_file():
-        try:
-            written = json.loads((directory / "result.json").read_text())["evaluations"]
-        except ValueError as error:
-            raise RunError(f"{directory / 'result.json'} is damaged ({error}); run 'radin cook' again") from None
-        for found in written:
-            if found["estimate"] is not None:
-                identity = Recipe.from_json(found["recipe"], pool.fingerprints).identity(pool.fingerprints)
-                known[identity] = found["estimate"]
+        result = Result.load(directory)
+        for found in result.evaluations:
+            if found.estimate is not None:
+                known[found.recipe.identity(result.fingerprints)] = found.estimate
     missing = [e for e in soups if e.identity not in known]
     outputs = {f: directory / "outputs" / f"{f[:32]}.safetensors" for f in pool.fingerprints}
     targets = directory / "outputs" / "targets.safetensors"
@@ -364,8 +360,8 @@ def _estimates(directory: Path, soups: Sequence[Entry], pool: Pool, metric: str,
         arrays = [StoredOutputs.open(path).array() for path in outputs.values()]
         estimates = estimator(arrays, load_file(targets)["targets"], chosen, names=pool.member_names)
         recipes = [Recipe.from_json(e.recipe, pool.fingerprints).weights for e in missing]
-        found = estimates.scores(np.array(recipes))
-        known |= {e.identity: float(score) for e, score in zip(missing, found, strict=True)}
+        scores = estimates.scores(np.array(recipes))
+        known |= {e.identity: float(score) for e, score in zip(missing, scores, strict=True)}
     return known
 
 

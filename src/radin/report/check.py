@@ -6,7 +6,8 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from radin.diagnose.check import Checked, CheckedTask
-from radin.report.tables import plain_table, size
+from radin.report.sentences import size
+from radin.report.tables import plain_table
 
 _NAMED = 5
 

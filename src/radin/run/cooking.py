@@ -31,7 +31,7 @@ from radin.run.result import Result
 from radin.run.soups import Recorded, Soups
 from radin.search import Part, Search
 from radin.search.strategies import base
-from radin.stats.confidence import split_halves
+from radin.stats.split import split_halves
 from radin.weights import Pool, integer_source
 
 __all__ = ["cook", "mixed", "versions"]

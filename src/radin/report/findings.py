@@ -9,14 +9,16 @@ from typing import Literal
 
 import numpy as np
 
-from radin.data.task import Task
+from radin.diagnose.doctor import Diagnosis, batchnorm_layers
 from radin.diagnose.examine import History, Interpolation, SliceReport, Soups, contrast
-from radin.run.reasons import groups_sentence, named, outliers_sentence, unrelated_sentence
+from radin.report import sentences
+from radin.report.sentences import named
+from radin.run.reasons import outliers, training_runs
 from radin.weights import Pool
 from radin.weights.spread import Spread
 
 Level = Literal["ok", "note", "warning", "problem"]
-LEVELS: tuple[Level, ...] = ("problem", "warning", "note", "ok")
+LEVELS: tuple[Level, ...] = ("problem", "warning", "note", "ok")  # the most serious first
 
 _SURE = 2.0  # standard errors
 _SURE_OF_MANY = 3.0  # the same for the largest of a dozen barriers
@@ -36,14 +38,23 @@ class Finding:
     advice: str | None = None
 
 
-def batchnorm_layers(pool: Pool) -> int:
-    """How many layers of the pool keep running statistics."""
-    return sum(name.split(".")[-1] == "running_var" for name in pool.names)
+def findings(diagnosis: Diagnosis) -> tuple[Finding, ...]:
+    """All that a doctor has to say, the most serious first."""
+    pool, shape = diagnosis.pool, diagnosis.spread
+    found = [*of_weights(pool, shape, diagnosis.calibration)]
+    if diagnosis.slice is not None:
+        found += of_slice(pool, shape, diagnosis.slice)
+    if diagnosis.run is not None:
+        found += of_run(diagnosis.run)
+    return tuple(sorted(found, key=lambda finding: LEVELS.index(finding.level)))
 
 
-def of_weights(pool: Pool, shape: Spread, task: Task | None) -> Iterator[Finding]:
-    """Initialisation, outliers, duplicates, BatchNorm, and notes on the files."""
-    yield from of_spread(pool, shape, with_task=task is not None)
+def of_weights(pool: Pool, shape: Spread, calibration: bool | None) -> Iterator[Finding]:
+    """Initialisation, outliers, duplicates, BatchNorm, and notes on the files.
+
+    calibration: whether the task has calibration(); None without a task.
+    """
+    yield from of_spread(pool, shape, with_task=calibration is not None)
     if pool.duplicates:
         shown = ", ".join(f"{dropped.name} = {kept.name}" for dropped, kept in pool.duplicates[:5])
         more = f" and {len(pool.duplicates) - 5} more" if len(pool.duplicates) > 5 else ""
@@ -52,28 +63,27 @@ def of_weights(pool: Pool, shape: Spread, task: Task | None) -> Iterator[Finding
             "duplicates",
             f"{len(pool.duplicates)} files hold the same weights as another and are used once: {shown}{more}",
         )
-    yield from _of_batchnorm(batchnorm_layers(pool), task)
+    yield from _of_batchnorm(batchnorm_layers(pool), calibration)
     for note in pool.notes:
         yield Finding("note", "files", note)
 
 
 def of_spread(pool: Pool, shape: Spread, *, with_task: bool) -> Iterator[Finding]:
     """What the distances between the members tell: initialisation, outliers, near duplicates."""
-    apart = unrelated_sentence(shape)
-    several = groups_sentence(pool, shape)
-    if apart:
+    runs, outlying = training_runs(pool.member_names, shape), outliers(pool.member_names, shape)
+    if shape.unrelated:
         yield Finding(
             "problem",
             "no common initialisation",
-            apart,
+            sentences.unrelated(shape.median),
             "Average only checkpoints that were fine-tuned from the same pretrained weights; use averaged outputs "
             "(an ensemble) for these.",
         )
-    elif several:
+    elif runs:
         yield Finding(
             "problem",
             "several training runs",
-            several,
+            sentences.training_runs(runs),
             "Average within one group only: leave the others out, or cook each group by itself.",
         )
     else:
@@ -85,13 +95,12 @@ def of_spread(pool: Pool, shape: Spread, *, with_task: bool) -> Iterator[Finding
             f"{_degrees(shape.median_cosine):.0f} degrees to each other "
             f"({_degrees(-1 / (len(pool) - 1)):.0f} if they had nothing in common)",
         )
-    outlying = outliers_sentence(pool, shape)
     if outlying:
         tried = "See below what leaving them out gives." if with_task else "With --task the doctor tries that."
         yield Finding(
             "warning",
             "outliers",
-            outlying,
+            sentences.outliers(outlying),
             "They had a higher learning rate or more steps than the rest, or another initialisation; averages often "
             f"suffer from them: try without. {tried}",
         )
@@ -113,14 +122,14 @@ def _degrees(cosine: float) -> float:
     return math.degrees(math.acos(max(-1.0, min(1.0, cosine))))
 
 
-def _of_batchnorm(layers: int, task: Task | None) -> Iterator[Finding]:
+def _of_batchnorm(layers: int, calibration: bool | None) -> Iterator[Finding]:
     if not layers:
         return
     have = f"the model has {layers} BatchNorm layer{'s' * (layers > 1)}, whose statistics do not average"
     how = "Give calibration() in the task: a few batches of training data without augmentation."
-    if task is None:
+    if calibration is None:
         yield Finding("note", "BatchNorm", f"{have}: they must be re-estimated after averaging", how)
-    elif task.calibration is None:
+    elif not calibration:
         yield Finding("warning", "BatchNorm", f"{have}, and the task has no calibration() to re-estimate them", how)
     else:
         yield Finding("ok", "BatchNorm", f"{have}; they are re-estimated over calibration() for every soup")
@@ -245,7 +254,7 @@ def _of_uniform(pool: Pool, seen: SliceReport, soups: Soups) -> Iterator[Finding
         "note",
         "expected gain",
         f"averaged outputs of all members gain {sign * (soups.ensemble.score - top):+.4f} on the best member, those of "
-        f"the best subset found ({len(soups.subset)} members: {named(pool, soups.subset)}) "
+        f"the best subset found ({len(soups.subset)} members: {named([pool[k].name for k in soups.subset])}) "
         f"{sign * (soups.promised - top):+.4f} (positive is better). An estimate with selection bias: it is of "
         "averaged outputs, not of a soup, and chosen on this very slice",
     )
