@@ -31,14 +31,14 @@ def test_cook_prints_the_closing_table(cooked):
     for words in ("best single", "uniform soup", "chosen soup", "logit ensemble", "validation", "test", "noisy", "±"):
         assert words in done.stdout
     passes = (
-        r"passes over validation: (\d+\.?\d?) \(6 for the members' outputs, (\d\.?\d?) of 4 for soups: (\d+) begun, "
+        r"passes over validation: (\d+\.?\d?) \(6 for the members' outputs, (\d\.?\d?) of 4 for soups: (\d+) started, "
     )
-    found = re.search(passes + r"(\d) evaluated in full\)", done.stdout)
+    found = re.search(passes + r"(\d) fully evaluated\)", done.stdout)
     assert found, done.stdout
-    total, soups, begun, full = map(float, found.groups())
+    total, soups, started, full = map(float, found.groups())
     assert total == pytest.approx(6 + soups)
     assert 3 < soups <= 4
-    assert begun > full >= 1
+    assert started > full >= 1
     assert "Traceback" not in done.stderr
 
 
@@ -46,8 +46,8 @@ def test_the_same_command_again_spends_nothing_and_report_shows_it(cooked, toy_f
     out, first = cooked
     again = radin_command("cook", toy_folder, "--task", toy_folder / "task.py", "--budget", 4, "--out", out, "--json")
     found = json.loads(again.stdout)
-    begun = sqlite3.connect(out / "ledger.sqlite").execute("SELECT COUNT(DISTINCT identity) FROM parts").fetchone()[0]
-    assert found["passes"]["begun"] == begun
+    started = sqlite3.connect(out / "ledger.sqlite").execute("SELECT COUNT(DISTINCT identity) FROM parts").fetchone()[0]
+    assert found["passes"]["started"] == started
     assert 3 < found["passes"]["soups"] <= 4
     report = radin_command("report", out, "--json")
     assert json.loads(report.stdout) == found

@@ -171,14 +171,14 @@ def test_trainings_that_share_nothing_are_not_called_one_pool(tmp_path):
     assert "one initialisation" not in titles(found, "ok")
 
 
-def test_a_member_far_out_is_named_and_tried_without(toy_folder, toy_pool, task, tmp_path, healthy):
+def test_an_outlier_is_named_and_tried_without(toy_folder, toy_pool, task, tmp_path, healthy):
     members = [toy_pool.tensors(k) for k in range(6)]
     mean = mixed(members, [1 / 6] * 6)
     away = {n: mean[n] + 6 * (t - mean[n]) if "weight" in n or "bias" in n else t for n, t in members[1].items()}
     save_file(away, tmp_path / "away.safetensors")
     pool = Pool.open([toy_folder, tmp_path])
     found = radin.doctor(pool, task)
-    (far,) = found.spread.far
+    (far,) = found.spread.outliers
     assert pool[far[0]].name.endswith("away")
 
     def flat(tensors):
@@ -187,7 +187,7 @@ def test_a_member_far_out_is_named_and_tried_without(toy_folder, toy_pool, task,
     weights = torch.stack([flat(pool.tensors(k)) for k in range(7)])
     lengths = (weights - weights.mean(0)).norm(dim=1)
     assert far[1] == pytest.approx(float(lengths[far[0]] / lengths.median()), rel=1e-6)
-    warning = the(found, "members far out")
+    warning = the(found, "outliers")
     assert warning.level == "warning"
     assert f"({far[1]:.1f} times)" in warning.sentence
     assert found.slice.soups.core.score == healthy.slice.soups.together.score

@@ -109,7 +109,7 @@ def test_the_order_of_the_files_does_not_matter(toy_folder, toy_task, tmp_path):
         return [(e.recipe.identity(result.fingerprints), e.score) for e in result.evaluations]
 
     assert contents(there) == contents(back)
-    assert there.passes.begun == back.passes.begun > len(there.evaluations)
+    assert there.passes.started == back.passes.started > len(there.evaluations)
     again = radin.cook(files[::-1], toy_task, budget=4, out=tmp_path / "there")
     assert again.passes.soups == there.passes.soups
 
@@ -120,7 +120,7 @@ def test_result_json_says_all(toy_pool, toy_task, tmp_path):
     found = json.loads((tmp_path / "run" / "result.json").read_text())
     for name in ("best", "best_single", "uniform"):
         assert {"recipe", "score", "stderr"} <= set(found[name])
-    assert found["passes"] == {"outputs": 6, "soups": 3, "total": 9, "budget": 3, "begun": 3}
+    assert found["passes"] == {"members": 6, "soups": 3, "total": 9, "budget": 3, "started": 3, "failed": 0}
     assert len(found["evaluations"]) == 3
     assert set(found["test"]) == {"best_single", "uniform", "best"}
     assert found["shifts"]["bright"]["best"]["score"] < 1.0

@@ -92,10 +92,10 @@ def straight(toy_pool, tmp_path_factory):
 
 def test_a_budget_buys_shares_of_passes(straight):
     result, watch = straight
-    assert result.passes.begun > len(result.evaluations) >= 1
-    assert result.passes.begun == len({weights for weights, _ in watch.parts})
+    assert result.passes.started > len(result.evaluations) >= 1
+    assert result.passes.started == len({weights for weights, _ in watch.parts})
     examples = sum(len(examples) for _, examples in watch.parts)
-    spent = (examples + CALIBRATION * result.passes.begun) / (VALIDATION + CALIBRATION)
+    spent = (examples + CALIBRATION * result.passes.started) / (VALIDATION + CALIBRATION)
     assert result.passes.soups == pytest.approx(spent, abs=1e-8)
     assert result.passes.soups == pytest.approx(watch.searches[-1].spent, abs=1e-8)
     assert BUDGET - 1 < result.passes.soups <= BUDGET
@@ -202,7 +202,7 @@ def test_soups_are_calibrated_once_and_run_on_what_was_asked_only(toy_pool, task
     monkeypatch.setattr(Evaluator, "values", counted)
     monkeypatch.setattr("radin.engine.evaluate.reestimate", calibrated)
     result = cook(toy_pool, replace(task, test=None), budget=BUDGET, out=tmp_path / "run")
-    assert seen["calibrated"] == result.passes.begun
+    assert seen["calibrated"] == result.passes.started
     share = (seen["forwarded"] + CALIBRATION * seen["calibrated"]) / (VALIDATION + CALIBRATION)
     assert share == pytest.approx(result.passes.soups, abs=1e-8)
 
@@ -227,7 +227,7 @@ def test_calibration_is_counted_once_and_kept(toy_pool, toy_task, tmp_path):
 def test_other_metrics_take_whole_soups_by_the_same_way(toy_pool, toy_task, tmp_path, metric):
     task = replace(toy_task, metric=metric)
     result = cook(toy_pool, task, budget=3, out=tmp_path / "run")
-    assert result.passes.soups == result.passes.begun == len(result.evaluations) == 3
+    assert result.passes.soups == result.passes.started == len(result.evaluations) == 3
     more = cook(toy_pool, task, budget=4, out=tmp_path / "run")
     straight = cook(toy_pool, task, budget=4, out=tmp_path / "straight")
     assert [(e.recipe, e.score) for e in more.evaluations] == [(e.recipe, e.score) for e in straight.evaluations]
@@ -258,7 +258,7 @@ def test_soups_with_outputs_that_are_not_finite_never_win(toy_pool, toy_task, tm
     task = replace(toy_task, model=lambda: Fragile(*toy.model()), calibration=None)
     result = cook(toy_pool, task, budget=2, out=tmp_path / "run")
     assert result.best.recipe.is_single
-    assert result.passes.begun > 1
+    assert result.passes.started > 1
     assert all(np.isnan(e.score) for e in result.evaluations)
     again = cook(toy_pool, task, budget=2, out=tmp_path / "run")
     assert again.passes == result.passes

@@ -14,7 +14,9 @@ from radin.errors import RadinError, RunError
 from radin.recipe import Recipe
 from radin.run.ledger import Ledger
 from radin.search import Search
-from radin.stats.confidence import optimism, paired_difference, split_halves
+from radin.stats.optimism import optimism
+from radin.stats.paired import paired_difference
+from radin.stats.split import split_halves
 
 LABELS = torch.cat([y for _, y in toy.batches(toy.VALIDATION)]).numpy()
 SEARCHED, CHOOSING = split_halves(LABELS, 0)
@@ -136,7 +138,7 @@ def test_the_result_says_how_sure_it_is(toy_pool, task, tmp_path):
     for name in ("difference", "stderr", "low", "high", "p_value", "method", "inside_noise"):
         assert gain[name] == getattr(by_hand, name)
     assert result.confidence[0].startswith("gain over the best single on validation: +")
-    assert result.optimism.candidates == 6 + result.passes.begun
+    assert result.optimism.candidates == 6 + result.passes.started
     assert result.optimism.score == result.best.score
     assert result.optimism.corrected == pytest.approx(result.best.score - result.optimism.optimism)
     assert result.optimism.optimism > 0

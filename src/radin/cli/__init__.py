@@ -144,8 +144,7 @@ def cook(
             integers_from=integers_from,
             progress=progress,
         )
-    found = result.to_json()
-    _show(found if as_json else None, closing_table(found), *closing_lines(found))
+    _show(result.to_json() if as_json else None, closing_table(result), *closing_lines(result))
 
 
 @cli.command()
@@ -166,15 +165,15 @@ def check(
     as_json: bool,
 ) -> None:
     """Can these checkpoints be averaged? Headers, fingerprints, shapes, distances; nothing long."""
+    from radin.diagnose.check import check_pool
     from radin.engine.device import Device
-    from radin.report.tables import check_tables
-    from radin.run.commands import check_pool
+    from radin.report.check import check_parts
 
     engine = Device.create(device, precision, batch_size)
     with _progress() as progress:
         pool = _open_pool(paths, key, progress)
         found = check_pool(pool, task, engine, distances=distances, progress=progress)
-    _show(found if as_json else None, *check_tables(found))
+    _show(found.to_json() if as_json else None, *check_parts(found))
 
 
 @cli.command()
@@ -211,8 +210,8 @@ def doctor(
             precision=precision,
             batch_size=batch_size,
             progress=progress,
-        ).to_json()
-    _show(found if as_json else None, *doctor_parts(found))
+        )
+    _show(found.to_json() if as_json else None, *doctor_parts(found))
 
 
 @cli.command()
@@ -234,7 +233,8 @@ def evaluate(
 ) -> None:
     """True scores of checkpoints as they are, one full pass each."""
     from radin.engine.device import Device
-    from radin.report.tables import number, plain_table
+    from radin.report.sentences import number
+    from radin.report.tables import plain_table
     from radin.run.commands import evaluate_pool
 
     engine = Device.create(device, precision, batch_size)
@@ -272,7 +272,7 @@ def average(
 
     with _progress() as progress:
         pool = _open_pool(paths, key, progress)
-        found = average_pool(pool, weights, recipe, output, integers_from)
+        found = average_pool(pool, weights, recipe, output, integers_from, progress)
     _show(found if as_json else None, f"averaged {found['size']} checkpoints into {output}", *found["notes"])
 
 
@@ -359,17 +359,10 @@ def strategies(as_json: bool) -> None:
 def report(directory: Path, as_json: bool) -> None:
     """Show a finished run again."""
     from radin.report.tables import closing_lines, closing_table
+    from radin.run.result import Result
 
-    path = directory / "result.json"
-    if not path.is_file():
-        raise RadinError(
-            f"no finished run in {directory}: there is no result.json. Run 'radin cook' with --out {directory}"
-        )
-    try:
-        found = json.loads(path.read_text())
-    except ValueError as error:
-        raise RadinError(f"{path} is damaged ({error}); run 'radin cook' again to rewrite it") from None
-    _show(found if as_json else None, closing_table(found), *closing_lines(found))
+    result = Result.load(directory)
+    _show(result.to_json() if as_json else None, closing_table(result), *closing_lines(result))
 
 
 @cli.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ from rich.console import RenderableType
 
 from radin.demo.pool import build
 from radin.progress import Progress
-from radin.report.tables import closing_lines, closing_table, number, plain_table, share
-from radin.run import cook
+from radin.report.sentences import number, share
+from radin.report.tables import closing_lines, closing_table, plain_table
+from radin.run import Result, Scored, cook
 
 MEMBERS = 16
 
@@ -38,25 +40,24 @@ def run_demo(
         uniform=False,
         progress=progress,
     )
-    found = {"run": ours.to_json(), "greedy": greedy.to_json(), "data": pool.data}
-    found["seconds"] = {"training": trained, "total": time.monotonic() - started}
-    return found, _shown(found)
+    seconds = {"training": trained, "total": time.monotonic() - started}
+    found = {"run": ours.to_json(), "greedy": greedy.to_json(), "data": pool.data, "seconds": seconds}
+    return found, _shown(ours, greedy, seconds)
 
 
-def _shown(found: dict[str, Any]) -> list[RenderableType]:
-    ours, greedy = found["run"], found["greedy"]
-    rows = []
-    for label, result, key in (
-        ("best single", ours, "best_single"),
-        ("greedy", greedy, "best"),
-        ("adaptive, the default", ours, "best"),
-    ):
-        looks = [result, result["test"], *result["shifts"].values()]
-        scores = [number(look[key]["score"], look[key]["stderr"]) for look in looks]
-        passes = ours["passes"]["outputs"] if key == "best_single" else result["passes"]["total"]
-        rows.append([label, str(result[key]["size"]), *scores, share(passes)])
-    columns = ["", "members", "validation", "test", *ours["shifts"], "passes"]
-    seconds = found["seconds"]
+def _shown(ours: Result, greedy: Result, seconds: Mapping[str, float]) -> list[RenderableType]:
+    looks = list(ours.best.looks)
+
+    def row(label: str, found: Scored, passes: float) -> list[str]:
+        scores = [number(found.score, found.stderr), *(number(*found.looks[name]) for name in looks)]
+        return [label, str(found.recipe.size), *scores, share(passes)]
+
+    rows = [
+        row("best single", ours.best_single, len(ours.member_names)),
+        row("greedy", greedy.best, greedy.passes.total),
+        row("adaptive, the default", ours.best, ours.passes.total),
+    ]
+    columns = ["", "members", "validation", *(name.removeprefix("shifts/") for name in looks), "passes"]
     return [
         closing_table(ours),
         *closing_lines(ours),

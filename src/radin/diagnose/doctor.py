@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from radin.data.task import Task
 from radin.diagnose.examine import ALPHAS, History, SliceReport, examine_run, examine_slice
-from radin.diagnose.findings import LEVELS, Finding, batchnorm_layers, of_run, of_slice, of_weights
 from radin.engine.device import Device
 from radin.engine.load import check_fits
 from radin.errors import RadinError
@@ -18,18 +18,31 @@ from radin.progress import Progress
 from radin.weights import Pool
 from radin.weights.spread import Spread, spread
 
-__all__ = ["Diagnosis", "Finding", "doctor"]
+if TYPE_CHECKING:
+    from radin.report.findings import Finding
+
+__all__ = ["Diagnosis", "doctor"]
 
 
 @dataclass(frozen=True, eq=False)
 class Diagnosis:
-    """All ``findings``, the most serious first, and the measurements they rest on."""
+    """What was measured: of the weights, of a ``slice`` of the data, of a ``run``. Its ``findings`` say what it means.
+
+    calibration: whether the task has calibration(); None without a task.
+    """
 
     pool: Pool
-    findings: tuple[Finding, ...]
     spread: Spread
     slice: SliceReport | None
     run: History | None
+    calibration: bool | None
+
+    @cached_property
+    def findings(self) -> tuple[Finding, ...]:
+        """In sentences with numbers and what to do, the most serious first."""
+        from radin.report.findings import findings
+
+        return findings(self)
 
     def to_json(self) -> dict[str, Any]:
         """The content of 'radin doctor --json'. Indices count the members in the pool's order; None where not known."""
@@ -41,7 +54,7 @@ class Diagnosis:
                 "cosines": self.spread.cosines.tolist(),
                 "typical": self.spread.typical,
                 "groups": [list(group) for group in self.spread.groups],
-                "far": [{"member": k, "times": times} for k, times in self.spread.far],
+                "outliers": [{"member": k, "times": times} for k, times in self.spread.outliers],
                 "alike": [list(pair) for pair in self.spread.alike],
                 "unrelated": self.spread.unrelated,
                 "duplicates": [{"dropped": str(d), "kept": str(k)} for d, k in self.pool.duplicates],
@@ -96,13 +109,12 @@ def doctor(
     history = examine_run(Path(run), pool, loaded) if run is not None else None
     shape = spread(pool, progress=progress)
     seen = examine_slice(loaded, pool, shape, examples, engine, progress) if loaded is not None else None
-    findings = [*of_weights(pool, shape, loaded)]
-    if seen is not None:
-        findings += of_slice(pool, shape, seen)
-    if history is not None:
-        findings += of_run(history)
-    findings.sort(key=lambda finding: LEVELS.index(finding.level))
-    return Diagnosis(pool, tuple(findings), shape, seen, history)
+    return Diagnosis(pool, shape, seen, history, None if loaded is None else loaded.calibration is not None)
+
+
+def batchnorm_layers(pool: Pool) -> int:
+    """How many layers of the pool keep running statistics."""
+    return sum(name.split(".")[-1] == "running_var" for name in pool.names)
 
 
 def _slice_json(seen: SliceReport) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,9 +24,10 @@ from radin.outputs.store import StoredOutputs
 from radin.progress import Progress
 from radin.question import Answer, answer_from_outputs
 from radin.recipe import Recipe
-from radin.run.cooking import mixed
+from radin.run.members import mixed
 from radin.run.directory import RunDirectory
 from radin.run.ledger import Entry, Ledger
+from radin.run.result import Result
 from radin.search import rank
 from radin.search.sources import default_sources
 from radin.weights import Pool, average
@@ -64,7 +64,7 @@ class Soups:
     """Soups of the ``usable`` members, and what averaged outputs promise, all on the slice.
 
     ``together``: all of them as one soup; ``ensemble``: their averaged outputs; ``subset``: the subset whose averaged
-    outputs score best, ``promised``. ``core``: the soup of the largest group without members far out, None where that
+    outputs score best, ``promised``. ``core``: the soup of the largest group without its outliers, None where that
     is all of them or fewer than two.
     """
 
@@ -230,8 +230,8 @@ class _Soups:
         interpolations = [
             self._interpolate(found, best, k, k == farthest, 2 + i * len(ALPHAS), total) for i, k in enumerate(others)
         ]
-        everyone = Recipe.uniform(range(len(usable)), len(usable))
-        ensemble = answer_from_outputs(metric, mixed(outputs, everyone), targets, 0.0, self.data)
+        all_usable = Recipe.uniform(range(len(usable)), len(usable))
+        ensemble = answer_from_outputs(metric, mixed(outputs, all_usable), targets, 0.0, self.data)
         sources = [s for s in default_sources(len(usable), _CANDIDATES) if s in ("top-k", "all", "random")]
         top = rank(outputs, targets, metric, sources=sources, top=1, count=_CANDIDATES)[0]
         subset = tuple(usable[k] for k in top.recipe.members)
@@ -346,14 +346,10 @@ def _estimates(directory: Path, soups: Sequence[Entry], pool: Pool, metric: str,
     """Recipe identity -> estimate, as far as it is on disk or can be had from what is there."""
     known: dict[str, float] = {}
     if (directory / "result.json").is_file():
-        try:
-            written = json.loads((directory / "result.json").read_text())["evaluations"]
-        except ValueError as error:
-            raise RunError(f"{directory / 'result.json'} is damaged ({error}); run 'radin cook' again") from None
-        for found in written:
-            if found["estimate"] is not None:
-                identity = Recipe.from_json(found["recipe"], pool.fingerprints).identity(pool.fingerprints)
-                known[identity] = found["estimate"]
+        result = Result.load(directory)
+        for found in result.evaluations:
+            if found.estimate is not None:
+                known[found.recipe.identity(result.fingerprints)] = found.estimate
     missing = [e for e in soups if e.identity not in known]
     outputs = {f: directory / "outputs" / f"{f[:32]}.safetensors" for f in pool.fingerprints}
     targets = directory / "outputs" / "targets.safetensors"
@@ -364,8 +360,8 @@ def _estimates(directory: Path, soups: Sequence[Entry], pool: Pool, metric: str,
         arrays = [StoredOutputs.open(path).array() for path in outputs.values()]
         estimates = estimator(arrays, load_file(targets)["targets"], chosen, names=pool.member_names)
         recipes = [Recipe.from_json(e.recipe, pool.fingerprints).weights for e in missing]
-        found = estimates.scores(np.array(recipes))
-        known |= {e.identity: float(score) for e, score in zip(missing, found, strict=True)}
+        scores = estimates.scores(np.array(recipes))
+        known |= {e.identity: float(score) for e, score in zip(missing, scores, strict=True)}
     return known
 
 

@@ -99,6 +99,7 @@ class CommandEngine(Engine):
         self._pool = pool
         self.command = command
         self.slots = command.jobs
+        self.soup_name = "soup" + suffix_of(pool[0].checkpoint)
         self._template = Template.parse(command.command)
         self.parts = "examples" in self._template.placeholders
         self._integers_from = integers_from
@@ -116,11 +117,6 @@ class CommandEngine(Engine):
     def rates(self) -> Rates:
         """All questions are whole passes until an answer has told, by its values, how many examples there are."""
         return Rates(examples=self._examples)
-
-    @property
-    def soup_name(self) -> str:
-        """A name for the soup that ``write`` fills in the members' own format: "soup.pt", or "soup" for a folder."""
-        return "soup" + suffix_of(self._pool[0].checkpoint)
 
     @property
     def notes(self) -> tuple[str, ...]:

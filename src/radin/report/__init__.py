@@ -1,1 +1,1 @@
-"""Reads what came out and shows it. Works on JSON forms, so that it can show a run of any session."""
+"""Puts what came out into words, tables and pages. Works on typed values; result.json can be read back into one."""

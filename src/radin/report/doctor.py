@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from rich.console import RenderableType
 from rich.text import Text
 
-from radin.report.tables import number, plain_table
-
-Json = Mapping[str, Any]
+from radin.diagnose.doctor import Diagnosis
+from radin.diagnose.examine import ALPHAS, SliceReport, Soups
+from radin.report.sentences import number
+from radin.report.tables import plain_table
 
 _HEADINGS = {
     "problem": ("problems", "bold red"),
@@ -20,59 +18,53 @@ _HEADINGS = {
 }
 
 
-def doctor_parts(found: Json) -> list[RenderableType]:
-    """Everything 'radin doctor' shows, from its JSON form."""
+def doctor_parts(found: Diagnosis) -> list[RenderableType]:
+    """Everything 'radin doctor' shows."""
     parts: list[RenderableType] = []
     for level, (heading, style) in _HEADINGS.items():
-        findings = [finding for finding in found["findings"] if finding["level"] == level]
+        findings = [finding for finding in found.findings if finding.level == level]
         if findings:
             parts.append(Text(heading, style=style))
         for finding in findings:
-            parts.append(Text.assemble("  ", (f"{finding['title']}: ", "bold"), finding["sentence"]))
-            if finding["advice"]:
-                parts.append(Text(f"    → {finding['advice']}"))
+            parts.append(Text.assemble("  ", (f"{finding.title}: ", "bold"), finding.sentence))
+            if finding.advice:
+                parts.append(Text(f"    → {finding.advice}"))
     parts.append("")
     parts.append(_members(found))
-    if found["slice"] and found["slice"]["soups"]:
-        parts.append(_interpolations(found))
+    if found.slice is not None and found.slice.soups is not None:
+        parts.append(_interpolations(found, found.slice, found.slice.soups))
     return parts
 
 
-def _members(found: Json) -> RenderableType:
-    far = {entry["member"]: entry["times"] for entry in found["weights"]["far"]}
-    groups = {k: place + 1 for place, group in enumerate(found["weights"]["groups"]) for k in group}
-    columns = ["member", "distance to the mean"]
-    columns += ["group"] if len(found["weights"]["groups"]) > 1 else []
-    columns += [f"{found['slice']['metric']['name']} on the slice"] if found["slice"] else []
-    columns += ["agreement"] if found["slice"] and found["slice"]["agreement"] else []
+def _members(found: Diagnosis) -> RenderableType:
+    spread, seen = found.spread, found.slice
+    outliers = dict(spread.outliers)
+    groups = {k: place + 1 for place, group in enumerate(spread.groups) for k in group}
+    several, agreement = len(spread.groups) > 1, seen.agreement if seen is not None else None
+    columns = ["member", "distance to the mean"] + (["group"] if several else [])
+    columns += [f"{seen.metric.name} on the slice"] if seen is not None else []
+    columns += ["agreement"] if agreement is not None else []
     rows = []
-    for k, member in enumerate(found["members"]):
-        cells = {
-            "member": member["name"],
-            "distance to the mean": f"{member['to_centre']:.4f}" + (f" ({far[k]:.1f} x)" if k in far else ""),
-            "group": str(groups[k]),
-            "agreement": _agreement(found, k),
-        }
-        rows.append([cells.get(column, number(member["score"], member["stderr"])) for column in columns])
+    for k, member in enumerate(found.pool):
+        row = [member.name, f"{spread.to_centre[k]:.4f}" + (f" ({outliers[k]:.1f} x)" if k in outliers else "")]
+        row += [str(groups[k])] if several else []
+        if seen is not None:
+            score = seen.members[k]
+            row.append("–" if score is None else number(score.score, score.stderr))
+        if agreement is not None:
+            shares = [share for j, share in enumerate(agreement[k].tolist()) if j != k and share == share]
+            row.append(f"{sum(shares) / len(shares):.1%}" if shares else "–")
+        rows.append(row)
     return plain_table(f"{len(rows)} members; distances are shares of the norm of the mean weights", columns, rows)
 
 
-def _agreement(found: Json, k: int) -> str:
-    """A member's mean share of examples on which it gives the same class as another."""
-    if not found["slice"] or not found["slice"]["agreement"]:
-        return ""
-    row = found["slice"]["agreement"][k]
-    shares = [share for j, share in enumerate(row) if j != k and share is not None]
-    return f"{sum(shares) / len(shares):.1%}" if shares else "–"
-
-
-def _interpolations(found: Json) -> RenderableType:
-    soups, names = found["slice"]["soups"], [member["name"] for member in found["members"]]
-    columns = ["from the best to", "its score", *(f"{alpha:g} of it" for alpha in soups["alphas"]), "barrier"]
+def _interpolations(found: Diagnosis, seen: SliceReport, soups: Soups) -> RenderableType:
+    names = found.pool.member_names
+    columns = ["from the best to", "its score", *(f"{alpha:g} of it" for alpha in ALPHAS), "barrier"]
     rows = []
-    for path in soups["interpolations"]:
-        end = names[path["second"]] + (" (farthest)" if path["farthest"] else "")
-        score = number(found["members"][path["second"]]["score"])
-        rows.append([end, score, *map(number, path["scores"]), number(path["barrier"], path["barrier_stderr"])])
-    best = names[soups["interpolations"][0]["first"]]
+    for path in soups.interpolations:
+        end = names[path.second] + (" (farthest)" if path.farthest else "")
+        scores = [number(score) for score in path.scores]
+        rows.append([end, number(seen.score(path.second).score), *scores, number(path.barrier, path.barrier_stderr)])
+    best = names[soups.interpolations[0].first]
     return plain_table(f"averages of two members, from {best}, the best on the slice", columns, rows)

@@ -1,103 +1,93 @@
-"""Tables for people, from the JSON forms of what came out."""
+"""Tables for people, from typed values."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from rich import box
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-Json = Mapping[str, Any]
+from radin.report import sentences
+from radin.report.sentences import number
+from radin.run.result import Result, Scored
+
+_SHIFTS = "shifts/"
 
 
-def number(value: float | None, stderr: float | None = None) -> str:
-    """A score with its standard error, four decimals; a dash when there is none."""
-    if value is None:
-        return "–"
-    text = f"{value:.4f}"
-    return text if stderr is None else f"{text} ± {stderr:.4f}"
+def closing_rows(result: Result) -> tuple[str, list[str], list[list[str]]]:
+    """Title, column names and rows of the table that ends a run: who, members, validation, test, shifts, further.
+
+    The row of what was chosen is the last but the ensemble, where there is one.
+    """
+    direction = "higher is better" if result.higher_is_better else "lower is better"
+    title = f"{result.metric} ({direction}), {result.examples} validation examples"
+    looks, further = list(result.best.looks), list(result.best.further)
+    columns = ["", "members", "validation", *(name.removeprefix(_SHIFTS) for name in looks), *further]
+    chosen = "chosen soup"
+    if result.best.recipe.is_single:
+        chosen = "chosen: the best single"
+    elif result.best.recipe == result.uniform.recipe:
+        chosen = "chosen: the uniform soup"
+    rows = []
+    for label, scored in (
+        ("best single", result.best_single),
+        ("uniform soup", result.uniform),
+        (chosen, result.best),
+        ("logit ensemble", result.ensemble),
+    ):
+        if scored is not None:
+            cells = [number(*scored.looks.get(name, (None, None))) for name in looks]
+            cells += [number(*scored.further.get(name, (None, None))) for name in further]
+            rows.append([label, str(scored.recipe.size), _validation(scored), *cells])
+    return title, columns, rows
 
 
-def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", title_style="", box=box.SIMPLE_HEAD, pad_edge=False)
+def _validation(scored: Scored) -> str:
+    if scored.score is None and scored.estimate is not None:
+        return f"({scored.estimate:.4f})"
+    return number(scored.score, scored.stderr)
 
 
-def closing_table(result: Json) -> Table:
-    """The table that ends a run, from result.json: who, validation, test, shifts."""
-    metric = result["metric"]
-    direction = "higher is better" if metric["higher_is_better"] else "lower is better"
-    title = f"{metric['name']} ({direction}), {result['examples']} validation examples"
+def closing_table(result: Result) -> Table:
+    """The table that ends a run."""
+    title, columns, rows = closing_rows(result)
     table = _table(title)
-    table.add_column("", no_wrap=True)
-    table.add_column("members", justify="right")
-    table.add_column("validation", justify="right", no_wrap=True)
-    looks = {"test": result["test"] or {}, **{name: found or {} for name, found in result["shifts"].items()}}
-    looks = {name: found for name, found in looks.items() if found}
-    for name in looks:
-        table.add_column(name, justify="right", no_wrap=True)
-    rows = [("best_single", "best single"), ("uniform", "uniform soup"), ("best", "chosen soup")]
-    chosen_is_single = result["best"]["size"] == 1
-    chosen_is_uniform = result["best"]["recipe"] == result["uniform"]["recipe"]
-    for key, label in rows:
-        if key == "best" and chosen_is_single:
-            label = "chosen: the best single"
-        elif key == "best" and chosen_is_uniform:
-            label = "chosen: the uniform soup"
-        found = result[key]
-        validation = number(found["score"], found["stderr"])
-        if found["score"] is None and found["estimate"] is not None:
-            validation = f"({found['estimate']:.4f})"
-        cells = [number(look[key]["score"], look[key]["stderr"]) if key in look else "–" for look in looks.values()]
-        table.add_row(label, str(found["size"]), validation, *cells, style="bold" if key == "best" else None)
-    ensemble = result["ensemble"]
-    table.add_row(
-        "logit ensemble",
-        str(ensemble["size"]),
-        number(ensemble["score"], ensemble["stderr"]),
-        *["–"] * len(looks),
-        style="dim",
-    )
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=index != 1)
+    styles = [None, None, "bold", "dim"]
+    for row, style in zip(rows, styles, strict=False):
+        table.add_row(*map(Text, row), style=style)
     return table
 
 
-def closing_lines(result: Json) -> list[RenderableType]:
+def closing_lines(result: Result) -> list[RenderableType]:
     """What the table cannot say: how sure the gain is, the passes, the time, the members chosen, notes and reasons."""
-    seconds = result["seconds"]
-    lines: list[RenderableType] = []
-    if result["uniform"]["score"] is None:
-        lines.append("(in brackets: estimated from averaged outputs; this soup was not evaluated in full)")
-    if result["best"]["size"] > 1:
-        for sentence in result["confidence"]:
-            noise = sentence.startswith("inside the noise")
-            lines.append(Text(f"warning: {sentence}", style="bold yellow") if noise else sentence)
-        members = result["best"]["recipe"]["members"]
-        lines.append("members: " + ", ".join(f"{m['name']} {m['weight']:.3g}" for m in members))
+    return [Text(line, style="bold yellow") if warns else line for line, warns in closing_sentences(result)]
+
+
+def closing_sentences(result: Result) -> list[tuple[str, bool]]:
+    """The same as plain text, each with whether it is a warning."""
+    lines: list[tuple[str, bool]] = []
+    if result.uniform.score is None and result.uniform.estimate is not None:
+        lines.append(("(in brackets: estimated from averaged outputs; this soup was not fully evaluated)", False))
+    if result.best.recipe.is_single:
+        lines.append(("no soup beat the best single member: the result is that member", False))
+        if result.reasons is not None:
+            lines += [(f"likely reason: {reason}", False) for reason in sentences.reasons(result.reasons)]
     else:
-        lines.append("no soup beat the best single member: the result is that member")
-        lines += [f"likely reason: {reason}" for reason in result["reasons"]]
-    spent = ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items() if name != "total")
-    lines.append(_passes(result))
-    lines.append(f"time: {seconds['total']:.1f} s ({spent})")
-    lines += [f"note: {note}" for note in result["notes"]]
-    lines.append(f"soup: {result['soup']}")
+        for sentence in result.confidence:
+            noise = sentence.startswith("inside the noise")
+            lines.append((f"warning: {sentence}" if noise else sentence, noise))
+        recipe, names = result.best.recipe, result.member_names
+        lines.append(("members: " + ", ".join(f"{names[k]} {recipe.weights[k]:.3g}" for k in recipe.members), False))
+    lines.append((sentences.passes(result.passes, len(result.evaluations)), False))
+    spent = ", ".join(f"{name} {value:.1f} s" for name, value in result.seconds.items() if name != "total")
+    lines.append((f"time: {result.seconds['total']:.1f} s ({spent})", False))
+    lines += [(f"note: {note}", False) for note in result.notes]
+    lines.append((f"soup: {result.soup}", False))
     return lines
-
-
-def _passes(result: Json) -> str:
-    passes, full = result["passes"], len(result["evaluations"])
-    text = (
-        f"passes over validation: {share(passes['total'])} ({passes['outputs']} for the members' outputs, "
-        f"{share(passes['soups'])} of {passes['budget']} for soups"
-    )
-    return text + (")" if passes["begun"] == full else f": {passes['begun']} begun, {full} evaluated in full)")
-
-
-def share(passes: float) -> str:
-    """Passes, with one decimal where they are not whole."""
-    return f"{passes:.0f}" if abs(passes - round(passes)) < 1e-6 else f"{passes:.1f}"
 
 
 def plain_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
@@ -110,38 +100,5 @@ def plain_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     return table
 
 
-def size(count: float) -> str:
-    """Bytes in words."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
-
-
-def check_tables(found: Json) -> list[RenderableType]:
-    """What 'radin check' found: the members, what to know about them, and the cost of a run."""
-    distances = found.get("distances")
-    columns = ["member", "size", "fingerprint"] + (["distance to the mean"] if distances else [])
-    rows = []
-    for k, member in enumerate(found["members"]):
-        row = [member["name"], size(member["bytes"]), member["fingerprint"][:12]]
-        rows.append([*row, f"{distances['to_mean'][k]:.4f}"] if distances else row)
-    title = f"{len(rows)} checkpoints, {found['tensors']} tensors, {found['parameters']:,} parameters each"
-    parts: list[RenderableType] = [plain_table(title, columns, rows)]
-    if distances:
-        parts.append("distances are shares of the norm of the mean weights; members far out harm an average")
-    parts += [f"note: {d['dropped']} has the same weights as {d['kept']}; used once" for d in found["duplicates"]]
-    parts += [f"note: {note}" for note in found["notes"]]
-    task = found.get("task")
-    if task:
-        parts.append(f"task: the model fits; {task['metric']} over {task['classes']} outputs")
-        if task["seconds_per_pass"] is not None:
-            parts.append(
-                f"one pass over validation: about {task['seconds_per_pass']:.1f} s in the model "
-                f"({task['batches']} batches); all members' outputs: about {task['seconds_for_outputs']:.0f} s "
-                f"and {size(task['disk_for_outputs'])} of disk"
-            )
-        parts += [f"note: {note}" for note in task["notes"]]
-    parts.append("these checkpoints can be averaged")
-    return parts
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", title_style="", box=box.SIMPLE_HEAD, pad_edge=False)

@@ -1,9 +1,8 @@
-"""What the short commands do: check, evaluate, average, rank. Each returns the JSON form of what it found."""
+"""What the short commands do: evaluate, average, rank. Each returns the JSON form of what it found."""
 
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from radin import metrics
-from radin.data.batches import length
 from radin.data.task import Task
 from radin.engine.device import Device
 from radin.engine.evaluate import Evaluator
@@ -20,72 +18,7 @@ from radin.outputs.files import open_array, open_targets, outputs_at
 from radin.progress import Progress
 from radin.recipe import Recipe
 from radin.run.preflight import preflight
-from radin.weights import Pool, average, check_output, geometry, recipe_metadata, save
-
-
-def check_pool(
-    pool: Pool,
-    task: str | Path | Task | None,
-    engine: Device,
-    *,
-    distances: bool = True,
-    progress: Progress | None = None,
-) -> dict[str, Any]:
-    """What the headers, the content and (with a task) one batch tell. Raises RadinError for anything unfit."""
-    found: dict[str, Any] = {
-        "members": [
-            {
-                "name": m.name,
-                "path": str(m.path),
-                "fingerprint": m.fingerprint,
-                "bytes": m.bytes,
-                "notes": list(m.notes),
-            }
-            for m in pool
-        ],
-        "tensors": len(pool.names),
-        "parameters": pool.parameters,
-        "duplicates": [{"dropped": str(dropped), "kept": str(kept)} for dropped, kept in pool.duplicates],
-        "notes": list(pool.notes),
-    }
-    if distances and len(pool) > 1:
-        found["distances"] = _distances(pool, progress)
-    if task is not None:
-        found["task"] = _check_task(pool, Task.load(task), engine)
-    pool.require_several()
-    return found
-
-
-def _distances(pool: Pool, progress: Progress | None) -> dict[str, Any]:
-    report = (lambda done, total: progress("distances", done, total)) if progress else None
-    found = geometry(pool, progress=report)
-    return {
-        "norm_of_mean": found.mean_norm,
-        "to_mean": (np.sqrt(np.maximum(np.diag(found.gram), 0.0)) / found.mean_norm).tolist(),
-        "between": found.distances.tolist(),
-    }
-
-
-def _check_task(pool: Pool, task: Task, engine: Device) -> dict[str, Any]:
-    metric = task.get_metric()
-    started = time.monotonic()
-    checked = preflight(task, pool.shapes, pool[0].name, lambda: pool.tensors(0), engine, metric)
-    first, classes = checked.first_outputs.shape
-    batches = length(task.batches("validation"))
-    pass_seconds = checked.seconds_per_batch * batches if batches else None
-    return {
-        "metric": metric.name,
-        "classes": classes,
-        "first_batch": first,
-        "batches": batches,
-        "seconds_per_pass": pass_seconds,
-        "seconds_for_outputs": pass_seconds * len(pool) if pass_seconds else None,
-        "disk_for_outputs": batches * first * classes * 4 * len(pool) if batches else None,
-        "batchnorm_layers": checked.batchnorm_layers,
-        "calibration": task.calibration is not None,
-        "notes": list(checked.notes),
-        "seconds": time.monotonic() - started,
-    }
+from radin.weights import Pool, average, check_output, recipe_metadata, save
 
 
 def evaluate_pool(

@@ -261,7 +261,8 @@ def _scores(pool: Pool, given: str | Path | Sequence[float] | None) -> Sequence[
         return None
     if isinstance(given, str | Path):
         dropped = [path for path, _ in pool.duplicates]
-        return read_scores(Path(given), pool.member_names, [member.path for member in pool], dropped=dropped).tolist()
+        found = read_scores(Path(given), pool.member_names, [member.path for member in pool], dropped=dropped)
+        return [float(score) for score in found]
     scores = [float(score) for score in given]
     if len(scores) != len(pool):
         raise RadinError(f"scores must be one for each of the {len(pool)} members; got {len(scores)}")
@@ -283,6 +284,7 @@ class _Scaled:
 
     def __init__(self, made: Estimator, offset: float, scale: float) -> None:
         self._made, self._offset, self._scale = made, offset, scale
+        self.members, self.examples = made.members, made.examples
 
     def scores(self, weights: Floats) -> Floats:
         """Estimated scores of recipes (S, N), (S,)."""

@@ -13,17 +13,11 @@ from radin.question import Answer, answer_from_outputs, answer_from_values
 from radin.recipe import Recipe
 from radin.run.job import Job
 from radin.run.members import Known, mixed
-from radin.run.reasons import reasons_for_no_gain
+from radin.run.reasons import Reasons, reasons_for_no_gain
 from radin.run.result import Gain, Passes, Result, Scored
 from radin.run.session import Session
-from radin.stats.confidence import (
-    Optimism,
-    PairedDifference,
-    optimism,
-    paired_difference,
-    sentences,
-    unpaired_difference,
-)
+from radin.stats.optimism import Optimism, optimism
+from radin.stats.paired import PairedDifference, paired_difference, unpaired_difference
 
 
 @dataclass(frozen=True)
@@ -114,7 +108,6 @@ class Outcome:
             gain=Gain(paired.difference, paired.stderr) if paired else Gain(0.0, 0.0),
             paired=paired,
             optimism=flattery,
-            confidence=sentences(paired, flattery if self.choose is None else None) if paired else (),
             evaluations=evaluations,
             passes=Passes(
                 self.known.passes,
@@ -126,8 +119,9 @@ class Outcome:
             strategy={"name": asked["strategy"], **asked["options"], "seed": asked["seed"]},
             seconds=dict(job.seconds),
             notes=(*self._duplicates(), *job.pool.notes, *job.notes, *self._failed(), *self._halves(flattery)),
-            reasons=self._reasons(evaluations) if best.is_single else (),
+            reasons=self._reasons(evaluations) if best.is_single else None,
             versions=asked["versions"],
+            searched=None if self.choose is None else self.known.examples - len(self.choose),
         )
 
     def _estimates(self, recipes: Sequence[Recipe]) -> dict[Recipe, float]:
@@ -223,7 +217,7 @@ class Outcome:
     def _duplicates(self) -> list[str]:
         return [f"{dropped} has the same weights as {kept}; used once" for dropped, kept in self.job.pool.duplicates]
 
-    def _reasons(self, evaluations: Sequence[Scored]) -> tuple[str, ...]:
+    def _reasons(self, evaluations: Sequence[Scored]) -> Reasons:
         return reasons_for_no_gain(
             self.job.pool,
             evaluations,

@@ -1,95 +1,106 @@
-"""What the distances between the members say, and why no soup beat the best single member."""
+"""Why no soup beat the best single member, as far as it can be told: facts, which radin.report puts into words."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from radin.errors import RunError
 from radin.metrics import Metric
-from radin.run.result import Scored
 from radin.weights import Pool
 from radin.weights.spread import Spread, spread
 
-_BROKEN_PROMISE = 2.0  # standard errors between estimate and truth
-_NAMED = 5
+if TYPE_CHECKING:
+    from radin.run.result import Scored
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """Members that share an initialisation. ``apart``: median distance to the largest such group, or inside it."""
+
+    members: tuple[str, ...]
+    apart: float
+
+
+@dataclass(frozen=True)
+class Outlier:
+    """A member far from the others: ``times`` the median distance to their mean."""
+
+    name: str
+    times: float
+
+
+@dataclass(frozen=True)
+class Reasons:
+    """What may have kept soups below the best single member.
+
+    unrelated: median distance between two members, as a share of the norm of their mean, where they have no
+    initialisation in common. runs: training runs, the largest first, where there are several. outliers: farthest
+    first. averaged_statistics: BatchNorm layers whose statistics were averaged and not re-estimated. soups: fully
+    evaluated; compared: those of them with an estimate; shortfall: how much worse than it they scored, in the mean;
+    noise: the mean standard error of these scores.
+    """
+
+    unrelated: float | None = None
+    runs: tuple[TrainingRun, ...] = ()
+    outliers: tuple[Outlier, ...] = ()
+    averaged_statistics: int = 0
+    soups: int = 0
+    compared: int = 0
+    shortfall: float | None = None
+    noise: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The ``reasons`` of result.json."""
+        found = asdict(self)
+        runs = [{"members": list(run.members), "apart": run.apart} for run in self.runs]
+        return found | {"runs": runs, "outliers": [vars(outlier) for outlier in self.outliers]}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Reasons:
+        """Raises RunError when a key is missing or not known."""
+        if set(value) != set(cls.__dataclass_fields__):
+            raise RunError(f"these are no reasons of this version of radin: they have {', '.join(sorted(value))}")
+        runs = tuple(TrainingRun(tuple(run["members"]), run["apart"]) for run in value["runs"])
+        outliers = tuple(Outlier(outlier["name"], outlier["times"]) for outlier in value["outliers"])
+        return cls(**{**value, "runs": runs, "outliers": outliers})
 
 
 def reasons_for_no_gain(
     pool: Pool, evaluations: Sequence[Scored], metric: Metric, *, batchnorm_layers: int, calibrated: bool
-) -> tuple[str, ...]:
-    """Plain sentences, the likeliest cause first; never empty."""
-    found = list(distance_reasons(pool))
-    if batchnorm_layers and not calibrated:
-        found.append(
-            f"{batchnorm_layers} BatchNorm layers kept averaged statistics: give calibration() in the task, "
-            "so that they are re-estimated after averaging"
-        )
-    known = [(e.score, e.estimate, e.stderr) for e in evaluations if e.score is not None and e.estimate is not None]
-    if known:
-        shortfall = float(np.mean([metric.utility(e) - metric.utility(s) for s, e, _ in known]))
-        noise = float(np.mean([stderr or 0.0 for _, _, stderr in known]))
-        if shortfall > _BROKEN_PROMISE * noise:
-            found.append(
-                f"soups scored {shortfall:.4f} worse than their averaged outputs promised: averaging the weights of "
-                "these members is not like averaging their outputs; leave out those with the highest learning rates"
-            )
-        else:
-            found.append(
-                "soups scored about as their averaged outputs promised, so the averages themselves are no better than "
-                "the best member: the others are much weaker, or too alike to add anything"
-            )
-    if not found:
-        found.append("no soup was evaluated; give a larger budget")
-    return tuple(found)
-
-
-def distance_reasons(pool: Pool) -> tuple[str, ...]:
-    """What the distances between the members say: no common initialisation, or members far out."""
+) -> Reasons:
+    """The facts, from the pool's weights and the soups that were fully evaluated."""
     found = spread(pool)
-    sentences = (unrelated_sentence(found), groups_sentence(pool, found), far_sentence(pool, found))
-    return tuple(sentence for sentence in sentences if sentence)
-
-
-def unrelated_sentence(found: Spread) -> str | None:
-    """One sentence when the members have no initialisation in common."""
-    if not found.unrelated:
-        return None
-    return (
-        f"two members lie {found.median:.2f} times the norm of their mean apart: they do not look fine-tuned from one "
-        "initialisation, and averages of such models do not work"
+    scored = [e for e in evaluations if e.score is not None]
+    known = [(e.score, e.estimate, e.stderr) for e in scored if e.score is not None and e.estimate is not None]
+    losses = [metric.utility(estimate) - metric.utility(score) for score, estimate, _ in known]
+    return Reasons(
+        unrelated=found.median if found.unrelated else None,
+        runs=training_runs(pool.member_names, found),
+        outliers=outliers(pool.member_names, found),
+        averaged_statistics=0 if calibrated else batchnorm_layers,
+        soups=len(scored),
+        compared=len(known),
+        shortfall=float(np.mean(losses)) if known else None,
+        noise=float(np.mean([stderr or 0.0 for _, _, stderr in known])) if known else None,
     )
 
 
-def groups_sentence(pool: Pool, found: Spread) -> str | None:
-    """One sentence when members look like several training runs; names those outside the largest group."""
+def training_runs(names: Sequence[str], found: Spread) -> tuple[TrainingRun, ...]:
+    """The members by training run, the largest first; none where all look like one."""
     if len(found.groups) < 2:
-        return None
+        return ()
     main = list(found.groups[0])
-    parts = []
-    for group in found.groups[1:]:
-        gap = float(np.median(found.distances[np.ix_(group, main)]))
-        parts.append(f"{named(pool, group)} ({gap:.2f} from the largest group)")
     inside = float(np.median([found.distances[i, j] for i in main for j in main if i < j] or [0.0]))
-    return (
-        f"the members look like {len(found.groups)} training runs with different initialisations. Apart from the "
-        f"largest group of {len(main)}, whose members lie {inside:.2f} apart: {'; '.join(parts)}, in shares of the "
-        "norm of the mean weights"
+    gaps = [inside, *(float(np.median(found.distances[np.ix_(group, main)])) for group in found.groups[1:])]
+    return tuple(
+        TrainingRun(tuple(names[k] for k in group), gap) for group, gap in zip(found.groups, gaps, strict=True)
     )
 
 
-def far_sentence(pool: Pool, found: Spread) -> str | None:
-    """One sentence naming the members far out."""
-    if not found.far:
-        return None
-    shown = ", ".join(f"{pool[k].name} ({times:.1f} times)" for k, times in found.far[:_NAMED])
-    return f"members far from the rest, in times the median distance to their mean: {shown}{_more(len(found.far))}"
-
-
-def named(pool: Pool, members: Sequence[int]) -> str:
-    """The names of some members, the first few of many."""
-    return ", ".join(pool[k].name for k in members[:_NAMED]) + _more(len(members))
-
-
-def _more(count: int) -> str:
-    return f" and {count - _NAMED} more" if count > _NAMED else ""
+def outliers(names: Sequence[str], found: Spread) -> tuple[Outlier, ...]:
+    """The members far from the others, farthest first."""
+    return tuple(Outlier(names[k], times) for k, times in found.outliers)

@@ -1,16 +1,23 @@
-"""What came out of a run, as values, with a JSON form."""
+"""What came out of a run, as values, with a JSON form that gives the same values back."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from radin.errors import RunError
+from radin.errors import RadinError, RunError
 from radin.recipe import Recipe
-from radin.stats.confidence import Optimism, PairedDifference
+from radin.run.reasons import Reasons
+from radin.stats.optimism import Optimism
+from radin.stats.paired import PairedDifference
+
+Looks = Mapping[str, tuple[float, float]]
+_NAN = float("nan")
+_SHIFTS = "shifts/"
 
 
 @dataclass(frozen=True)
@@ -18,7 +25,8 @@ class Scored:
     """A recipe with what is known of it.
 
     score, stderr: on validation, in the metric's units; None when its soup was never evaluated. estimate: the score of
-    its averaged outputs. looks: split ("test", "shifts/NAME") -> (score, stderr) where it was looked at.
+    its averaged outputs, None where there are none. looks: split ("test", "shifts/NAME") -> (score, stderr) where it
+    was looked at. further: the same for what came along with an evaluation, by name.
     """
 
     name: str
@@ -27,24 +35,27 @@ class Scored:
     stderr: float | None
     estimate: float | None = None
     seconds: float | None = None
-    looks: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    looks: Looks = field(default_factory=dict)
+    further: Looks = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Passes:
-    """Validation passes: by members to get their outputs, by soups (what the budget counts), and both.
+    """Passes over validation: made for the members by this session, and spent on soups by all (the budget's).
 
-    ``begun``: soups evaluated on any example; one that is evaluated on some only costs its share of a pass.
+    members: 0 when all their outputs were there already. started: soups evaluated on any example; one that is partly
+    evaluated costs its share of a pass. failed: questions that got no answer.
     """
 
-    outputs: int
+    members: int
     soups: float
     budget: int
-    begun: int
+    started: int
+    failed: int = 0
 
     @property
     def total(self) -> float:
-        return self.outputs + self.soups
+        return self.members + self.soups
 
 
 @dataclass(frozen=True)
@@ -59,10 +70,10 @@ class Gain:
 class Result:
     """A finished run. ``best`` is what soup.safetensors holds; it is never worse on validation than best_single.
 
-    ``examples``: those that scores are over; half of validation where the other half was searched on. ``evaluations``:
-    the soups evaluated on all of validation. ``paired``: the gain with its interval, None where the best single member
-    was chosen. ``optimism``: how much choosing flatters the score, None for metrics that are no mean over examples.
-    ``confidence``: both in sentences.
+    examples: those that scores are over; where validation was halved, the half that chose, and ``searched`` the number
+    of the others. ensemble: averaged outputs, None where a run has no outputs. evaluations: the fully evaluated soups.
+    paired: the gain with its interval, None where the best single member was chosen. optimism: the selection bias of
+    the score, None for metrics that are no mean over examples. reasons: why no soup won, None where one did.
     """
 
     out: Path
@@ -74,18 +85,30 @@ class Result:
     best: Scored
     best_single: Scored
     uniform: Scored
-    ensemble: Scored
+    ensemble: Scored | None
     gain: Gain
     paired: PairedDifference | None
     optimism: Optimism | None
-    confidence: tuple[str, ...]
     evaluations: tuple[Scored, ...]
     passes: Passes
     strategy: Mapping[str, Any]
     seconds: Mapping[str, float]
     notes: tuple[str, ...]
-    reasons: tuple[str, ...]
+    reasons: Reasons | None
     versions: Mapping[str, str]
+    searched: int | None = None
+
+    @property
+    def soup(self) -> Path:
+        """The file that holds the soup."""
+        return self.out / "soup.safetensors"
+
+    @property
+    def confidence(self) -> tuple[str, ...]:
+        """How sure the gain is, in sentences; none where the best single member was chosen."""
+        from radin.report.sentences import confidence
+
+        return confidence(self)
 
     def save(self, path: str | Path) -> Path:
         """Copy the soup to ``path`` (.safetensors). Raises RunError for another ending."""
@@ -94,43 +117,65 @@ class Result:
             raise RunError(f"the soup is a safetensors file; {target} must end in .safetensors")
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(target.name + ".partial")
-        shutil.copyfile(self.out / "soup.safetensors", partial)
+        shutil.copyfile(self.soup, partial)
         partial.replace(target)
         return target
+
+    @classmethod
+    def load(cls, directory: str | Path) -> Result:
+        """The result of a finished run, from its directory. Raises RunError when there is none, or it is damaged."""
+        path = Path(directory) / "result.json"
+        if not path.is_file():
+            raise RunError(
+                f"no finished run in {directory}: there is no result.json. Run 'radin cook' with --out {directory}"
+            )
+        try:
+            value = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise RunError(f"{path} is damaged ({error}); run 'radin cook' again to rewrite it") from None
+        return cls.from_json(value, Path(directory))
 
     def to_json(self) -> dict[str, Any]:
         """The content of result.json."""
         return {
             "metric": {"name": self.metric, "higher_is_better": self.higher_is_better},
             "examples": self.examples,
+            "searched": self.searched,
             "best": self._scored(self.best),
             "best_single": self._scored(self.best_single),
             "uniform": self._scored(self.uniform),
-            "ensemble": self._scored(self.ensemble),
+            "ensemble": None if self.ensemble is None else self._scored(self.ensemble),
             "gain": self._gain(),
             "optimism": None if self.optimism is None else _numbers(vars(self.optimism)),
             "confidence": list(self.confidence),
-            "passes": {
-                "outputs": self.passes.outputs,
-                "soups": self.passes.soups,
-                "total": self.passes.total,
-                "budget": self.passes.budget,
-                "begun": self.passes.begun,
-            },
+            "passes": {**vars(self.passes), "total": self.passes.total},
             "evaluations": [self._scored(e) for e in self.evaluations],
             "test": self._on("test"),
             "shifts": {
-                split.removeprefix("shifts/"): self._on(split)
-                for split in self.best.looks
-                if split.startswith("shifts/")
+                split.removeprefix(_SHIFTS): self._on(split) for split in self.best.looks if split.startswith(_SHIFTS)
             },
+            "further": {name: self._on(name, further=True) for name in self.best.further},
             "strategy": dict(self.strategy),
             "seconds": dict(self.seconds),
             "notes": list(self.notes),
-            "reasons": list(self.reasons),
+            "reasons": None if self.reasons is None else self.reasons.to_json(),
             "versions": dict(self.versions),
-            "soup": str(self.out / "soup.safetensors"),
+            "soup": str(self.soup),
         }
+
+    @classmethod
+    def from_json(cls, value: Any, out: Path | None = None) -> Result:
+        """The result that ``to_json`` gave; ``out``: where the run is now, by default where it was.
+
+        Raises RunError when a key is missing or not known, or a value is of another kind.
+        """
+        _require(value, _KEYS, "")
+        try:
+            return _read(value, out)
+        except RunError:
+            raise
+        except (RadinError, KeyError, TypeError, ValueError, AttributeError) as error:
+            raise RunError(f"this is no result of this version of radin: {type(error).__name__}: {error}") from None
 
     def _gain(self) -> dict[str, Any]:
         found: dict[str, Any] = {"difference": self.gain.difference, "stderr": _number(self.gain.stderr)}
@@ -149,11 +194,103 @@ class Result:
             "seconds": _number(scored.seconds),
         }
 
-    def _on(self, split: str) -> dict[str, Any] | None:
-        """Scores of the three models that are looked at on test and shifts."""
+    def _on(self, name: str, *, further: bool = False) -> dict[str, Any] | None:
+        """Scores of the three models that are looked at elsewhere."""
         three = {"best_single": self.best_single, "uniform": self.uniform, "best": self.best}
-        pairs = {name: scored.looks[split] for name, scored in three.items() if split in scored.looks}
-        return {name: {"score": _number(score), "stderr": _number(err)} for name, (score, err) in pairs.items()} or None
+        looks = {key: scored.further if further else scored.looks for key, scored in three.items()}
+        pairs = {key: found[name] for key, found in looks.items() if name in found}
+        return {key: {"score": _number(score), "stderr": _number(err)} for key, (score, err) in pairs.items()} or None
+
+
+_KEYS = (
+    *("metric", "examples", "searched", "best", "best_single", "uniform", "ensemble", "gain", "optimism", "confidence"),
+    *("passes", "evaluations", "test", "shifts", "further", "strategy", "seconds", "notes", "reasons", "versions"),
+    "soup",
+)
+_SCORED_KEYS = ("name", "recipe", "size", "score", "stderr", "estimate", "seconds")
+_GAIN_KEYS = ("difference", "stderr")
+
+
+def _read(value: Mapping[str, Any], out: Path | None) -> Result:
+    _require(value["metric"], ("name", "higher_is_better"), "metric")
+    _require(value["uniform"], _SCORED_KEYS, "uniform")
+    members = value["uniform"]["recipe"]["members"]  # all of them, in the pool's order
+    prints = tuple(str(member["fingerprint"]) for member in members)
+
+    def scored(found: Any, where: str, key: str | None = None) -> Scored:
+        _require(found, _SCORED_KEYS, where)
+        recipe = Recipe.from_json(found["recipe"], prints)
+        score, stderr = found["score"], found["stderr"]
+        if found["seconds"] is not None:  # it was evaluated: what is not there was not a number
+            score, stderr = _float(score), _float(stderr)
+        known = (score, stderr, found["estimate"], found["seconds"])
+        looks = {"test": value["test"], **{_SHIFTS + name: look for name, look in value["shifts"].items()}}
+        return Scored(found["name"], recipe, *known, _looks(looks, key), _looks(value["further"], key))
+
+    passes = value["passes"]
+    _require(passes, (*Passes.__dataclass_fields__, "total"), "passes")
+    gain, paired = value["gain"], None
+    if set(gain) != set(_GAIN_KEYS):
+        _require(gain, (*PairedDifference.__dataclass_fields__, "inside_noise"), "gain")
+        found = {name: gain[name] for name in PairedDifference.__dataclass_fields__}
+        paired = PairedDifference(**_floats(found, ("stderr", "low", "high", "p_value")))
+    optimism = value["optimism"]
+    if optimism is not None:
+        _require(optimism, Optimism.__dataclass_fields__, "optimism")
+        optimism = Optimism(**_floats(optimism, ("stderr",)))
+    return Result(
+        out=Path(value["soup"]).parent if out is None else out,
+        metric=value["metric"]["name"],
+        higher_is_better=value["metric"]["higher_is_better"],
+        examples=value["examples"],
+        member_names=tuple(str(member["name"]) for member in members),
+        fingerprints=prints,
+        best=scored(value["best"], "best", "best"),
+        best_single=scored(value["best_single"], "best_single", "best_single"),
+        uniform=scored(value["uniform"], "uniform", "uniform"),
+        ensemble=None if value["ensemble"] is None else scored(value["ensemble"], "ensemble"),
+        gain=Gain(gain["difference"], _NAN if gain["stderr"] is None else gain["stderr"]),
+        paired=paired,
+        optimism=optimism,
+        evaluations=tuple(scored(found, "evaluations") for found in value["evaluations"]),
+        passes=Passes(**{name: passes[name] for name in Passes.__dataclass_fields__}),
+        strategy=dict(value["strategy"]),
+        seconds=dict(value["seconds"]),
+        notes=tuple(value["notes"]),
+        reasons=None if value["reasons"] is None else Reasons.from_json(value["reasons"]),
+        versions=dict(value["versions"]),
+        searched=value["searched"],
+    )
+
+
+def _require(value: Any, keys: Any, where: str) -> None:
+    """Raise RunError unless ``value`` is an object with exactly these keys."""
+    place = f" its {where!r}" if where else ""
+    if not isinstance(value, Mapping):
+        raise RunError(f"this is no result of this version of radin:{place or ' it'} is no JSON object")
+    missing, unknown = [k for k in keys if k not in value], [k for k in value if k not in set(keys)]
+    if missing or unknown:
+        parts = [f"lacks {', '.join(missing)}"] if missing else []
+        parts += [f"has {', '.join(map(str, unknown))}, which is not known"] if unknown else []
+        raise RunError(f"this is no result of this version of radin:{place or ' it'} {' and '.join(parts)}")
+
+
+def _looks(found: Mapping[str, Any], key: str | None) -> dict[str, tuple[float, float]]:
+    """Where one of the three models was looked at: name -> (score, stderr)."""
+    return {
+        name: (_float(look[key]["score"]), _float(look[key]["stderr"]))
+        for name, look in found.items()
+        if key is not None and look is not None and key in look
+    }
+
+
+def _float(value: float | None) -> float:
+    return _NAN if value is None else float(value)
+
+
+def _floats(values: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    """The values with NaN, which JSON does not have, back in its place."""
+    return {name: _float(value) if name in names else value for name, value in values.items()}
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,9 +15,17 @@ from radin.errors import CheckpointError
 from radin.weights.formats import Checkpoint
 from radin.weights.layout import blocks, chunks, count, is_averaged, reals, short
 
-_VERSION = "radin content 1"
+VERSION = "radin content 1"
 _BLOCK = 1 << 15  # elements hashed and checked together, while they are in the processor's cache
 _CHUNK = 1 << 24  # elements read before the file is closed and opened again, which lets go of its mapped pages
+
+
+@dataclass(frozen=True)
+class Content:
+    """What one pass over a checkpoint finds: its ``fingerprint``, and (tensor, how many values are NaN or infinite)."""
+
+    fingerprint: str
+    not_finite: tuple[tuple[str, int], ...] = ()
 
 
 def fingerprint(checkpoint: Checkpoint, report: Callable[[int], None] | None = None) -> str:
@@ -25,7 +34,14 @@ def fingerprint(checkpoint: Checkpoint, report: Callable[[int], None] | None = N
     Wrapper prefixes, nesting, shards and metadata do not count, nor does it matter whether equal tensors are tied.
     ``report`` is told the bytes read since it was last called. Raises CheckpointError when a float is NaN or infinite.
     """
-    sizes = {name: count(shape) for name, shape in checkpoint.shapes.items() if name not in checkpoint.aliases}
+    found = examine(checkpoint, report)
+    require_finite(checkpoint, found)
+    return found.fingerprint
+
+
+def examine(checkpoint: Checkpoint, report: Callable[[int], None] | None = None) -> Content:
+    """The same as a value, without refusing anything: one pass over the content."""
+    sizes = _sizes(checkpoint)
     digests = {name: hashlib.sha256() for name in sizes}
     bad: Counter[str] = Counter()
     for chunk in chunks(sizes, _CHUNK if checkpoint.mapped else max(1, sum(sizes.values()))):
@@ -38,12 +54,27 @@ def fingerprint(checkpoint: Checkpoint, report: Callable[[int], None] | None = N
                         bad[piece.name] += not_finite(block)
                     if report is not None:
                         report(block.numel() * block.dtype.itemsize)
-    _check_finite(checkpoint, bad, sizes)
-    total = hashlib.sha256(_VERSION.encode())
+    total = hashlib.sha256(VERSION.encode())
     for name, shape in checkpoint.shapes.items():
         digest = digests[checkpoint.aliases.get(name, name)].hexdigest()
         total.update(json.dumps([name, short(checkpoint.dtypes[name]), shape, digest]).encode())
-    return total.hexdigest()
+    return Content(total.hexdigest(), tuple((name, bad[name]) for name in sizes if bad[name]))
+
+
+def require_finite(checkpoint: Checkpoint, found: Content) -> None:
+    """Raise CheckpointError when the pass over the content found NaN or infinity."""
+    if found.not_finite:
+        (name, bad), more = found.not_finite[0], len(found.not_finite) - 1
+        raise CheckpointError(
+            f"{checkpoint.path}: tensor {name!r} has {bad:,} of {_sizes(checkpoint)[name]:,} values NaN or infinite"
+            + (f", and {more} more tensor{'s' * (more > 1)} too" if more else "")
+            + ". The run that wrote it diverged; leave this checkpoint out."
+        )
+
+
+def _sizes(checkpoint: Checkpoint) -> dict[str, int]:
+    """Elements of each tensor, tied ones once."""
+    return {name: count(shape) for name, shape in checkpoint.shapes.items() if name not in checkpoint.aliases}
 
 
 def not_finite(flat: Tensor) -> int:
@@ -57,14 +88,3 @@ def not_finite(flat: Tensor) -> int:
         return 0
     wrong = ~torch.isfinite(numbers)
     return int((wrong.view(-1, 2).any(dim=1) if flat.is_complex() else wrong).sum())
-
-
-def _check_finite(checkpoint: Checkpoint, bad: Counter[str], sizes: dict[str, int]) -> None:
-    wrong = [name for name in sizes if bad[name]]
-    if wrong:
-        name, more = wrong[0], len(wrong) - 1
-        raise CheckpointError(
-            f"{checkpoint.path}: tensor {name!r} has {bad[name]:,} of {sizes[name]:,} values NaN or infinite"
-            + (f", and {more} more tensor{'s' * (more > 1)} too" if more else "")
-            + ". The run that wrote it diverged; leave this checkpoint out."
-        )

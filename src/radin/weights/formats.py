@@ -106,6 +106,16 @@ class Checkpoint:
             for index, file in enumerate(self._files)
         )
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that hold its tensors, in a fixed order."""
+        return tuple(file.path for file in self._files)
+
+    @property
+    def key(self) -> str | None:
+        """The nested name that its tensors were asked for by, if any."""
+        return self._files[0].key
+
     @contextmanager
     def open(self) -> Iterator[Reader]:
         """A mapping from name to tensor that reads lazily and lets go of the files when the context closes.

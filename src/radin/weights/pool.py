@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from radin.errors import PoolError
-from radin.weights.content import fingerprint
 from radin.weights.formats import Checkpoint, open_checkpoint
 from radin.weights.layout import Shape, count, is_averaged, kind, promote, short
 from radin.weights.paths import find_checkpoints, short_names
+from radin.weights.remembered import remembered_fingerprint
 
 Progress = Callable[[int, int], None]
 
@@ -55,6 +55,7 @@ class Pool:
     ) -> Pool:
         """Find, check and fingerprint checkpoints: headers of all first, then one pass over their content.
 
+        What that pass found is remembered for files that have not changed since: see radin.weights.remembered.
         ``paths``: files, folders, glob patterns; members come in natural order of their paths. ``key``: see
         open_checkpoint. ``progress(done bytes, total bytes)`` may be called from other threads, one call at a time.
         Raises PoolError when they do not fit together or none is found, CheckpointError when one is unusable.
@@ -250,7 +251,7 @@ def _fingerprints(checkpoints: Sequence[Checkpoint], progress: Progress | None) 
                 progress(done, total)
 
     with ThreadPoolExecutor(min(_READERS, os.cpu_count() or 1)) as threads:
-        return list(threads.map(lambda checkpoint: fingerprint(checkpoint, report), checkpoints))
+        return list(threads.map(lambda checkpoint: remembered_fingerprint(checkpoint, report), checkpoints))
 
 
 def _notes(members: Sequence[Member]) -> tuple[str, ...]:

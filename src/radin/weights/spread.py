@@ -14,7 +14,7 @@ from radin.weights.pool import Pool
 
 Floats = NDArray[np.float64]
 
-_FAR = 2.0  # times the median distance to the centre
+_OUTLYING = 2.0  # times the median distance to the centre
 _UNRELATED = 1.0  # distance to the nearest other member, over the norm of the mean, for half of the members
 _APART = 2.0  # a group's distance to the rest, over the typical step between neighbours on either side
 _TOGETHER = 0.7  # mean cosine between the members of a group, seen from the centre of the rest
@@ -27,9 +27,9 @@ class Spread:
 
     ``distances``, ``cosines`` (N, N): between members, and between their differences from the pool's mean.
     ``to_centre`` (N,): distance to the mean of the largest group; ``typical``: its median over that group.
-    ``groups``: members that look like one training run each, the largest first. ``far``: (member, times ``typical``)
-    of that group, farthest first. ``alike``: pairs of near duplicates, the nearest first. ``unrelated``: the members
-    look like trainings from different initialisations, each by itself.
+    ``groups``: members that look like one training run each, the largest first. ``outliers``: (member, times
+    ``typical``) of that group, farthest first. ``alike``: pairs of near duplicates, the nearest first. ``unrelated``:
+    the members look like trainings from different initialisations, each by itself.
     """
 
     distances: Floats
@@ -37,7 +37,7 @@ class Spread:
     to_centre: Floats
     typical: float
     groups: tuple[tuple[int, ...], ...]
-    far: tuple[tuple[int, float], ...]
+    outliers: tuple[tuple[int, float], ...]
     alike: tuple[tuple[int, int], ...]
     unrelated: bool
 
@@ -48,8 +48,8 @@ class Spread:
 
     @property
     def core(self) -> tuple[int, ...]:
-        """The largest group without its members far out."""
-        out = {k for k, _ in self.far}
+        """The largest group without its outliers."""
+        out = {k for k, _ in self.outliers}
         return tuple(k for k in self.groups[0] if k not in out)
 
     @property
@@ -75,14 +75,16 @@ def spread_of(shape: Geometry) -> Spread:
     centred = _about(shape.gram, groups[0])
     to_centre = np.sqrt(np.maximum(np.diag(centred), 0.0)) / scale
     typical = float(np.median(to_centre[list(groups[0])]))
-    far = [(k, float(to_centre[k] / typical)) for k in groups[0] if typical > 0 and to_centre[k] > _FAR * typical]
+    outliers = [
+        (k, float(to_centre[k] / typical)) for k in groups[0] if typical > 0 and to_centre[k] > _OUTLYING * typical
+    ]
     found = Spread(
         distances,
         np.clip(cosines, -1.0, 1.0),
         to_centre,
         typical,
         groups,
-        () if unrelated else tuple(sorted(far, key=lambda pair: -pair[1])),
+        () if unrelated else tuple(sorted(outliers, key=lambda pair: -pair[1])),
         (),
         unrelated,
     )
@@ -107,17 +109,17 @@ def _groups(gram: Floats, distances: Floats) -> tuple[tuple[int, ...], ...]:
     share the whole way from one initialisation to the other: so a group of its own is several members close together,
     far from the rest, and in one direction seen from there.
     """
-    everyone = set(range(len(distances)))
+    all_members = set(range(len(distances)))
     found: list[tuple[int, ...]] = []
     for cluster in sorted(_clusters(distances), key=len, reverse=True):
-        rest = tuple(sorted(everyone - set(cluster)))
+        rest = tuple(sorted(all_members - set(cluster)))
         if not 2 <= len(cluster) <= len(rest) or any(set(cluster) & set(group) for group in found):
             continue
         gap = float(distances[np.ix_(cluster, rest)].min())
         steps = max(_step(distances, cluster), _step(distances, rest))
         if gap > _APART * steps and _cosine(_about(gram, rest), cluster) > _TOGETHER:
             found.append(cluster)
-    left = tuple(sorted(everyone.difference(*found)))
+    left = tuple(sorted(all_members.difference(*found)))
     return tuple(sorted((group for group in (left, *found) if group), key=len, reverse=True))
 
 

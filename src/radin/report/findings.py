@@ -9,19 +9,21 @@ from typing import Literal
 
 import numpy as np
 
-from radin.data.task import Task
+from radin.diagnose.doctor import Diagnosis, batchnorm_layers
 from radin.diagnose.examine import History, Interpolation, SliceReport, Soups, contrast
-from radin.run.reasons import far_sentence, groups_sentence, named, unrelated_sentence
+from radin.report import sentences
+from radin.report.sentences import named
+from radin.run.reasons import outliers, training_runs
 from radin.weights import Pool
 from radin.weights.spread import Spread
 
 Level = Literal["ok", "note", "warning", "problem"]
-LEVELS: tuple[Level, ...] = ("problem", "warning", "note", "ok")
+LEVELS: tuple[Level, ...] = ("problem", "warning", "note", "ok")  # the most serious first
 
 _SURE = 2.0  # standard errors
 _SURE_OF_MANY = 3.0  # the same for the largest of a dozen barriers
 _SAME = 0.99  # agreement between members above which averaging has nothing to work with
-_LONER = 2.0  # times the typical disagreement
+_OUTLYING = 2.0  # times the typical disagreement
 _RANKS_WELL = 0.5
 _ENOUGH_SOUPS = 5
 
@@ -36,28 +38,52 @@ class Finding:
     advice: str | None = None
 
 
-def batchnorm_layers(pool: Pool) -> int:
-    """How many layers of the pool keep running statistics."""
-    return sum(name.split(".")[-1] == "running_var" for name in pool.names)
+def findings(diagnosis: Diagnosis) -> tuple[Finding, ...]:
+    """All that a doctor has to say, the most serious first."""
+    pool, shape = diagnosis.pool, diagnosis.spread
+    found = [*of_weights(pool, shape, diagnosis.calibration)]
+    if diagnosis.slice is not None:
+        found += of_slice(pool, shape, diagnosis.slice)
+    if diagnosis.run is not None:
+        found += of_run(diagnosis.run)
+    return tuple(sorted(found, key=lambda finding: LEVELS.index(finding.level)))
 
 
-def of_weights(pool: Pool, shape: Spread, task: Task | None) -> Iterator[Finding]:
-    """Initialisation, members far out, duplicates, BatchNorm, and notes on the files."""
-    apart = unrelated_sentence(shape)
-    several = groups_sentence(pool, shape)
-    if apart:
+def of_weights(pool: Pool, shape: Spread, calibration: bool | None) -> Iterator[Finding]:
+    """Initialisation, outliers, duplicates, BatchNorm, and notes on the files.
+
+    calibration: whether the task has calibration(); None without a task.
+    """
+    yield from of_spread(pool, shape, with_task=calibration is not None)
+    if pool.duplicates:
+        shown = ", ".join(f"{dropped.name} = {kept.name}" for dropped, kept in pool.duplicates[:5])
+        more = f" and {len(pool.duplicates) - 5} more" if len(pool.duplicates) > 5 else ""
+        yield Finding(
+            "note",
+            "duplicates",
+            f"{len(pool.duplicates)} files hold the same weights as another and are used once: {shown}{more}",
+        )
+    yield from _of_batchnorm(batchnorm_layers(pool), calibration)
+    for note in pool.notes:
+        yield Finding("note", "files", note)
+
+
+def of_spread(pool: Pool, shape: Spread, *, with_task: bool) -> Iterator[Finding]:
+    """What the distances between the members tell: initialisation, outliers, near duplicates."""
+    runs, outlying = training_runs(pool.member_names, shape), outliers(pool.member_names, shape)
+    if shape.unrelated:
         yield Finding(
             "problem",
             "no common initialisation",
-            apart,
+            sentences.unrelated(shape.median),
             "Average only checkpoints that were fine-tuned from the same pretrained weights; use averaged outputs "
             "(an ensemble) for these.",
         )
-    elif several:
+    elif runs:
         yield Finding(
             "problem",
             "several training runs",
-            several,
+            sentences.training_runs(runs),
             "Average within one group only: leave the others out, or cook each group by itself.",
         )
     else:
@@ -69,25 +95,14 @@ def of_weights(pool: Pool, shape: Spread, task: Task | None) -> Iterator[Finding
             f"{_degrees(shape.median_cosine):.0f} degrees to each other "
             f"({_degrees(-1 / (len(pool) - 1)):.0f} if they had nothing in common)",
         )
-    far = far_sentence(pool, shape)
-    if far:
+    if outlying:
+        tried = "See below what leaving them out gives." if with_task else "With --task the doctor tries that."
         yield Finding(
             "warning",
-            "members far out",
-            far,
+            "outliers",
+            sentences.outliers(outlying),
             "They had a higher learning rate or more steps than the rest, or another initialisation; averages often "
-            "suffer from them. "
-            + (
-                "See below what leaving them out gives." if task else "With --task the doctor tries an average without."
-            ),
-        )
-    if pool.duplicates:
-        shown = ", ".join(f"{dropped.name} = {kept.name}" for dropped, kept in pool.duplicates[:5])
-        more = f" and {len(pool.duplicates) - 5} more" if len(pool.duplicates) > 5 else ""
-        yield Finding(
-            "note",
-            "duplicates",
-            f"{len(pool.duplicates)} files hold the same weights as another and are used once: {shown}{more}",
+            f"suffer from them: try without. {tried}",
         )
     if shape.alike:
         shown = ", ".join(
@@ -101,23 +116,20 @@ def of_weights(pool: Pool, shape: Spread, task: Task | None) -> Iterator[Finding
             f"pairs much nearer to each other than the median pair, as shares of its distance: {shown}{more}",
             "One of such a pair adds little, and both together count twice in an average of all.",
         )
-    yield from _of_batchnorm(batchnorm_layers(pool), task)
-    for note in pool.notes:
-        yield Finding("note", "files", note)
 
 
 def _degrees(cosine: float) -> float:
     return math.degrees(math.acos(max(-1.0, min(1.0, cosine))))
 
 
-def _of_batchnorm(layers: int, task: Task | None) -> Iterator[Finding]:
+def _of_batchnorm(layers: int, calibration: bool | None) -> Iterator[Finding]:
     if not layers:
         return
     have = f"the model has {layers} BatchNorm layer{'s' * (layers > 1)}, whose statistics do not average"
     how = "Give calibration() in the task: a few batches of training data without augmentation."
-    if task is None:
+    if calibration is None:
         yield Finding("note", "BatchNorm", f"{have}: they must be re-estimated after averaging", how)
-    elif task.calibration is None:
+    elif not calibration:
         yield Finding("warning", "BatchNorm", f"{have}, and the task has no calibration() to re-estimate them", how)
     else:
         yield Finding("ok", "BatchNorm", f"{have}; they are re-estimated over calibration() for every soup")
@@ -159,15 +171,15 @@ def _of_agreement(pool: Pool, seen: SliceReport) -> Finding:
     block = seen.agreement[np.ix_(usable, usable)]
     mean = float(block[np.triu_indices(len(usable), 1)].mean())
     each = (block.sum(axis=1) - 1) / (len(usable) - 1)
-    loner = int(each.argmin())
+    outlier = int(each.argmin())
     sentence = f"two members give the same class on {mean:.1%} of the examples (mean over pairs)"
     if len(usable) > 2:
-        sentence += f"; {pool[usable[loner]].name} agrees least with the others, on {each[loner]:.1%}"
+        sentence += f"; {pool[usable[outlier]].name} agrees least with the others, on {each[outlier]:.1%}"
     if mean > _SAME:
         advice = "They hardly differ, so averaging can gain little: train with more varied settings."
         return Finding("note", "agreement", sentence, advice)
-    if len(usable) > 2 and 1 - each[loner] > _LONER * (1 - float(np.median(each))):
-        advice = f"Try without {pool[usable[loner]].name}."
+    if len(usable) > 2 and 1 - each[outlier] > _OUTLYING * (1 - float(np.median(each))):
+        advice = f"Try without {pool[usable[outlier]].name}."
         return Finding("note", "agreement", sentence, advice)
     return Finding("ok", "agreement", sentence)
 
@@ -233,7 +245,7 @@ def _of_uniform(pool: Pool, seen: SliceReport, soups: Soups) -> Iterator[Finding
         f"{_signed(-short, short_stderr)} against that (positive is better)"
     )
     if short > _SURE * short_stderr:
-        advice = "The estimate promises more than soups of these members keep; members far out are the usual cause."
+        advice = "The estimate promises more than soups of these members keep; outliers are the usual cause."
         yield Finding("warning", "soup against averaged outputs", sentence, advice)
     else:
         yield Finding("ok", "soup against averaged outputs", sentence)
@@ -242,8 +254,8 @@ def _of_uniform(pool: Pool, seen: SliceReport, soups: Soups) -> Iterator[Finding
         "note",
         "expected gain",
         f"averaged outputs of all members gain {sign * (soups.ensemble.score - top):+.4f} on the best member, those of "
-        f"the best subset found ({len(soups.subset)} members: {named(pool, soups.subset)}) "
-        f"{sign * (soups.promised - top):+.4f} (positive is better). An estimate, and a flattering one: it is of "
+        f"the best subset found ({len(soups.subset)} members: {named([pool[k].name for k in soups.subset])}) "
+        f"{sign * (soups.promised - top):+.4f} (positive is better). An estimate with selection bias: it is of "
         "averaged outputs, not of a soup, and chosen on this very slice",
     )
 
@@ -253,7 +265,7 @@ def _of_core(shape: Spread, seen: SliceReport, soups: Soups) -> Finding:
     sign = 1.0 if seen.metric.higher_is_better else -1.0
     gain, stderr = contrast([(1.0, soups.core), (-1.0, soups.together)])
     near = [k for k in soups.usable if k in shape.core]
-    sentence = f"the average of the {len(near)} members of the largest group that are not far out "
+    sentence = f"the average of the {len(near)} members of the largest group that are no outliers "
     title = "the core of the pool"
     if not math.isfinite(soups.core.score):
         return Finding("warning", title, sentence + "gives outputs that are not finite")
@@ -264,7 +276,7 @@ def _of_core(shape: Spread, seen: SliceReport, soups: Soups) -> Finding:
     if sign * gain > _SURE * stderr:
         return Finding("note", title, sentence, "Leaving the others out helps.")
     if sign * gain < -_SURE * stderr:
-        return Finding("note", title, sentence, "Far out as they are, the others help: keep them.")
+        return Finding("note", title, sentence, "The others help all the same: keep them.")
     return Finding("note", title, sentence, "On this slice, leaving the others out makes no clear difference.")
 
 
@@ -305,7 +317,7 @@ def of_run(found: History) -> Iterator[Finding]:
         return
     sentence = (
         f"the best soup scores {found.best_soup:.4f}, the best single member {found.best_single:.4f}: "
-        f"{_signed(found.gain, found.gain_stderr)} (paired; chosen by this score, so flattering)"
+        f"{_signed(found.gain, found.gain_stderr)} (paired; chosen by this score, so with selection bias)"
     )
     if sign * found.gain > _SURE * found.gain_stderr:
         yield Finding("ok", "gain of the run", sentence)
