@@ -6,7 +6,7 @@ import json
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -399,9 +399,10 @@ def _open_pool(paths: tuple[str, ...], key: str | None, progress: Progress) -> P
 
 @contextmanager
 def _progress() -> Iterator[Progress]:
+    from radin.progress import logged
     from radin.report.progress import ConsoleProgress
 
-    with ConsoleProgress() as progress:
+    with ConsoleProgress() as shown, closing(logged(shown)) as progress:
         yield progress
 
 
