@@ -15,7 +15,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import radin.cli
 import toy
+from radin import metrics
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +87,7 @@ def test_average_equals_five_lines_of_torch(toy_folder, radin_command, tmp_path)
     files = sorted(toy_folder.glob("*.safetensors"))[:3]
     weights = (0.5, 0.3, 0.2)
     out = tmp_path / "soup.safetensors"
-    done = radin_command("average", *files, "--weights", "5,3,2", "-o", out)
+    done = radin_command("average", *files, "--ratios", "5,3,2", "-o", out)
     assert done.returncode == 0, done.stderr
     members, soup = [load_file(f) for f in files], load_file(out)
     for name, tensor in soup.items():
@@ -147,6 +149,25 @@ def test_strategies_are_listed_with_their_options(radin_command):
     found = json.loads(radin_command("strategies", "--json").stdout)
     assert {"paper", "greedy", "uniform", "top-k", "best", "pruned", "random"} <= set(found)
     assert found["paper"]["options"]["candidates"]["default"] == 200
+
+
+def test_metrics_are_listed_with_their_direction_and_targets(radin_command):
+    found = json.loads(radin_command("metrics", "--json").stdout)
+    assert found["accuracy"] == {"higher_is_better": True, "targets": "classes", "mean_over_examples": True}
+    assert found["r2"] == {"higher_is_better": True, "targets": "values", "mean_over_examples": False}
+    assert set(found) == set(metrics.names())
+    text = radin_command("metrics").stdout
+    assert re.search(r"nll +lower +one class index per example +yes", text)
+    assert "top-K accuracy" in text
+
+
+def test_every_command_has_a_file_and_explains_itself(radin_command):
+    listed = radin_command("--help").stdout.split("Commands:")[1]
+    names = {line.split()[0] for line in listed.strip().splitlines()}
+    files = {path.stem for path in Path(radin.cli.__file__).parent.glob("*.py")} - {"__init__", "shared"}
+    assert names == files
+    for name in names:
+        assert radin.cli.cli.commands[name].help
 
 
 def test_help_is_quick_and_importing_radin_leaves_torch_alone(radin_command):

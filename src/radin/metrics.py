@@ -22,6 +22,14 @@ Floats = NDArray[np.float64]
 TargetKind = Literal["classes", "values", "multilabel", "any"]
 Family = Literal["accuracy", "balanced_accuracy", "macro_f1", "nll", "mse", "r2", "other"]
 
+# What the targets of each kind look like, in words.
+TARGET_KINDS: dict[TargetKind, str] = {
+    "classes": "one class index per example",
+    "values": "numbers shaped like the outputs",
+    "multilabel": "a 0 or 1 per example and class",
+    "any": "not checked",
+}
+
 BOOTSTRAP_SAMPLES = 100
 CALIBRATION_BINS = 15
 _TOP_K = re.compile(r"top-?([1-9]\d*)")

@@ -1,4 +1,4 @@
-"""A recipe: mixing weights over the pool. The value that every room of radin passes on."""
+"""A recipe: mixing ratios over the pool. The value that every room of radin passes on."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ _SUM_TOLERANCE = 1e-6
 
 @dataclass(frozen=True)
 class Recipe:
-    """Mixing weights p over the members of a pool: p >= 0, sum 1.
+    """Mixing ratios p over the members of a pool: p >= 0, sum 1.
 
-    ``weights`` has one float per member, in the pool's order. Two recipes are equal when their weights are.
+    ``weights`` has one float per member, in the pool's order. Two recipes are equal when their ratios are.
     """
 
     weights: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        """Raises RadinError when a weight is negative or not finite, or when they do not sum to 1."""
+        """Raises RadinError when a ratio is negative or not finite, or when they do not sum to 1."""
         if not self.weights:
-            raise RadinError("a recipe needs at least one mixing weight; got none")
+            raise RadinError("a recipe needs at least one mixing ratio; got none")
         for index, weight in enumerate(self.weights):
             if not math.isfinite(weight) or weight < 0:
                 raise RadinError(
-                    f"mixing weights must be finite and not negative; weight {index} is {weight}. "
-                    "Task arithmetic with negative weights is not a soup."
+                    f"mixing ratios must be finite and not negative; ratio {index} is {weight}. "
+                    "Task arithmetic with negative ratios is not a soup."
                 )
         total = math.fsum(self.weights)
         if abs(total - 1.0) > _SUM_TOLERANCE:
-            raise RadinError(f"mixing weights must sum to 1; these sum to {total:.6g}. Use Recipe.normalized.")
+            raise RadinError(f"mixing ratios must sum to 1; these sum to {total:.6g}. Use Recipe.normalized.")
 
     @classmethod
     def normalized(cls, weights: Iterable[float]) -> Recipe:
@@ -42,7 +42,7 @@ class Recipe:
         values = [float(w) for w in weights]
         total = math.fsum(values)
         if not math.isfinite(total) or total <= 0:
-            raise RadinError(f"mixing weights must be finite with a positive sum; these sum to {total:.6g}")
+            raise RadinError(f"mixing ratios must be finite with a positive sum; these sum to {total:.6g}")
         return cls(tuple(v / total for v in values))
 
     @classmethod
@@ -61,12 +61,12 @@ class Recipe:
 
     @property
     def members(self) -> tuple[int, ...]:
-        """Indices of the members with a positive weight, ascending."""
+        """Indices of the members with a positive ratio, ascending."""
         return tuple(k for k, weight in enumerate(self.weights) if weight > 0)
 
     @property
     def size(self) -> int:
-        """How many members have a positive weight."""
+        """How many members have a positive ratio."""
         return len(self.members)
 
     @property
@@ -75,7 +75,7 @@ class Recipe:
 
     @property
     def is_uniform(self) -> bool:
-        """Whether all its members have the same weight."""
+        """Whether all its members have the same ratio."""
         return len({self.weights[k] for k in self.members}) == 1
 
     def permuted(self, order: Sequence[int]) -> Recipe:
@@ -87,8 +87,20 @@ class Recipe:
         parts = sorted((fingerprints[k], self.weights[k].hex()) for k in self.members)
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
+    def describe(self, names: Sequence[str] | None = None) -> str:
+        """Its members with their ratios: "a 0.25, c 0.75", or by index without names: "#0 0.25, #2 0.75"."""
+        return ", ".join(f"{names[k] if names else f'#{k}'} {self.weights[k]:.3g}" for k in self.members)
+
+    def __str__(self) -> str:
+        return self.describe()
+
+    def _repr_html_(self) -> str:
+        from radin.report.html import recipe_html
+
+        return recipe_html(self)
+
     def to_json(self, names: Sequence[str], fingerprints: Sequence[str]) -> dict[str, Any]:
-        """A JSON form that stands on its own: each member's name, content fingerprint and weight."""
+        """A JSON form that stands on its own: each member's name, content fingerprint and ratio ("weight")."""
         return {
             "members": [
                 {"name": names[k], "fingerprint": fingerprints[k], "weight": self.weights[k]} for k in self.members

@@ -14,7 +14,7 @@ from radin.diagnose.examine import ALPHAS, History, SliceReport, examine_run, ex
 from radin.engine.device import Device
 from radin.engine.load import check_fits
 from radin.errors import RadinError
-from radin.progress import Progress
+from radin.progress import Progress, logged
 from radin.weights import Pool
 from radin.weights.spread import Spread, spread
 
@@ -97,11 +97,11 @@ def doctor(
     """
     if isinstance(examples, bool) or not isinstance(examples, int) or examples < 2:
         raise RadinError(f"examples is how much of validation() to look at and must be at least 2; got {examples!r}")
+    progress = logged(progress)
     engine = Device.create(device, precision, batch_size)
     loaded = Task.load(task) if task is not None else None
     if not isinstance(pool, Pool):
-        opening = (lambda done, total: progress("reading checkpoints", done, total)) if progress else None
-        pool = Pool.open(pool, progress=opening)
+        pool = Pool.open(pool, progress=lambda done, total: progress("reading checkpoints", done, total))
     pool.require_several()
     if loaded is not None:
         loaded.get_metric()

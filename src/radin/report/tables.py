@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 
 from rich import box
-from rich.console import RenderableType
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -62,6 +63,15 @@ def closing_table(result: Result) -> Table:
     return table
 
 
+def closing_text(result: Result, width: int = 120) -> str:
+    """The table and the lines under it as plain text."""
+    console = Console(file=io.StringIO(), width=width, color_system=None, highlight=False, soft_wrap=True)
+    for part in (closing_table(result), *closing_lines(result)):
+        console.print(part, markup=False) if isinstance(part, str) else console.print(part)
+    assert isinstance(console.file, io.StringIO)
+    return "\n".join(line.rstrip() for line in console.file.getvalue().rstrip().split("\n"))
+
+
 def closing_lines(result: Result) -> list[RenderableType]:
     """What the table cannot say: how sure the gain is, the passes, the time, the members chosen, notes and reasons."""
     return [Text(line, style="bold yellow") if warns else line for line, warns in closing_sentences(result)]
@@ -80,8 +90,7 @@ def closing_sentences(result: Result) -> list[tuple[str, bool]]:
         for sentence in result.confidence:
             noise = sentence.startswith("inside the noise")
             lines.append((f"warning: {sentence}" if noise else sentence, noise))
-        recipe, names = result.best.recipe, result.member_names
-        lines.append(("members: " + ", ".join(f"{names[k]} {recipe.weights[k]:.3g}" for k in recipe.members), False))
+        lines.append((f"members: {result.best.recipe.describe(result.member_names)}", False))
     lines.append((sentences.passes(result.passes, len(result.evaluations)), False))
     spent = ", ".join(f"{name} {value:.1f} s" for name, value in result.seconds.items() if name != "total")
     lines.append((f"time: {result.seconds['total']:.1f} s ({spent})", False))

@@ -55,16 +55,16 @@ def evaluate_pool(
 
 def average_pool(
     pool: Pool,
-    weights: str | None,
+    ratios: str | None,
     recipe_file: Path | None,
     output: Path,
     integers_from: str | None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Average by weights given as text, by a recipe file, or uniformly, into ``output``."""
+    """Average by ratios given as text, by a recipe file, or uniformly, into ``output``."""
     check_output(output)
     pool.require_several()
-    recipe = _recipe(pool, weights, recipe_file)
+    recipe = _recipe(pool, ratios, recipe_file)
     report = (lambda done, total: progress("averaging", done, total)) if progress else None
     tensors = average(pool, recipe, integers_from=integers_from, progress=report)
     save(tensors, output, metadata=recipe_metadata(pool, recipe, integers_from=integers_from))
@@ -78,27 +78,27 @@ def average_pool(
     }
 
 
-def _recipe(pool: Pool, weights: str | None, recipe_file: Path | None) -> Recipe:
-    if weights is not None and recipe_file is not None:
-        raise RadinError("give --weights or --recipe, not both")
+def _recipe(pool: Pool, ratios: str | None, recipe_file: Path | None) -> Recipe:
+    if ratios is not None and recipe_file is not None:
+        raise RadinError("give --ratios or --recipe, not both")
     if recipe_file is not None:
         try:
             value = json.loads(recipe_file.read_text())
             return Recipe.from_json(value.get("recipe", value), pool.fingerprints)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise RadinError(f"{recipe_file} is not a recipe of radin's ({error})") from None
-    if weights is None:
+    if ratios is None:
         return Recipe.uniform(range(len(pool)), len(pool))
     if pool.duplicates:
         dropped = ", ".join(str(path) for path, _ in pool.duplicates)
-        raise RadinError(f"--weights needs one file per weight, but {dropped} repeats another file: leave it out")
+        raise RadinError(f"--ratios needs one file per ratio, but {dropped} repeats another file: leave it out")
     try:
-        values = [float(text) for text in weights.split(",")]
+        values = [float(text) for text in ratios.split(",")]
     except ValueError:
-        raise RadinError(f"--weights must be numbers separated by commas; got {weights!r}") from None
+        raise RadinError(f"--ratios must be numbers separated by commas; got {ratios!r}") from None
     if len(values) != len(pool):
         names = ", ".join(pool.member_names)
-        raise RadinError(f"--weights has {len(values)} numbers for {len(pool)} checkpoints, in this order: {names}")
+        raise RadinError(f"--ratios has {len(values)} numbers for {len(pool)} checkpoints, in this order: {names}")
     return Recipe.normalized(values)
 
 

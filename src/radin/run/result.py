@@ -110,6 +110,17 @@ class Result:
 
         return confidence(self)
 
+    def __str__(self) -> str:
+        """The table that ends a run, with the lines under it."""
+        from radin.report.tables import closing_text
+
+        return closing_text(self)
+
+    def _repr_html_(self) -> str:
+        from radin.report.html import result_html
+
+        return result_html(self)
+
     def save(self, path: str | Path) -> Path:
         """Copy the soup to ``path`` (.safetensors). Raises RunError for another ending."""
         target = Path(path)

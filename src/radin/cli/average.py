@@ -1,0 +1,45 @@
+"""radin average: a soup without any data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from radin.cli.shared import JSON, KEY, PATHS, console_progress, open_pool, show
+from radin.errors import RadinError
+
+
+@click.command()
+@PATHS
+@click.option(
+    "--ratios",
+    "--weights",
+    "ratios",
+    help="Comma-separated mixing ratios in the order shown by check; scaled to sum 1.",
+)
+@click.option("--recipe", type=click.Path(path_type=Path), help="recipe.json of a run.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="A .safetensors or .pt file.")
+@click.option("--force", is_flag=True, help="Replace the file if it is there.")
+@click.option("--integers-from", help="Member whose integer tensors the soup takes; default the heaviest.")
+@KEY
+@JSON
+def average(
+    paths: tuple[str, ...],
+    ratios: str | None,
+    recipe: Path | None,
+    output: Path,
+    force: bool,
+    integers_from: str | None,
+    key: str | None,
+    as_json: bool,
+) -> None:
+    """Average checkpoints without any data: uniformly, by --ratios, or by a --recipe."""
+    if output.exists() and not force:
+        raise RadinError(f"{output} exists; give another name, or --force to replace it")
+    from radin.run.commands import average_pool
+
+    with console_progress() as progress:
+        pool = open_pool(paths, key, progress)
+        found = average_pool(pool, ratios, recipe, output, integers_from, progress)
+    show(found if as_json else None, f"averaged {found['size']} checkpoints into {output}", *found["notes"])

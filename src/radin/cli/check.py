@@ -1,0 +1,36 @@
+"""radin check: can these be averaged, and should they."""
+
+from __future__ import annotations
+
+import click
+
+from radin.cli.shared import JSON, KEY, PATHS, console_progress, engine_options, open_pool, show
+
+
+@click.command()
+@PATHS
+@click.option("--task", help="Also check the task: architecture, data, metric; estimate time and disk.")
+@click.option("--distances/--no-distances", default=True, show_default=True, help="Distances between the members.")
+@KEY
+@engine_options
+@JSON
+def check(
+    paths: tuple[str, ...],
+    task: str | None,
+    distances: bool,
+    key: str | None,
+    device: str,
+    precision: str,
+    batch_size: int | None,
+    as_json: bool,
+) -> None:
+    """Can these checkpoints be averaged? Headers, fingerprints, shapes, distances; nothing long."""
+    from radin.diagnose.check import check_pool
+    from radin.engine.device import Device
+    from radin.report.check import check_parts
+
+    engine = Device.create(device, precision, batch_size)
+    with console_progress() as progress:
+        pool = open_pool(paths, key, progress)
+        found = check_pool(pool, task, engine, distances=distances, progress=progress)
+    show(found.to_json() if as_json else None, *check_parts(found))

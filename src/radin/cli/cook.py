@@ -1,0 +1,120 @@
+"""radin cook: find the best soup."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from radin.cli.shared import JSON, KEY, PATHS, TASK, console_progress, engine_options, open_pool, show
+from radin.errors import RadinError
+
+
+@click.command()
+@PATHS
+@TASK
+@click.option(
+    "--budget",
+    type=int,
+    required=True,
+    help="Passes over validation() to spend on soups in all, resumed sessions included. A soup evaluated on some of "
+    "the examples costs its share. With BatchNorm, a pass is the validation and the calibration examples.",
+)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Run directory; the same again resumes.")
+@click.option(
+    "--strategy",
+    help="How to spend the budget; see 'radin strategies'. Default: adaptive; paper with its options below.",
+)
+@click.option("--prior", type=float, help="lambda: worth of each further member when ranking (paper).")
+@click.option("--candidates", type=int, help="How many subsets to draw and rank (paper).")
+@click.option("-O", "--option", "options", multiple=True, metavar="NAME=VALUE", help="Any option of the strategy.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option(
+    "--uniform/--no-uniform",
+    default=None,
+    help="Spend one pass on the uniform soup first; by default from a budget of 8 on.",
+)
+@click.option(
+    "--choose-on-half",
+    is_flag=True,
+    help="Search on half of the validation examples and choose on the others: less selection bias in the score.",
+)
+@click.option("--members-at-once", type=int, help="Members sharing one reading of the data; default what fits.")
+@click.option("--outputs", type=click.Path(path_type=Path), help="Folder of cached outputs that several runs share.")
+@click.option(
+    "--keep-outputs/--no-keep-outputs",
+    default=True,
+    show_default=True,
+    help="Without: compile outputs while they are made and store none (accuracy, top-k). Gives up resuming inside a "
+    "reading, other metrics, and adding members without new passes.",
+)
+@click.option("--outputs-dtype", default="float32", show_default=True, help="float16 halves the cache on disk.")
+@click.option("--integers-from", help="Member whose integer tensors the soup takes; default the heaviest.")
+@KEY
+@engine_options
+@JSON
+def cook(
+    paths: tuple[str, ...],
+    task: str,
+    budget: int,
+    out: Path,
+    strategy: str | None,
+    prior: float | None,
+    candidates: int | None,
+    options: tuple[str, ...],
+    seed: int,
+    uniform: bool | None,
+    choose_on_half: bool,
+    members_at_once: int | None,
+    outputs: Path | None,
+    keep_outputs: bool,
+    outputs_dtype: str,
+    integers_from: str | None,
+    key: str | None,
+    device: str,
+    precision: str,
+    batch_size: int | None,
+    as_json: bool,
+) -> None:
+    """Find the best soup that BUDGET passes can buy and write it to OUT/soup.safetensors."""
+    given: dict[str, Any] = dict(_split_option(text) for text in options)
+    given |= {name: value for name, value in (("prior", prior), ("candidates", candidates)) if value is not None}
+    strategy = strategy or ("adaptive" if prior is None and candidates is None else "paper")
+    if budget < 1:
+        raise RadinError(f"the budget is the number of passes to spend on soups and must be at least 1; got {budget}")
+    import radin
+    from radin.report.tables import closing_lines, closing_table
+    from radin.search.strategies import base
+
+    base.get(strategy).settings(given)
+    with console_progress() as progress:
+        pool = open_pool(paths, key, progress)
+        result = radin.cook(
+            pool,
+            task,
+            budget=budget,
+            out=out,
+            strategy=strategy,
+            options=given,
+            seed=seed,
+            uniform=uniform,
+            choose_on_half=choose_on_half,
+            device=device,
+            precision=precision,
+            batch_size=batch_size,
+            members_at_once=members_at_once,
+            outputs=outputs,
+            keep_outputs=keep_outputs,
+            outputs_dtype=outputs_dtype,
+            integers_from=integers_from,
+            progress=progress,
+        )
+    show(result.to_json() if as_json else None, closing_table(result), *closing_lines(result))
+
+
+def _split_option(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise RadinError(f"options of a strategy are given as -O name=value; got {text!r}")
+    return name, value

@@ -1,0 +1,39 @@
+"""radin evaluate: true scores of checkpoints as they are."""
+
+from __future__ import annotations
+
+import click
+
+from radin.cli.shared import JSON, KEY, PATHS, TASK, console_progress, engine_options, open_pool, show
+
+
+@click.command()
+@PATHS
+@TASK
+@click.option("--split", default="validation", show_default=True, help="validation, test or shifts/NAME.")
+@KEY
+@engine_options
+@JSON
+def evaluate(
+    paths: tuple[str, ...],
+    task: str,
+    split: str,
+    key: str | None,
+    device: str,
+    precision: str,
+    batch_size: int | None,
+    as_json: bool,
+) -> None:
+    """True scores of checkpoints as they are, one full pass each."""
+    from radin.engine.device import Device
+    from radin.report.sentences import number
+    from radin.report.tables import plain_table
+    from radin.run.commands import evaluate_pool
+
+    engine = Device.create(device, precision, batch_size)
+    with console_progress() as progress:
+        pool = open_pool(paths, key, progress)
+        found = evaluate_pool(pool, task, split, engine, progress=progress)
+    rows = [[m["name"], number(m["score"], m["stderr"]), f"{m['seconds']:.1f}"] for m in found["members"]]
+    title = f"{found['metric']} on {split}, {found['examples']} examples"
+    show(found if as_json else None, plain_table(title, ["checkpoint", "score", "seconds"], rows))

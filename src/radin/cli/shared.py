@@ -1,0 +1,64 @@
+"""What several commands share: options, opening a pool, progress, and how a finding is shown."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from radin.progress import Progress
+    from radin.weights import Pool
+
+JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
+TASK = click.option("--task", "task", required=True, help="Python file (or module:object) with model(), validation().")
+KEY = click.option("--key", help="Take the tensors nested under this name, e.g. state_dict_ema.")
+PATHS = click.argument("paths", nargs=-1, required=True)
+
+
+def engine_options(command: Any) -> Any:
+    """Where and how models run: --device, --precision, --batch-size."""
+    for option in (
+        click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, ..."),
+        click.option(
+            "--precision", default="float32", show_default=True, help="float32, bfloat16 or float16 (autocast)."
+        ),
+        click.option("--batch-size", type=int, help="Cut the task's batches to at most this many examples."),
+    ):
+        command = option(command)
+    return command
+
+
+def open_pool(paths: tuple[str, ...], key: str | None, progress: Progress) -> Pool:
+    """The checkpoints behind what was typed."""
+    from radin.weights import Pool
+
+    return Pool.open(paths, key=key, progress=lambda done, total: progress("reading checkpoints", done, total))
+
+
+@contextmanager
+def console_progress() -> Iterator[Progress]:
+    """Progress on standard error and in logging, for as long as the context is open."""
+    from radin.progress import logged
+    from radin.report.progress import ConsoleProgress
+
+    with ConsoleProgress() as shown, closing(logged(shown)) as progress:
+        yield progress
+
+
+def show(value: dict[str, Any] | None, *parts: RenderableType) -> None:
+    """JSON on standard output when ``value`` is given, else the parts for people."""
+    if value is not None:
+        click.echo(json.dumps(value))
+        return
+    from rich.console import Console
+
+    console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
+    for part in parts:
+        console.print(part, markup=False) if isinstance(part, str) else console.print(part)

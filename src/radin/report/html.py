@@ -1,0 +1,46 @@
+"""A result and a recipe as small HTML tables of their own, for notebooks. Everything that was given is escaped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+from radin.recipe import Recipe
+from radin.report.tables import closing_rows, closing_sentences
+from radin.run.result import Result
+
+_CELL = "padding:2px 10px;text-align:{side};white-space:nowrap"
+
+
+def result_html(result: Result) -> str:
+    """The closing table with the lines under it."""
+    title, columns, rows = closing_rows(result)
+    bold = {2}  # the row of what was chosen
+    styles = {True: ' style="color:#a60"', False: ""}
+    lines = [f"<div{styles[warns]}>{escape(line)}</div>" for line, warns in closing_sentences(result)]
+    return f"<div>{table_html(title, columns, rows, bold)}{''.join(lines)}</div>"
+
+
+def recipe_html(recipe: Recipe, names: Sequence[str] | None = None) -> str:
+    """Each member with its ratio."""
+    rows = [[names[k] if names else f"#{k}", f"{recipe.weights[k]:.4g}"] for k in recipe.members]
+    return table_html(f"recipe of {recipe.size} of {len(recipe.weights)} members", ["member", "ratio"], rows)
+
+
+def table_html(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], bold: set[int] | None = None) -> str:
+    """A table with its first column left, the others right. bold: rows to stress."""
+    head = "".join(_cell("th", text, index) for index, text in enumerate(columns))
+    body = []
+    for place, row in enumerate(rows):
+        weight = ' style="font-weight:bold"' if bold and place in bold else ""
+        body.append(f"<tr{weight}>{''.join(_cell('td', text, index) for index, text in enumerate(row))}</tr>")
+    caption = f'<caption style="text-align:left">{escape(title)}</caption>'
+    return (
+        f'<table style="border-collapse:collapse">{caption}<thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(body)}</tbody></table>"
+    )
+
+
+def _cell(tag: str, text: str, index: int) -> str:
+    style = _CELL.format(side="left" if index == 0 else "right")
+    return f'<{tag} style="{style}">{escape(text)}</{tag}>'
