@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from radin.run.soups import Soups
 from safetensors.torch import load_file
 
 import radin
@@ -16,7 +17,6 @@ from radin.engine import batchnorm
 from radin.engine.evaluate import Evaluator
 from radin.recipe import Recipe
 from radin.run.ledger import Ledger
-from radin.run.soups import Soups
 from radin.search import Search
 
 VALIDATION, CALIBRATION, BUDGET = 600, 100, 3

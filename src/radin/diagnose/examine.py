@@ -24,9 +24,9 @@ from radin.outputs.store import StoredOutputs
 from radin.progress import Progress
 from radin.question import Answer, answer_from_outputs
 from radin.recipe import Recipe
-from radin.run.members import mixed
 from radin.run.directory import RunDirectory
 from radin.run.ledger import Entry, Ledger
+from radin.run.members import mixed
 from radin.run.result import Result
 from radin.search import rank
 from radin.search.sources import default_sources

@@ -1,0 +1,92 @@
+"""What every strategy asked and was told before questions and engines, on a real pool; and whether it still does.
+
+A trace is JSON: the members' fingerprints, and runs of cook, each with its settings, the questions in order (recipe,
+how many examples and which, how many of them the soup got right), the best recipe with its scores, and what was spent.
+Recorded with the code as it was at commit d565571.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from radin import Pool, Recipe, cook
+from radin.run.ledger import Asked, Ledger
+
+TRACES = Path(__file__).parent / "traces"
+_RENAMED = {"radin": "paper"}
+
+
+def compared(folder: Path, trace: Path, *, workers: int = 1) -> list[str]:
+    """Play every run of a trace again on the pool in ``folder``; a line for each difference.
+
+    Raises ValueError when the pool is not the one that was recorded.
+    """
+    recorded = json.loads(trace.read_text())
+    pool = Pool.open(sorted((folder / "members").glob("*.safetensors")))
+    if list(pool.fingerprints) != recorded["members"]:
+        raise ValueError(f"{folder} holds other weights than those of {trace.name}")
+    differences = []
+    with tempfile.TemporaryDirectory() as work:
+        for index, run in enumerate(recorded["runs"]):
+            found = play(pool, folder, run, Path(work) / f"{index}", Path(work) / "outputs", workers)
+            what = f"{run['strategy']} {run['options']}, budget {run['budget']}"
+            for step, (before, now) in enumerate(zip(run["steps"], found["steps"], strict=False)):
+                if before != now:
+                    differences.append(f"{what}: question {step + 1} was {_short(before)}, is {_short(now)}")
+                    break
+            if len(run["steps"]) != len(found["steps"]):
+                differences.append(f"{what}: {len(run['steps'])} questions before, now {len(found['steps'])}")
+            for name in ("best", "spent"):
+                if run[name] != found[name]:
+                    differences.append(f"{what}: {name} was {_short(run[name])}, is {_short(found[name])}")
+    return differences
+
+
+def play(pool: Pool, folder: Path, run: dict[str, Any], out: Path, outputs: Path, workers: int) -> dict[str, Any]:
+    """One run of cook, as a trace has it."""
+    more = {name: run[name] for name in ("seed", "choose_on_half") if name in run}
+    result = cook(
+        pool,
+        folder / "task.py",
+        budget=run["budget"],
+        out=out,
+        strategy=_RENAMED.get(run["strategy"], run["strategy"]),
+        options=run["options"],
+        device="cpu",
+        outputs=outputs,
+        workers=workers,
+        **more,
+    )
+    ledger = Ledger(out / "ledger.sqlite", read_only=True)
+    try:
+        steps = [_step(asked, pool) for asked in ledger.questions()]
+    finally:
+        ledger.close()
+    best = result.best
+    scores = {"score": best.score, "test": best.looks.get("test", [None])[0]}
+    return {"steps": steps, "best": {"ratios": _ratios(best.recipe), **scores}, "spent": result.passes.soups}
+
+
+def _step(asked: Asked, pool: Pool) -> dict[str, Any]:
+    assert asked.examples is not None
+    assert asked.answer is not None
+    assert asked.answer.values is not None
+    return {
+        "ratios": _ratios(Recipe.from_json(asked.recipe, pool.fingerprints)),
+        "examples": len(asked.examples),
+        "digest": hashlib.sha256(asked.examples.astype("<i8").tobytes()).hexdigest()[:16],
+        "right": float(asked.answer.values.sum()),
+    }
+
+
+def _ratios(recipe: Recipe) -> dict[str, str]:
+    return {str(k): recipe.weights[k].hex() for k in recipe.members}
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 120 else text[:117] + "..."
