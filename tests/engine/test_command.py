@@ -465,7 +465,7 @@ def test_torch_files_as_members_keep_their_nesting(toy_pool, engine, tmp_path, s
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"command": "./score.sh"}, r"where the soup goes: add \{soup\}\. Known: \{soup\}, \{slot\}, \{examples\}, \{out\}"),
+        ({"command": "./score.sh"}, r"where the soup goes: add \{soup\}\. Known: \{soup\}, \{slot\}, \{examples\}"),
         ({"command": "./score.sh {soup} {gpu}"}, r"unknown placeholder \{gpu\}\. Known: \{soup\}, \{slot\}"),
         ({"command": "awk '{print $1}' {soup}"}, r"unknown placeholder \{print \$1\}.*Double the braces"),
         ({"command": "./score.sh {soup:>9}"}, r"unknown placeholder \{soup:>9\}"),

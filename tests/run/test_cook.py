@@ -95,7 +95,7 @@ def test_a_larger_budget_goes_on_and_a_finished_run_spends_nothing(toy_pool, toy
     assert again.best == more.best
     assert again.passes.soups == 6
     rows = sqlite3.connect(tmp_path / "run" / "ledger.sqlite").execute(
-        "SELECT COUNT(*) FROM evaluations WHERE kind = 'soup' AND split = 'validation'"
+        "SELECT COUNT(*) FROM questions WHERE told IS NOT NULL AND error IS NULL"
     )
     assert rows.fetchone() == (6,)
 
@@ -134,7 +134,8 @@ def test_the_gain_is_paired(toy_pool, toy_task, tmp_path):
     result = radin.cook(toy_pool, toy_task, budget=20, out=tmp_path / "run")
     assert result.best.recipe.size > 1
     ledger = Ledger(tmp_path / "run" / "ledger.sqlite")
-    soup = ledger.get(result.best.recipe.identity(result.fingerprints), "soup", "validation")
+    best = result.best.recipe.identity(result.fingerprints)
+    soup = next(entry.evaluation for entry in ledger.soups() if entry.identity == best)
     single = ledger.get(result.best_single.recipe.identity(result.fingerprints), "member", "validation")
     difference = soup.values - single.values
     assert result.gain.difference == pytest.approx(difference.mean())
@@ -267,7 +268,7 @@ def test_outputs_need_not_be_kept(toy_pool, toy_folder, toy_task, tmp_path):
     assert [p.name for p in (tmp_path / "streamed" / "outputs").iterdir()] == ["compiled.safetensors"]
     assert streamed.ensemble.score == pytest.approx(kept.ensemble.score)
     assert streamed.ensemble.stderr == pytest.approx(kept.ensemble.stderr)
-    with pytest.raises(RunError, match="keep_outputs"):
+    with pytest.raises(RunError, match="outputs kept"):
         radin.cook(toy_pool, toy_task, budget=5, out=tmp_path / "streamed")
     with pytest.raises(RadinError, match="metric 'nll' needs them"):
         radin.cook(toy_pool, replace(toy_task, metric="nll"), budget=5, out=tmp_path / "nll", keep_outputs=False)

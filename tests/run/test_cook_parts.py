@@ -1,23 +1,22 @@
-"""A budget that buys parts of passes: what is evaluated, counted, recorded and gone on with, on the toy pool."""
+"""A budget that buys parts of passes: what is evaluated, counted, recorded and continued, on the toy pool."""
 
 import json
 import re
-import sqlite3
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from radin.run.soups import Soups
 from safetensors.torch import load_file
 
 import radin
 import toy
 from radin.engine import batchnorm
 from radin.engine.evaluate import Evaluator
+from radin.engine.local import LocalEngine
+from radin.errors import RunError
 from radin.recipe import Recipe
 from radin.run.ledger import Ledger
-from radin.search import Search
 
 VALIDATION, CALIBRATION, BUDGET = 600, 100, 3
 
@@ -34,25 +33,24 @@ class Stopped(Exception):
 
 
 class Watch:
-    """Records every part that is evaluated; stops the run right after part number ``stop`` is in the ledger."""
+    """Records every question about soups; stops the run right after answer number ``stop`` is in the ledger."""
 
     def __init__(self, monkeypatch, stop=None):
-        self.parts, self.searches = [], []
-        evaluate, ask = Soups.evaluate, Search.ask_part
+        self.parts = []
+        submit, tell = LocalEngine.submit, Ledger.tell
 
-        def watched(soups, recipe, examples):
-            found = evaluate(soups, recipe, examples)
-            self.parts.append((recipe.weights, tuple(examples)))
+        def watched(engine, question):
+            if question.split == "validation":
+                self.parts.append((question.recipe.weights, tuple(question.examples)))
+            submit(engine, question)
+
+        def told(ledger, number, answer):
+            tell(ledger, number, answer)
             if len(self.parts) == stop:
                 raise Stopped
-            return found
 
-        def asked(search):
-            self.searches.append(search)
-            return ask(search)
-
-        monkeypatch.setattr(Soups, "evaluate", watched)
-        monkeypatch.setattr(Search, "ask_part", asked)
+        monkeypatch.setattr(LocalEngine, "submit", watched)
+        monkeypatch.setattr(Ledger, "tell", told)
 
 
 def essence(result):
@@ -67,7 +65,7 @@ def essence(result):
 
 
 def task_of_parts():
-    """Few calibration examples, so that beginning a soup is cheap and many are begun."""
+    """Few calibration examples, so that starting a soup is cheap and many are started."""
     return radin.Task(
         toy.model,
         lambda: toy.batches(toy.VALIDATION),
@@ -97,7 +95,6 @@ def test_a_budget_buys_shares_of_passes(straight):
     examples = sum(len(examples) for _, examples in watch.parts)
     spent = (examples + CALIBRATION * result.passes.started) / (VALIDATION + CALIBRATION)
     assert result.passes.soups == pytest.approx(spent, abs=1e-8)
-    assert result.passes.soups == pytest.approx(watch.searches[-1].spent, abs=1e-8)
     assert BUDGET - 1 < result.passes.soups <= BUDGET
     assert result.best.recipe in [e.recipe for e in result.evaluations] or result.best.recipe.is_single
 
@@ -125,7 +122,6 @@ def test_stopped_after_any_part_it_asks_the_same_and_ends_the_same(straight, toy
     with monkeypatch.context() as patch:
         last = Watch(patch)
         resumed = cook(toy_pool, task, budget=BUDGET, out=out)
-        assert last.searches[-1].spent == pytest.approx(watch.searches[-1].spent, abs=1e-12)
     assert last.parts == []
     assert parts == watch.parts
     assert essence(resumed) == essence(result)
@@ -133,27 +129,27 @@ def test_stopped_after_any_part_it_asks_the_same_and_ends_the_same(straight, toy
     assert all(torch.equal(held[name], expected[name]) for name in expected)
 
 
-def test_the_ledger_keeps_parts_apart_from_soups(straight, toy_pool):
+def test_soups_in_the_ledger_are_the_sum_of_their_parts(straight, toy_pool):
     result, watch = straight
     ledger = Ledger(result.out / "ledger.sqlite")
-    parts, soups = ledger.parts("validation"), ledger.entries("soup", "validation")
+    asked, soups = ledger.questions(), ledger.soups()
+    ledger.close()
     assert [
-        (Recipe.from_json(p.recipe, toy_pool.fingerprints).weights, tuple(p.examples)) for p in parts
+        (Recipe.from_json(q.recipe, toy_pool.fingerprints).weights, tuple(q.examples)) for q in asked
     ] == watch.parts
     assert len(soups) == len(result.evaluations)
     for soup in soups:
-        mine = [p for p in parts if p.identity == soup.identity]
+        mine = [q for q in asked if q.identity == soup.identity]
         values = np.empty(VALIDATION)
         for part in mine:
-            values[part.examples] = part.values
+            values[part.examples] = part.answer.values
         assert np.array_equal(soup.evaluation.values, values)
         assert soup.evaluation.score == values.mean()
         assert soup.evaluation.stderr == pytest.approx(values.std(ddof=1) / np.sqrt(VALIDATION))
-        assert soup.evaluation.seconds == pytest.approx(sum(p.seconds for p in mine))
-    ledger.close()
+        assert soup.evaluation.seconds == pytest.approx(sum(q.answer.seconds for q in mine))
 
 
-def test_a_larger_budget_goes_on_from_complete_and_begun_soups(straight, toy_pool, task, tmp_path, monkeypatch):
+def test_a_larger_budget_goes_on_from_complete_and_started_soups(straight, toy_pool, task, tmp_path, monkeypatch):
     first = cook(toy_pool, task, budget=BUDGET, out=tmp_path / "run")
     watch = Watch(monkeypatch)
     more = cook(toy_pool, task, budget=BUDGET + 2, out=tmp_path / "run")
@@ -168,18 +164,14 @@ def test_a_larger_budget_goes_on_from_complete_and_begun_soups(straight, toy_poo
     assert again.passes.soups == more.passes.soups
 
 
-def test_a_run_of_before_parts_goes_on(toy_pool, task, tmp_path, monkeypatch):
-    old = cook(toy_pool, task, budget=BUDGET, out=tmp_path / "run", strategy="paper")
-    database = sqlite3.connect(tmp_path / "run" / "ledger.sqlite")
-    database.execute("DROP TABLE parts")
-    database.commit()
-    database.close()
-    watch = Watch(monkeypatch)
-    new = cook(toy_pool, task, budget=BUDGET + 2, out=tmp_path / "run")
-    assert [e.recipe for e in new.evaluations][:BUDGET] == [e.recipe for e in old.evaluations]
-    assert [e.score for e in new.evaluations][:BUDGET] == [e.score for e in old.evaluations]
-    assert not {p[0] for p in watch.parts} & {e.recipe.weights for e in old.evaluations}
-    assert BUDGET + 1 < new.passes.soups <= BUDGET + 2
+def test_a_run_of_an_older_version_is_refused_and_left_as_it_is(toy_pool, task, tmp_path):
+    cook(toy_pool, task, budget=1, out=tmp_path / "run", strategy="paper")
+    path = tmp_path / "run" / "run.json"
+    path.write_text(path.read_text().replace('"format": 2', '"format": 1'))
+    before = path.read_bytes()
+    with pytest.raises(RunError, match="written by another version of radin \\(format 1\\)"):
+        cook(toy_pool, task, budget=2, out=tmp_path / "run")
+    assert path.read_bytes() == before
 
 
 def test_soups_are_calibrated_once_and_run_on_what_was_asked_only(toy_pool, task, tmp_path, monkeypatch):
@@ -207,19 +199,16 @@ def test_soups_are_calibrated_once_and_run_on_what_was_asked_only(toy_pool, task
     assert share == pytest.approx(result.passes.soups, abs=1e-8)
 
 
-def test_calibration_is_counted_once_and_kept(toy_pool, toy_task, tmp_path):
-    readings = []
-
-    def calibration():
-        readings.append(1)
-        return toy.batches(slice(0, 300 if len(readings) == 1 else 500))
-
-    task = replace(toy_task, calibration=calibration)
-    cook(toy_pool, task, budget=1, out=tmp_path / "run")
-    cook(toy_pool, task, budget=2, out=tmp_path / "run")
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["settings"]["calibration_examples"] == 300
-    without = cook(toy_pool, replace(task, calibration=None), budget=2, out=tmp_path / "without")
-    assert json.loads((tmp_path / "without" / "run.json").read_text())["settings"]["calibration_examples"] == 0
+def test_other_calibration_data_are_refused(toy_pool, toy_task, tmp_path):
+    cook(toy_pool, toy_task, budget=1, out=tmp_path / "run")
+    rates = json.loads((tmp_path / "run" / "run.json").read_text())["settings"]["rates"]
+    assert rates == {"examples": 600, "calibration": 700, "reading": 0.0}
+    other = replace(toy_task, calibration=lambda: [(x + 0.1, y) for x, y in toy.batches(toy.TRAINING)])
+    with pytest.raises(RunError, match=r"calibration data \(was [0-9a-f]{12}, now [0-9a-f]{12}\)"):
+        cook(toy_pool, other, budget=2, out=tmp_path / "run")
+    with pytest.raises(RunError, match=r"calibration data \(was [0-9a-f]{12}, now 'none'\)"):
+        cook(toy_pool, replace(toy_task, calibration=None), budget=2, out=tmp_path / "run")
+    without = cook(toy_pool, replace(toy_task, calibration=None), budget=2, out=tmp_path / "without")
     assert without.passes.soups <= 2
 
 

@@ -308,9 +308,9 @@ def examine_run(directory: Path, pool: Pool, task: Task | None = None) -> Histor
             f"{directory} is a run of another pool (only in the run: {', '.join(gone) or 'none'}; only in this pool: "
             f"{', '.join(new) or 'none'}). Give the paths that the run was started with."
         )
-    ledger = Ledger(directory / "ledger.sqlite")
+    ledger = Ledger(directory / "ledger.sqlite", read_only=True)
     try:
-        entries = ledger.entries("soup", "validation")
+        entries = ledger.soups()
         singles = [e.evaluation for e in ledger.entries("member", "validation")]
     finally:
         ledger.close()

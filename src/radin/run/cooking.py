@@ -149,7 +149,7 @@ def cook(
     }
     with RunDirectory(Path(out), identity) as directory, evaluator.engine as engine:
         recorded = directory.read().get("settings", {})
-        if directory.is_new:
+        if not recorded:
             directory.record(asked)  # before anything else is written: from here on the folder is known as a run's
         ledger = Ledger(directory.ledger)
         try:
@@ -157,6 +157,7 @@ def cook(
             job.spent("open", time.monotonic() - started)
             engine.progress = job.advance if progress else None
             evaluator.verify(job, asked)
+            asked["cached_members"] = recorded.get("cached_members", evaluator.cached(job))
             known = _members(job, evaluator)
             rates = _rates(recorded, evaluator.bind(job, known, asked))
             asked["rates"] = vars(rates)

@@ -133,6 +133,8 @@ class RunDirectory:
 
     def bind(self, name: str, value: Any, settings: Mapping[str, Any]) -> None:
         """Bind the run to something that has just become known. Raises RunError when it was bound to another before."""
+        if self.read().get("identity", {}).get(name) == value:
+            return
         self.identity[name] = value
         self._check_identity()
         self.record(settings)

@@ -56,6 +56,10 @@ class Evaluator(ABC):
         """Raise RunError when data that an earlier session used have changed."""
 
     @abstractmethod
+    def cached(self, job: Job) -> int:
+        """How many members need no pass, because what it would give is there before the run begins."""
+
+    @abstractmethod
     def members(self, job: Job) -> Known:
         """The members' scores, and their outputs where they can be had."""
 
@@ -145,12 +149,19 @@ class TaskEvaluator(Evaluator):
                 job.directory.bind(_named(split), found, asked)
                 self.engine.data[split] = found
 
+    def cached(self, job: Job) -> int:
+        """Those whose outputs another run has left in a folder that they share."""
+        store = self._store(job)
+        return sum(store.get(fingerprint) is not None for fingerprint in job.pool.fingerprints)
+
     def members(self, job: Job) -> Known:
         """Their outputs, cached or compiled as they are made."""
-        folder = Path(self._outputs or job.directory.outputs)
-        store = OutputStore(folder, precision=self.engine.device.precision, dtype=self._dtype)
         collect = stored_outputs if self._keep else streamed_outputs
-        return collect(job, self.engine, self._first, store)
+        return collect(job, self.engine, self._first, self._store(job))
+
+    def _store(self, job: Job) -> OutputStore:
+        folder = Path(self._outputs or job.directory.outputs)
+        return OutputStore(folder, precision=self.engine.device.precision, dtype=self._dtype)
 
     def bind(self, job: Job, known: Known, asked: Mapping[str, Any]) -> Rates:
         """A pass is the validation and the calibration examples."""
@@ -217,6 +228,10 @@ class ProgramEvaluator(Evaluator):
 
     def verify(self, job: Job, asked: Mapping[str, Any]) -> None:
         """Nothing is read here but checkpoints."""
+
+    def cached(self, job: Job) -> int:
+        """All of them where their scores are given."""
+        return 0 if self._scores is None else len(job.pool)
 
     def members(self, job: Job) -> Known:
         """Their scores by the program, or as given; an estimator where outputs, or values per example, are known."""

@@ -38,12 +38,11 @@ _SAME_OUTPUTS = 2e-2
 class Known:
     """What the members' passes gave, over the pool's order.
 
-    ``passes``: those made in this session. ``data``: the fingerprint of validation(), empty where nobody can tell;
+    ``data``: the fingerprint of validation(), empty where nobody can tell;
     ``examples``: M, 0 where nobody can tell. ``targets`` (M, ...), ``outputs`` (M, C) of each member, ``estimator``:
     where they can be had.
     """
 
-    passes: int
     data: str
     examples: int
     estimator: Estimator | None = None
@@ -82,7 +81,7 @@ def stored_outputs(job: Job, engine: LocalEngine, first: FirstBatch, store: Outp
         keys=Keys.of(job.pool.fingerprints, cached.data),
         names=job.names,
     )
-    return Known(cached.passes, cached.data, len(cached.targets), estimates, cached.targets, cached.outputs)
+    return Known(cached.data, len(cached.targets), estimates, cached.targets, cached.outputs)
 
 
 def streamed_outputs(job: Job, engine: LocalEngine, first: FirstBatch, store: OutputStore) -> Known:
@@ -106,7 +105,7 @@ def streamed_outputs(job: Job, engine: LocalEngine, first: FirstBatch, store: Ou
         if keys.data != expected or set(keys.members) != set(job.pool.fingerprints):
             raise RunError(f"{path} was compiled from other weights or data. Delete it to make it again.")
         margins = margins.reordered([keys.members.index(f) for f in job.pool.fingerprints])
-        return Known(0, data, len(targets), estimator_of(margins, job.metric, device=device), targets)
+        return Known(data, len(targets), estimator_of(margins, job.metric, device=device), targets)
     classes = first.first_outputs.shape[1]
     compiler = MarginCompiler(len(job.pool), classes, top=job.metric.top, names=job.names)
     values: list[list[NDArray[np.float64]]] = [[] for _ in job.pool]
@@ -131,7 +130,7 @@ def streamed_outputs(job: Job, engine: LocalEngine, first: FirstBatch, store: Ou
     for k, parts in enumerate(values):
         job.add(Recipe.single(k, len(job.pool)), VALIDATION, answer_from_values(np.concatenate(parts), 0.0, data))
     save_margins(margins, path, Keys.of(job.pool.fingerprints, data))
-    return Known(len(job.pool), data, len(targets), estimator_of(margins, job.metric, device=device), targets)
+    return Known(data, len(targets), estimator_of(margins, job.metric, device=device), targets)
 
 
 def asked_scores(job: Job, engine: Engine, given: Sequence[float] | None) -> Known:
@@ -173,7 +172,7 @@ def asked_scores(job: Job, engine: Engine, given: Sequence[float] | None) -> Kno
     if len(counts) > 1:
         raise RunError(f"the program gave values for different numbers of examples: {sorted(counts)}")
     known = len(counts) == 1 and all(answer.values is not None for answer in answers)
-    return Known(passes, "", counts.pop() if known else 0)
+    return Known("", counts.pop() if known else 0)
 
 
 def some_examples(job: Job, engine: LocalEngine, known: Known, examples: NDArray[np.intp], folder: Path) -> Known:

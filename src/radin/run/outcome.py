@@ -110,7 +110,7 @@ class Outcome:
             optimism=flattery,
             evaluations=evaluations,
             passes=Passes(
-                self.known.passes,
+                len(job.pool) - asked["cached_members"],
                 round(self.session.account.spent, 9),
                 asked["budget"],
                 len(self.session.account.started),
