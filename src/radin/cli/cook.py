@@ -50,7 +50,9 @@ from radin.errors import RadinError
     "reading, other metrics, and adding members without new passes.",
 )
 @click.option("--outputs-dtype", default="float32", show_default=True, help="float16 halves the cache on disk.")
-@click.option("--integers-from", help="Member whose integer tensors the soup takes; default the heaviest.")
+@click.option(
+    "--integers-from", help="Member whose integer tensors the soup takes; default the one of the largest ratio."
+)
 @KEY
 @engine_options
 @JSON
