@@ -93,7 +93,12 @@ def test_what_evaluate_and_rank_show_and_their_json():
     assert {"a 0.5000 ± 0.0100 1.2", "b – 1.0"} <= set(lines)
     found = json.loads(json.dumps(evaluated.to_json(), allow_nan=False))
     assert found["members"][1] | {"fingerprint": ""} == {
-        "name": "b", "path": "b.pt", "fingerprint": "", "score": None, "stderr": None, "seconds": 1.0
+        "name": "b",
+        "path": "b.pt",
+        "fingerprint": "",
+        "score": None,
+        "stderr": None,
+        "seconds": 1.0,
     }
     recipe = RankedRecipe(Recipe((0.25, 0.75)), 0.875, 2, "random")
     ranked = RankedFiles("accuracy", True, ("a", "b"), ("b", 0.5), (recipe,))

@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -269,3 +270,12 @@ def test_no_ctime_no_trust(files, later):
     assert not remembered._is_old_enough((*state[:5], 0), time.time_ns())
     assert not remembered._is_old_enough((*state[:2], 0, *state[3:]), time.time_ns())
     assert not remembered._is_old_enough((*state[:4], time.time_ns() + 10**12, state[5]), time.time_ns())
+
+
+def test_many_at_once_leave_one_whole_entry(cache, files, later):
+    expected = content.fingerprint(open_checkpoint(files[0]))
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda _: remembered.remembered_fingerprint(open_checkpoint(files[0])), range(40)))
+    assert set(found) == {expected}
+    (entry,) = cache.iterdir()
+    assert entry.suffix == ".json"
