@@ -48,10 +48,8 @@ def test_the_same_command_again_spends_nothing_and_report_shows_it(cooked, toy_f
     out, first = cooked
     again = radin_command("cook", toy_folder, "--task", toy_folder / "task.py", "--budget", 4, "--out", out, "--json")
     found = json.loads(again.stdout)
-    started = (
-        sqlite3.connect(out / "ledger.sqlite").execute("SELECT COUNT(DISTINCT identity) FROM questions").fetchone()[0]
-    )
-    assert found["passes"]["started"] == started
+    rows = sqlite3.connect(out / "ledger.sqlite").execute("SELECT COUNT(DISTINCT identity) FROM questions")
+    assert found["passes"]["started"] == rows.fetchone()[0]
     assert 3 < found["passes"]["soups"] <= 4
     report = radin_command("report", out, "--json")
     assert json.loads(report.stdout) == found

@@ -1,13 +1,25 @@
 """The closing table and the lines under it, from a result made by hand."""
 
 import io
+import json
+from pathlib import Path
 
 from rich.console import Console
 
 from made import result, scored
 from radin.recipe import Recipe
-from radin.report.tables import closing_lines, closing_rows, closing_sentences, closing_table
+from radin.report.tables import (
+    closing_lines,
+    closing_rows,
+    closing_sentences,
+    closing_table,
+    evaluated_table,
+    ranked_table,
+)
+from radin.run.commands import Evaluated, EvaluatedMember, RankedFiles
 from radin.run.reasons import Outlier, Reasons
+from radin.search.ranking import RankedRecipe
+from radin.stats.paired import unpaired_difference
 
 
 def test_every_look_has_a_column_and_every_model_a_row():
@@ -46,8 +58,6 @@ def test_what_was_chosen_is_named():
 
 
 def test_lines_in_order_and_the_warning_is_marked():
-    from radin.stats.paired import unpaired_difference
-
     noisy = result(paired=unpaired_difference((0.84, 0.05), (0.8, 0.05), 100, True))
     lines = closing_sentences(noisy)
     starts = ["(in brackets", "gain over", "warning: inside", "chosen as", "members: a 0.25, c 0.75", "passes over"]
@@ -64,3 +74,33 @@ def test_names_with_markup_come_out_as_they_are():
     for part in (closing_table(found), *closing_lines(found)):
         console.print(part, markup=False)
     assert "members: [bold]a 0.25" in console.file.getvalue()
+
+
+def shown(table):
+    console = Console(file=io.StringIO(), width=160)
+    console.print(table)
+    return [" ".join(line.split()) for line in console.file.getvalue().splitlines()]
+
+
+def test_what_evaluate_and_rank_show_and_their_json():
+    members = (
+        EvaluatedMember("a", Path("a.pt"), "f" * 64, 0.5, 0.01, 1.25),
+        EvaluatedMember("b", Path("b.pt"), "e" * 64, float("nan"), float("nan"), 1.0),
+    )
+    evaluated = Evaluated("accuracy", "test", 20, "d" * 64, members)
+    lines = shown(evaluated_table(evaluated))
+    assert lines[0] == "accuracy on test, 20 examples"
+    assert {"a 0.5000 ± 0.0100 1.2", "b – 1.0"} <= set(lines)
+    found = json.loads(json.dumps(evaluated.to_json(), allow_nan=False))
+    assert found["members"][1] | {"fingerprint": ""} == {
+        "name": "b",
+        "path": "b.pt",
+        "fingerprint": "",
+        "score": None,
+        "stderr": None,
+        "seconds": 1.0,
+    }
+    recipe = RankedRecipe(Recipe((0.25, 0.75)), 0.875, 2, "random")
+    ranked = RankedFiles("accuracy", True, ("a", "b"), ("b", 0.5), (recipe,))
+    assert "1 0.87500 2 random a 0.25, b 0.75" in shown(ranked_table(ranked))
+    assert ranked.to_json()["recipes"][0]["recipe"]["members"][1] == {"name": "b", "fingerprint": "b", "weight": 0.75}

@@ -152,7 +152,7 @@ def test_integers_are_copied_from_the_largest_weight_or_the_named_member(tmp_pat
 
 
 def test_recipe_of_another_pool_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(PoolError, match="the recipe has 4 weights; this pool has 3 members"):
+    with pytest.raises(PoolError, match="the recipe has 4 ratios; this pool has 3 members"):
         average(pool_of(tmp_path, states(3)), Recipe.uniform([0], 4))
 
 

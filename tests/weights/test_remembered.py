@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,7 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> Hashed:
 
 
 @pytest.fixture
-def settled(monkeypatch: pytest.MonkeyPatch) -> None:
+def later(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten seconds from now, so that files written just now are no longer racy."""
     real = time.time_ns
     monkeypatch.setattr(remembered.time, "time_ns", lambda: real() + 10_000_000_000)
@@ -66,7 +67,7 @@ def files(tmp_path: Path) -> list[Path]:
 BYTES = 2 * (3 * 5 * 4 + 8)
 
 
-def test_a_second_open_hashes_nothing_and_knows_the_same(cache, files, hashed, settled):
+def test_a_second_open_hashes_nothing_and_knows_the_same(cache, files, hashed, later):
     seen: list[tuple[int, int]] = []
     first = Pool.open(files)
     assert hashed() == BYTES
@@ -77,7 +78,7 @@ def test_a_second_open_hashes_nothing_and_knows_the_same(cache, files, hashed, s
     assert seen[-1] == (BYTES, BYTES)
 
 
-def test_by_another_path_to_the_same_file(cache, files, hashed, settled, tmp_path):
+def test_by_another_path_to_the_same_file(cache, files, hashed, later, tmp_path):
     first = Pool.open(files)
     assert hashed() == BYTES
     (tmp_path / "link").symlink_to(tmp_path / "pool")
@@ -98,7 +99,7 @@ def write_in_place(file: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [replace_by_rename, write_in_place])
-def test_other_content_of_the_same_size_and_time_is_noticed(cache, files, hashed, settled, change):
+def test_other_content_of_the_same_size_and_time_is_noticed(cache, files, hashed, later, change):
     first = Pool.open(files)
     hashed()
     before = files[0].stat()
@@ -130,7 +131,7 @@ def test_what_is_remembered_of_a_young_file_is_not_believed(cache, files, hashed
     assert hashed() == BYTES
 
 
-def test_a_file_that_changes_while_it_is_read_is_not_remembered(cache, files, hashed, settled, monkeypatch):
+def test_a_file_that_changes_while_it_is_read_is_not_remembered(cache, files, hashed, later, monkeypatch):
     counting = remembered.examine
 
     def and_touch(checkpoint, report=None):
@@ -144,7 +145,7 @@ def test_a_file_that_changes_while_it_is_read_is_not_remembered(cache, files, ha
 
 
 @pytest.mark.parametrize("field", [1, 2, 3, 4, 5])
-def test_every_part_of_a_files_state_counts(cache, files, hashed, settled, monkeypatch, field):
+def test_every_part_of_a_files_state_counts(cache, files, hashed, later, monkeypatch, field):
     checkpoint = open_checkpoint(files[0])
     remembered.remembered_fingerprint(checkpoint)
     hashed()
@@ -166,7 +167,7 @@ def test_every_part_of_a_files_state_counts(cache, files, hashed, settled, monke
         lambda text: "ü" + text,
     ],
 )
-def test_a_damaged_entry_is_ignored_and_written_anew(cache, files, hashed, settled, damage):
+def test_a_damaged_entry_is_ignored_and_written_anew(cache, files, hashed, later, damage):
     first = Pool.open(files)
     hashed()
     for entry in cache.iterdir():
@@ -177,7 +178,7 @@ def test_a_damaged_entry_is_ignored_and_written_anew(cache, files, hashed, settl
     assert hashed() == 0
 
 
-def test_an_entry_with_a_right_checksum_and_no_content_is_ignored(cache, files, hashed, settled):
+def test_an_entry_with_a_right_checksum_and_no_content_is_ignored(cache, files, hashed, later):
     Pool.open(files)
     hashed()
     for entry in cache.iterdir():
@@ -186,7 +187,7 @@ def test_an_entry_with_a_right_checksum_and_no_content_is_ignored(cache, files, 
     assert hashed() == BYTES
 
 
-def test_another_way_of_hashing_is_another_fingerprint(cache, files, hashed, settled, monkeypatch):
+def test_another_way_of_hashing_is_another_fingerprint(cache, files, hashed, later, monkeypatch):
     Pool.open(files)
     hashed()
     monkeypatch.setattr(remembered, "VERSION", "radin content 2")
@@ -194,7 +195,7 @@ def test_another_way_of_hashing_is_another_fingerprint(cache, files, hashed, set
     assert hashed() == BYTES
 
 
-def test_what_is_nested_under_another_key_is_other_content(cache, hashed, settled, tmp_path):
+def test_what_is_nested_under_another_key_is_other_content(cache, hashed, later, tmp_path):
     path = tmp_path / "nested.pt"
     torch.save({"model": {"w": torch.zeros(4)}, "other": {"w": torch.ones(4)}}, path)
     prints = {
@@ -204,7 +205,7 @@ def test_what_is_nested_under_another_key_is_other_content(cache, hashed, settle
     assert hashed() == 3 * 16
 
 
-def test_any_changed_shard_of_a_folder_counts(cache, hashed, settled, tmp_path):
+def test_any_changed_shard_of_a_folder_counts(cache, hashed, later, tmp_path):
     for k in range(2):
         save_file({f"w{k}": torch.full((4,), float(k))}, tmp_path / f"model-{k}.safetensors")
     weight_map = {f"w{k}": f"model-{k}.safetensors" for k in range(2)}
@@ -217,7 +218,7 @@ def test_any_changed_shard_of_a_folder_counts(cache, hashed, settled, tmp_path):
     assert hashed() == 32
 
 
-def test_not_finite_is_remembered_with_its_message(cache, hashed, settled, tmp_path):
+def test_not_finite_is_remembered_with_its_message(cache, hashed, later, tmp_path):
     path = tmp_path / "bad.safetensors"
     save_file({"a": torch.ones(3), "w": torch.tensor([1.0, float("nan"), float("inf")])}, path)
     messages = []
@@ -230,7 +231,7 @@ def test_not_finite_is_remembered_with_its_message(cache, hashed, settled, tmp_p
     assert "tensor 'w' has 2 of 3 values NaN or infinite" in messages[0]
 
 
-def test_off_and_a_folder_that_cannot_be_written_to_are_silent(files, hashed, settled, monkeypatch, tmp_path):
+def test_off_and_a_folder_that_cannot_be_written_to_are_silent(files, hashed, later, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("in the way")
     for value in ("off", str(tmp_path / "file")):
         monkeypatch.setenv("RADIN_CACHE", value)
@@ -251,7 +252,7 @@ def test_where_it_is_kept(monkeypatch, tmp_path):
     assert remembered.cache_folder() == tmp_path / "home" / ".cache" / "radin" / "fingerprints"
 
 
-def test_the_folder_stays_bounded_and_the_newest_stay(cache, files, settled, monkeypatch):
+def test_the_folder_stays_bounded_and_the_newest_stay(cache, files, later, monkeypatch):
     cache.mkdir(parents=True)
     for k in range(10):
         (cache / f"old-{k}.json").write_text("old")
@@ -263,9 +264,18 @@ def test_the_folder_stays_bounded_and_the_newest_stay(cache, files, settled, mon
     assert left == {f"old-{k}.json" for k in range(2, 10)} | {remembered._place(cache, checkpoint).name}
 
 
-def test_no_ctime_no_trust(files, settled):
+def test_no_ctime_no_trust(files, later):
     (state,) = remembered.file_states(open_checkpoint(files[0]))
-    assert remembered._is_settled(state, time.time_ns())
-    assert not remembered._is_settled((*state[:5], 0), time.time_ns())
-    assert not remembered._is_settled((*state[:2], 0, *state[3:]), time.time_ns())
-    assert not remembered._is_settled((*state[:4], time.time_ns() + 10**12, state[5]), time.time_ns())
+    assert remembered._is_old_enough(state, time.time_ns())
+    assert not remembered._is_old_enough((*state[:5], 0), time.time_ns())
+    assert not remembered._is_old_enough((*state[:2], 0, *state[3:]), time.time_ns())
+    assert not remembered._is_old_enough((*state[:4], time.time_ns() + 10**12, state[5]), time.time_ns())
+
+
+def test_many_at_once_leave_one_whole_entry(cache, files, later):
+    expected = content.fingerprint(open_checkpoint(files[0]))
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda _: remembered.remembered_fingerprint(open_checkpoint(files[0])), range(40)))
+    assert set(found) == {expected}
+    (entry,) = cache.iterdir()
+    assert entry.suffix == ".json"

@@ -21,7 +21,9 @@ from radin.errors import RadinError
 @click.option("--recipe", type=click.Path(path_type=Path), help="recipe.json of a run.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="A .safetensors or .pt file.")
 @click.option("--force", is_flag=True, help="Replace the file if it is there.")
-@click.option("--integers-from", help="Member whose integer tensors the soup takes; default the heaviest.")
+@click.option(
+    "--integers-from", help="Member whose integer tensors the soup takes; default the one of the largest ratio."
+)
 @KEY
 @JSON
 def average(
@@ -42,4 +44,5 @@ def average(
     with console_progress() as progress:
         pool = open_pool(paths, key, progress)
         found = average_pool(pool, ratios, recipe, output, integers_from, progress)
-    show(found if as_json else None, f"averaged {found['size']} checkpoints into {output}", *found["notes"])
+    lines = (f"averaged {found.recipe.size} checkpoints into {output}", *found.notes)
+    show(found.to_json() if as_json else None, *lines)

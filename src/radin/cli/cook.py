@@ -26,7 +26,7 @@ from radin.errors import RadinError
     "--strategy",
     help="How to spend the budget; see 'radin strategies'. Default: adaptive; paper with its options below.",
 )
-@click.option("--prior", type=float, help="lambda: worth of each further member when ranking (paper).")
+@click.option("--prior", type=float, help="lambda: what each further member adds to the estimate when ranking (paper).")
 @click.option("--candidates", type=int, help="How many subsets to draw and rank (paper).")
 @click.option("-O", "--option", "options", multiple=True, metavar="NAME=VALUE", help="Any option of the strategy.")
 @click.option("--seed", type=int, default=0, show_default=True)
@@ -50,7 +50,9 @@ from radin.errors import RadinError
     "reading, other metrics, and adding members without new passes.",
 )
 @click.option("--outputs-dtype", default="float32", show_default=True, help="float16 halves the cache on disk.")
-@click.option("--integers-from", help="Member whose integer tensors the soup takes; default the heaviest.")
+@click.option(
+    "--integers-from", help="Member whose integer tensors the soup takes; default the one of the largest ratio."
+)
 @KEY
 @engine_options
 @JSON

@@ -26,14 +26,11 @@ def evaluate(
 ) -> None:
     """True scores of checkpoints as they are, one full pass each."""
     from radin.engine.device import Device
-    from radin.report.sentences import number
-    from radin.report.tables import plain_table
+    from radin.report.tables import evaluated_table
     from radin.run.commands import evaluate_pool
 
     engine = Device.create(device, precision, batch_size)
     with console_progress() as progress:
         pool = open_pool(paths, key, progress)
         found = evaluate_pool(pool, task, split, engine, progress=progress)
-    rows = [[m["name"], number(m["score"], m["stderr"]), f"{m['seconds']:.1f}"] for m in found["members"]]
-    title = f"{found['metric']} on {split}, {found['examples']} examples"
-    show(found if as_json else None, plain_table(title, ["checkpoint", "score", "seconds"], rows))
+    show(found.to_json() if as_json else None, evaluated_table(found))

@@ -39,7 +39,7 @@ def rank(
     as_json: bool,
 ) -> None:
     """Recipes by estimate, from saved outputs alone: no model, no pass. More outputs files may follow the options."""
-    from radin.report.tables import plain_table
+    from radin.report.tables import ranked_table
     from radin.run.commands import rank_files
 
     with console_progress() as progress:
@@ -54,15 +54,4 @@ def rank(
             device=device,
             progress=progress,
         )
-    rows = [
-        [
-            f"{index + 1}",
-            f"{r['estimate']:.5f}",
-            str(r["size"]),
-            r["source"],
-            ", ".join(f"{m['name']} {m['weight']:.3g}" for m in r["recipe"]["members"]),
-        ]
-        for index, r in enumerate(found["recipes"])
-    ]
-    title = f"estimated {metric} of averaged outputs; the best member alone has {found['best_single']['score']:.5f}"
-    show(found if as_json else None, plain_table(title, ["", "estimate", "size", "source", "members"], rows))
+    show(found.to_json() if as_json else None, ranked_table(found))

@@ -100,7 +100,7 @@ def build(
     data: str | Path = "mnist",
     progress: Progress | None = None,
 ) -> DemoPool:
-    """Train the demo's pool into ``folder``, or go on where an earlier call stopped.
+    """Train the demo's pool into ``folder``, or continue where an earlier call stopped.
 
     ``data``: "mnist" (MNIST-5k), "fashion" (Debian's package), a folder with Fashion-MNIST's files, or "auto":
     Fashion-MNIST if Debian's package is there, else MNIST-5k. The same seed gives the same weights on one machine.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console, RenderableType
@@ -13,6 +14,9 @@ from rich.text import Text
 from radin.report import sentences
 from radin.report.sentences import number
 from radin.run.result import Result, Scored
+
+if TYPE_CHECKING:
+    from radin.run.commands import Evaluated, RankedFiles
 
 _SHIFTS = "shifts/"
 
@@ -97,6 +101,23 @@ def closing_sentences(result: Result) -> list[tuple[str, bool]]:
     lines += [(f"note: {note}", False) for note in result.notes]
     lines.append((f"soup: {result.soup}", False))
     return lines
+
+
+def evaluated_table(found: Evaluated) -> Table:
+    """What 'radin evaluate' shows."""
+    rows = [[m.name, number(m.score, m.stderr), f"{m.seconds:.1f}"] for m in found.members]
+    title = f"{found.metric} on {found.split}, {found.examples} examples"
+    return plain_table(title, ["checkpoint", "score", "seconds"], rows)
+
+
+def ranked_table(found: RankedFiles) -> Table:
+    """What 'radin rank' shows."""
+    rows = [
+        [f"{place}", f"{r.estimate:.5f}", str(r.size), r.source, r.recipe.describe(found.names)]
+        for place, r in enumerate(found.recipes, start=1)
+    ]
+    title = f"estimated {found.metric} of averaged outputs; the best member alone has {found.best_single[1]:.5f}"
+    return plain_table(title, ["", "estimate", "size", "source", "members"], rows)
 
 
 def plain_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

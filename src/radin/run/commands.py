@@ -1,9 +1,10 @@
-"""What the short commands do: evaluate, average, rank. Each returns the JSON form of what it found."""
+"""What the short commands do: evaluate, average, rank. Each returns what it found as a value with a JSON form."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,94 @@ from radin.outputs.files import open_array, open_targets, outputs_at
 from radin.progress import Progress
 from radin.recipe import Recipe
 from radin.run.preflight import preflight
+from radin.search import rank
+from radin.search.ranking import RankedRecipe
 from radin.weights import Pool, average, check_output, recipe_metadata, save
+
+
+@dataclass(frozen=True)
+class EvaluatedMember:
+    """A checkpoint's true score as it is, with its standard error over examples; NaN where it is not finite."""
+
+    name: str
+    path: Path
+    fingerprint: str
+    score: float
+    stderr: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """Checkpoints on one split. data: the fingerprint of its examples."""
+
+    metric: str
+    split: str
+    examples: int
+    data: str | None
+    members: tuple[EvaluatedMember, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of 'radin evaluate --json'."""
+        members = [
+            {**vars(m), "path": str(m.path), "score": _number(m.score), "stderr": _number(m.stderr)}
+            for m in self.members
+        ]
+        return {**vars(self), "members": members}
+
+
+@dataclass(frozen=True)
+class Averaged:
+    """A soup that was written to ``output``."""
+
+    output: Path
+    recipe: Recipe
+    member_names: tuple[str, ...]
+    fingerprints: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of 'radin average --json'."""
+        return {
+            "output": str(self.output),
+            "size": self.recipe.size,
+            "recipe": self.recipe.to_json(self.member_names, self.fingerprints),
+            "notes": list(self.notes),
+        }
+
+
+@dataclass(frozen=True)
+class RankedFiles:
+    """Recipes over files of outputs, the best estimate first; ``best_single``: the best member's name and score."""
+
+    metric: str
+    higher_is_better: bool
+    names: tuple[str, ...]
+    best_single: tuple[str, float]
+    recipes: tuple[RankedRecipe, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of 'radin rank --json'."""
+        name, score = self.best_single
+        return {
+            "metric": self.metric,
+            "higher_is_better": self.higher_is_better,
+            "best_single": {"name": name, "score": score},
+            "recipes": [
+                {
+                    "estimate": r.estimate,
+                    "size": r.size,
+                    "source": r.source,
+                    "recipe": r.recipe.to_json(self.names, self.names),
+                }
+                for r in self.recipes
+            ],
+        }
 
 
 def evaluate_pool(
     pool: Pool, task: str | Path | Task, split: str, engine: Device, *, progress: Progress | None = None
-) -> dict[str, Any]:
+) -> Evaluated:
     """Each checkpoint's true score on a split, as it is (BatchNorm statistics untouched), one model in memory."""
     task = Task.load(task)
     metric = task.get_metric()
@@ -40,17 +123,9 @@ def evaluate_pool(
         model, _ = evaluator.prepare(pool.tensors(k), member.name, calibrate=False)
         score = evaluator.score(model, split, member.name, expected_data=data, progress=progress)
         data, examples = score.data, score.examples
-        members.append(
-            {
-                "name": member.name,
-                "path": str(member.path),
-                "fingerprint": member.fingerprint,
-                "score": None if np.isnan(score.score) else score.score,
-                "stderr": None if np.isnan(score.stderr) else score.stderr,
-                "seconds": score.seconds,
-            }
-        )
-    return {"metric": metric.name, "split": split, "examples": examples, "data": data, "members": members}
+        found = (score.score, score.stderr, score.seconds)
+        members.append(EvaluatedMember(member.name, member.path, member.fingerprint, *found))
+    return Evaluated(metric.name, split, examples, data, tuple(members))
 
 
 def average_pool(
@@ -60,7 +135,7 @@ def average_pool(
     output: Path,
     integers_from: str | None,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> Averaged:
     """Average by ratios given as text, by a recipe file, or uniformly, into ``output``."""
     check_output(output)
     pool.require_several()
@@ -70,12 +145,7 @@ def average_pool(
     save(tensors, output, metadata=recipe_metadata(pool, recipe, integers_from=integers_from))
     notes = [f"note: {note}" for note in pool.notes]
     notes += [f"note: {dropped} has the same weights as {kept}; used once" for dropped, kept in pool.duplicates]
-    return {
-        "output": str(output),
-        "size": recipe.size,
-        "recipe": recipe.to_json(pool.member_names, pool.fingerprints),
-        "notes": notes,
-    }
+    return Averaged(output, recipe, pool.member_names, pool.fingerprints, tuple(notes))
 
 
 def _recipe(pool: Pool, ratios: str | None, recipe_file: Path | None) -> Recipe:
@@ -113,10 +183,8 @@ def rank_files(
     seed: int,
     device: str,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> RankedFiles:
     """The best recipes by estimate, from files of outputs (.npy or radin's .safetensors) or a run's outputs folder."""
-    from radin.search import rank
-
     chosen = metrics.get(metric)
     found = [pair for text in outputs for pair in outputs_at(Path(text))]
     names = [name for name, _ in found]
@@ -142,12 +210,10 @@ def rank_files(
     )
     singles = [chosen.value(np.asarray(member), labels) for member in members]
     best = max(range(len(singles)), key=lambda k: chosen.utility(singles[k]))
-    return {
-        "metric": chosen.name,
-        "higher_is_better": chosen.higher_is_better,
-        "best_single": {"name": names[best], "score": singles[best]},
-        "recipes": [
-            {"estimate": r.estimate, "size": r.size, "source": r.source, "recipe": r.recipe.to_json(names, names)}
-            for r in ranked
-        ],
-    }
+    single = (names[best], singles[best])
+    return RankedFiles(chosen.name, chosen.higher_is_better, tuple(names), single, tuple(ranked))
+
+
+def _number(value: float) -> float | None:
+    """JSON has no NaN."""
+    return None if np.isnan(value) else float(value)

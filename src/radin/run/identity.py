@@ -1,4 +1,4 @@
-"""What a user's metric is, by its code and not by its name: a run that goes on must go on with the same one."""
+"""What a user's metric is, by its code and not by its name: a run that continues must do so with the same one."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ _LIBRARIES = tuple(
     {str(Path(sysconfig.get_paths()[name]).resolve()) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
 )
 _GLOBAL_LOADS = frozenset(dis.opmap[name] for name in ("LOAD_GLOBAL", "LOAD_NAME") if name in dis.opmap)
+_SAYS_NOTHING = ("EXTENDED_ARG", "RESUME", "NOP")  # a part of the next argument, or where a line begins
 _CALL_FLAGS = 0x04 | 0x08 | 0x20 | 0x80 | 0x200  # *args, **kwargs, generator, coroutine, asynchronous generator
 _SIMPLE = (bool, int, float, complex, str, bytes, type(None), type(Ellipsis))
 
@@ -145,11 +146,7 @@ class _Walk:
 
     def _steps(self, code: CodeType, names: Mapping[str, Any]) -> Iterator[Token]:
         for step in dis.get_instructions(code):
-            if step.opname in (
-                "EXTENDED_ARG",
-                "RESUME",
-                "NOP",
-            ):  # no more than what follows says, or where a line begins
+            if step.opname in _SAYS_NOTHING:
                 continue
             # A docstring is a constant that nothing loads, and moves the places of the others.
             if step.opcode in dis.hasconst:

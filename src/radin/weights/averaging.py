@@ -31,7 +31,7 @@ def average(
 
     Members are read in chunks, so peak memory is the result, one chunk of sums and one chunk of one member, whatever
     N. Where members' float dtypes differ, the result has the one that holds all. Integer and bool tensors are copied
-    from the member named ``integers_from``, by default the one with the largest weight (the first of equals).
+    from the member named ``integers_from``, by default the one with the largest ratio (the first of equals).
     Tensors tied in every member used are one tensor under all their names. ``progress(done, total)``: bytes read.
     Raises PoolError when the recipe is not over this pool or ``integers_from`` is not in it.
     """
@@ -44,45 +44,45 @@ def average(
     sizes = {name: tensor.numel() for name, tensor in result.items()}
     report = _reporter(progress, used, sizes)
     for chunk in chunks(sizes, _CHUNK):
-        for piece, total in _weighted_sums(chunk, used, report):
+        for piece, total in _sums(chunk, used, report):
             reals(piece.of(result[piece.name])).copy_(total)
     with source.checkpoint.open() as reader:
         result.update({name: reader[name].clone() for name in kept if name not in result})
     return {name: result[aliases.get(name, name)] for name in pool.names}
 
 
-def _weighted_sums(
+def _sums(
     chunk: tuple[Piece, ...], used: list[tuple[Member, float]], report: Callable[[int], None]
 ) -> Iterator[tuple[Piece, Tensor]]:
-    """For each piece its weighted sum over the members, flat, float64 (real and imaginary parts if complex).
+    """For each piece its sum by ratio over the members, flat, float64 (real and imaginary parts if complex).
 
     Each member is opened and closed in turn: mapped pages stay resident for as long as their file is open.
     """
     totals: dict[Piece, Tensor] = {}
     scratch = torch.empty(_BLOCK, dtype=torch.float64)
-    for member, weight in used:
+    for member, ratio in used:
         with member.checkpoint.open() as reader:
             for piece in chunk:
                 values = reals(piece.of(reader[piece.name]))
                 if piece in totals:
-                    _add(totals[piece], values, weight, scratch)
+                    _add(totals[piece], values, ratio, scratch)
                 else:
-                    totals[piece] = _scaled(values, weight)
+                    totals[piece] = _scaled(values, ratio)
                 report(values.numel() * values.dtype.itemsize)
     yield from totals.items()
 
 
-def _scaled(values: Tensor, weight: float) -> Tensor:
+def _scaled(values: Tensor, ratio: float) -> Tensor:
     total = torch.empty(len(values), dtype=torch.float64)
     for start, block in blocks(values, _BLOCK):
-        total[start : start + len(block)].copy_(block).mul_(weight)
+        total[start : start + len(block)].copy_(block).mul_(ratio)
     return total
 
 
-def _add(total: Tensor, values: Tensor, weight: float, scratch: Tensor) -> None:
-    # Product and sum are rounded apart, as in total + weight * values: a fused step would differ in the last bit.
+def _add(total: Tensor, values: Tensor, ratio: float, scratch: Tensor) -> None:
+    # Product and sum are rounded apart, as in total + ratio * values: a fused step would differ in the last bit.
     for start, block in blocks(values, _BLOCK):
-        product = scratch[: len(block)].copy_(block).mul_(weight)
+        product = scratch[: len(block)].copy_(block).mul_(ratio)
         total[start : start + len(block)].add_(product)
 
 
@@ -104,7 +104,7 @@ def _reporter(
 def integer_source(pool: Pool, recipe: Recipe, integers_from: str | None = None) -> int:
     """Index of the member whose integer and bool tensors a soup copies. Raises PoolError for an unknown name."""
     if len(recipe.weights) != len(pool):
-        raise PoolError(f"the recipe has {len(recipe.weights)} weights; this pool has {len(pool)} members")
+        raise PoolError(f"the recipe has {len(recipe.weights)} ratios; this pool has {len(pool)} members")
     if integers_from is None:
         return recipe.weights.index(max(recipe.weights))
     if integers_from not in pool.member_names:

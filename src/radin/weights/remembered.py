@@ -82,10 +82,10 @@ def file_states(checkpoint: Checkpoint) -> tuple[FileState, ...] | None:
             return None
         states.append((resolved, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
     latest = time.time_ns() - RACY_NS
-    return tuple(states) if all(_is_settled(state, latest) for state in states) else None
+    return tuple(states) if all(_is_old_enough(state, latest) for state in states) else None
 
 
-def _is_settled(state: FileState, latest: int) -> bool:
+def _is_old_enough(state: FileState, latest: int) -> bool:
     """Whether the times are there and none is later than ``latest``, in nanoseconds; those in the future are not."""
     _, _, inode, _, mtime, ctime = state
     return inode != 0 and ctime > 0 and mtime < latest and ctime < latest
