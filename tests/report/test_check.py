@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import toy
 from radin import Pool
 from radin.diagnose.check import check_pool
 from radin.engine.device import Device
@@ -70,6 +71,17 @@ def test_no_common_initialisation_is_an_honest_no(tmp_path):
     assert verdict(found).startswith("averages of these will not work")
     assert "problem: no common initialisation: " in plain(found)
     assert found.to_json()["findings"][0]["level"] == "problem"
+
+
+def test_scales_that_begin_alike_do_not_make_trainings_from_scratch_related(tmp_path):
+    def from_scratch(seed):
+        torch.manual_seed(seed)
+        return toy.model().state_dict()
+
+    found = look(save(tmp_path / "p", [from_scratch(k) for k in range(4)]))
+    assert found.spread.distances[0, 1] < 1.0  # over the whole mean, of which BatchNorm's ones are the most
+    assert found.geometry.matrix_norm < 0.5 * found.geometry.mean_norm
+    assert verdict(found).startswith("averages of these will not work")
 
 
 def test_several_training_runs_are_told_apart(tmp_path):

@@ -59,7 +59,10 @@ def test_confidence_of_a_result():
 @pytest.mark.parametrize(
     ("facts", "words"),
     [
-        (Reasons(unrelated=1.4, soups=1), "two members lie 1.40 times the norm of their mean apart"),
+        (
+            Reasons(unrelated=1.4, soups=1),
+            "two members lie 1.40 times the norm of their mean (biases and scales aside) apart",
+        ),
         (
             Reasons(runs=(TrainingRun(("a", "b"), 0.1), TrainingRun(("c",), 0.9)), soups=1),
             "2 training runs with different initialisations. Apart from the largest group of 2, whose members lie 0.10 "

@@ -75,7 +75,7 @@ def of_spread(pool: Pool, shape: Spread, *, with_task: bool) -> Iterator[Finding
         yield Finding(
             "problem",
             "no common initialisation",
-            sentences.unrelated(shape.median),
+            sentences.unrelated(shape.apart),
             "Average only checkpoints that were fine-tuned from the same pretrained weights; use averaged outputs "
             "(an ensemble) for these.",
         )

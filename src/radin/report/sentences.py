@@ -94,11 +94,11 @@ def reasons(found: Reasons) -> tuple[str, ...]:
     )
 
 
-def unrelated(median: float) -> str:
-    """That the members have no initialisation in common. median: distance between two, in norms of their mean."""
+def unrelated(apart: float) -> str:
+    """That the members have no initialisation in common. apart: median distance, in norms of their mean's matrices."""
     return (
-        f"two members lie {median:.2f} times the norm of their mean apart: they do not look fine-tuned from one "
-        "initialisation, and averages of such models do not work"
+        f"two members lie {apart:.2f} times the norm of their mean (biases and scales aside) apart: they do not look "
+        "fine-tuned from one initialisation, and averages of such models do not work"
     )
 
 

@@ -37,8 +37,8 @@ class Outlier:
 class Reasons:
     """What may have kept soups below the best single member.
 
-    unrelated: median distance between two members, as a share of the norm of their mean, where they have no
-    initialisation in common. runs: training runs, the largest first, where there are several. outliers: farthest
+    unrelated: median distance between two members, as a share of the norm of their mean's matrices, where they have
+    no initialisation in common. runs: training runs, the largest first, where there are several. outliers: farthest
     first. averaged_statistics: BatchNorm layers whose statistics were averaged and not re-estimated. soups: fully
     evaluated; compared: those of them with an estimate; shortfall: how much worse than it they scored, in the mean;
     noise: the mean standard error of these scores.
@@ -78,7 +78,7 @@ def reasons_for_no_gain(
     known = [(e.score, e.estimate, e.stderr) for e in scored if e.score is not None and e.estimate is not None]
     losses = [metric.utility(estimate) - metric.utility(score) for score, estimate, _ in known]
     return Reasons(
-        unrelated=found.median if found.unrelated else None,
+        unrelated=found.apart if found.unrelated else None,
         runs=training_runs(pool.member_names, found),
         outliers=outliers(pool.member_names, found),
         averaged_statistics=0 if calibrated else batchnorm_layers,

@@ -30,10 +30,15 @@ _COPY = 1 << 15  # elements converted in one step, which torch then runs without
 
 @dataclass(frozen=True, eq=False)
 class Geometry:
-    """``gram`` (N, N): inner products of the members' weights about their mean; ``mean_norm``: that mean's norm."""
+    """``gram`` (N, N): inner products of the members' weights about their mean; ``mean_norm``: that mean's norm.
+
+    ``matrix_norm``: the norm of the mean's tensors of two dimensions or more alone. Biases and the scales of
+    normalisation layers begin alike in every training, whatever its seed, and can be most of the mean's norm.
+    """
 
     gram: Floats
     mean_norm: float
+    matrix_norm: float
 
     @property
     def distances(self) -> Floats:
@@ -54,12 +59,15 @@ def geometry(pool: Pool, *, progress: Progress | None = None) -> Geometry:
         if name not in aliases and is_averaged(dtypes[name]) and not name.endswith(STATISTICS)
     }
     total = sum(size * member.checkpoint.dtypes[name].itemsize for member in pool for name, size in sizes.items())
+    matrices = {name: size for name, size in sizes.items() if len(pool.shapes[name]) > 1}
+    others = {name: size for name, size in sizes.items() if name not in matrices}
     gram = torch.zeros(members, members, dtype=torch.float64)
-    squared_norm = 0.0
+    squared_norms = [0.0, 0.0]  # of the mean: of its matrices, of its other tensors
     done = 0
     width = max(2, _BLOCK // members)
     matrix = torch.empty(members, width, dtype=torch.float64)
-    for chunk in chunks(sizes, max(1, _OPEN // members)):
+    limit = max(1, _OPEN // members)
+    for kind, chunk in [(k, chunk) for k, some in enumerate((matrices, others)) for chunk in chunks(some, limit)]:
         with ExitStack() as stack:
             readers = [stack.enter_context(member.checkpoint.open()) for member in pool]
             # complex numbers come as two reals each, so a block of half the width always fits
@@ -72,10 +80,10 @@ def geometry(pool: Pool, *, progress: Progress | None = None) -> Geometry:
                 mean = weights.mean(dim=0)
                 weights -= mean
                 gram.addmm_(weights, weights.T)
-                squared_norm += float(mean @ mean)
+                squared_norms[kind] += float(mean @ mean)
                 if progress is not None:
                     progress(done, total)
-    return Geometry(gram=gram.numpy(), mean_norm=squared_norm**0.5)
+    return Geometry(gram.numpy(), mean_norm=sum(squared_norms) ** 0.5, matrix_norm=squared_norms[0] ** 0.5)
 
 
 def _fill(row: Tensor, block: tuple[Piece, ...], reader: Reader) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from radin.weights.pool import Pool
 Floats = NDArray[np.float64]
 
 _OUTLYING = 2.0  # times the median distance to the centre
-_UNRELATED = 1.0  # distance to the nearest other member, over the norm of the mean, for half of the members
+_UNRELATED = 1.0  # distance to the nearest other member, over the norm of the mean's matrices, for half of the members
 _APART = 2.0  # a group's distance to the rest, over the typical step between neighbours on either side
 _TOGETHER = 0.7  # mean cosine between the members of a group, seen from the centre of the rest
 _ALIKE = 0.05  # times the median distance between two members
@@ -29,7 +29,8 @@ class Spread:
     ``to_centre`` (N,): distance to the mean of the largest group; ``typical``: its median over that group.
     ``groups``: members that look like one training run each, the largest first. ``outliers``: (member, times
     ``typical``) of that group, farthest first. ``alike``: pairs of near duplicates, the nearest first. ``unrelated``:
-    the members look like trainings from different initialisations, each by itself.
+    the members look like trainings from different initialisations, each by itself. ``matrix_share``: the norm of the
+    mean's tensors of two dimensions or more, over that of all of it.
     """
 
     distances: Floats
@@ -40,6 +41,12 @@ class Spread:
     outliers: tuple[tuple[int, float], ...]
     alike: tuple[tuple[int, int], ...]
     unrelated: bool
+    matrix_share: float
+
+    @property
+    def apart(self) -> float:
+        """Median distance between two members as a share of the norm of the mean's matrices: large when unrelated."""
+        return self.median / self.matrix_share
 
     @property
     def median(self) -> float:
@@ -68,7 +75,8 @@ def spread_of(shape: Geometry) -> Spread:
     """The same from a Gram matrix that is there already."""
     distances, scale = shape.distances, shape.mean_norm or 1.0
     nearest = (distances + np.diag(np.full(len(distances), np.inf))).min(axis=1)
-    unrelated = float(np.median(nearest)) > _UNRELATED
+    share = (shape.matrix_norm or scale) / scale
+    unrelated = float(np.median(nearest)) > _UNRELATED * share
     groups = (tuple(range(len(distances))),) if unrelated else _groups(shape.gram, distances)
     norms = np.sqrt(np.maximum(np.diag(shape.gram), 0.0))
     cosines = shape.gram / np.maximum(np.outer(norms, norms), np.finfo(np.float64).tiny)
@@ -87,6 +95,7 @@ def spread_of(shape: Geometry) -> Spread:
         () if unrelated else tuple(sorted(outliers, key=lambda pair: -pair[1])),
         (),
         unrelated,
+        share,
     )
     rows, columns = np.triu_indices(len(distances), 1)
     between = distances[rows, columns]
