@@ -13,12 +13,16 @@ except PackageNotFoundError:  # run from a checkout that is not installed
 
 # Where each public name lives. Loaded on first use, so that "import radin" does not wait for torch.
 _PLACES = {
+    "Answer": "radin.question",
     "CheckpointError": "radin.errors",
     "Command": "radin.engine.command",
+    "Engine": "radin.engine.base",
+    "Failure": "radin.question",
     "Metric": "radin.metrics",
     "OutputsError": "radin.errors",
     "Pool": "radin.weights",
     "PoolError": "radin.errors",
+    "Question": "radin.question",
     "RadinError": "radin.errors",
     "Recipe": "radin.recipe",
     "Result": "radin.run",
@@ -36,21 +40,27 @@ _PLACES = {
 if TYPE_CHECKING:
     from radin.data.task import Task
     from radin.diagnose.doctor import doctor
+    from radin.engine.base import Engine
     from radin.engine.command import Command
     from radin.errors import CheckpointError, OutputsError, PoolError, RadinError, RunError, TaskError
     from radin.metrics import Metric
+    from radin.question import Answer, Failure, Question
     from radin.recipe import Recipe
     from radin.run import Result, cook
     from radin.search import Search, rank
     from radin.weights import Pool, average, save
 
 __all__ = [
+    "Answer",
     "CheckpointError",
     "Command",
+    "Engine",
+    "Failure",
     "Metric",
     "OutputsError",
     "Pool",
     "PoolError",
+    "Question",
     "RadinError",
     "Recipe",
     "Result",

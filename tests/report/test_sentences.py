@@ -94,7 +94,7 @@ def test_many_names_are_cut():
 @pytest.mark.parametrize(
     ("passes", "full", "text"),
     [
-        (Passes(6, 2.5, 3, 5), 2, "8.5 (6 for the members' outputs, 2.5 of 3 for soups: 5 started, 2 fully evaluated)"),
+        (Passes(6, 2.5, 3, 5), 2, "8.5 (6 for the members, 2.5 of 3 for soups: 5 started, 2 fully evaluated)"),
         (Passes(0, 3.0, 3, 3), 3, "3 (none for the members, 3 of 3 for soups)"),
         (Passes(0, 3.0, 3, 3, failed=2), 3, "3 (none for the members, 3 of 3 for soups; 2 got no answer)"),
     ],

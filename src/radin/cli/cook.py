@@ -7,19 +7,38 @@ from typing import Any
 
 import click
 
-from radin.cli.shared import JSON, KEY, PATHS, TASK, console_progress, engine_options, open_pool, show
+from radin.cli.shared import JSON, KEY, PATHS, console_progress, engine_options, open_pool, show
 from radin.errors import RadinError
 
 
 @click.command()
 @PATHS
-@TASK
+@click.option("--task", help="Python file (or module:object) with model(), validation(). This or --eval.")
+@click.option(
+    "--eval",
+    "command",
+    metavar="CMD",
+    help="Any program that scores a checkpoint, such as './score.sh {soup}': it prints a number, or JSON, last. "
+    "{soup}: the checkpoint's path; {slot}: the number of the job; {out}: a folder to write to; {examples}: a file of "
+    "indices, where it can score some of the examples.",
+)
+@click.option("--lower-is-better", is_flag=True, help="Of the program's scores (--eval).")
+@click.option("--timeout", type=float, help="Seconds that one run of the program may take (--eval).")
+@click.option("--retries", type=int, default=0, show_default=True, help="Further runs of one that failed (--eval).")
+@click.option("--scores", type=click.Path(path_type=Path), help="CSV or JSON: the members' own scores (--eval).")
+@click.option(
+    "--metric",
+    help="What saved --outputs are scored by to estimate recipes (--eval). Default: accuracy.",
+)
+@click.option(
+    "--jobs", type=int, default=1, show_default=True, help="Soups evaluated at once: programs, or worker processes."
+)
 @click.option(
     "--budget",
     type=int,
     required=True,
-    help="Passes over validation() to spend on soups in all, resumed sessions included. A soup evaluated on some of "
-    "the examples costs its share. With BatchNorm, a pass is the validation and the calibration examples.",
+    help="Passes over the validation data to spend on soups in all, resumed sessions included. A soup evaluated on "
+    "some of the examples costs its share. With BatchNorm, a pass is the validation and the calibration examples.",
 )
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Run directory; the same again resumes.")
 @click.option(
@@ -41,7 +60,12 @@ from radin.errors import RadinError
     help="Search on half of the validation examples and choose on the others: less selection bias in the score.",
 )
 @click.option("--members-at-once", type=int, help="Members sharing one reading of the data; default what fits.")
-@click.option("--outputs", type=click.Path(path_type=Path), help="Folder of cached outputs that several runs share.")
+@click.option(
+    "--outputs",
+    type=click.Path(path_type=Path),
+    help="Folder of cached outputs that several runs share; with --eval, of outputs saved elsewhere: NAME.npy for each "
+    "member, and targets.npy.",
+)
 @click.option(
     "--keep-outputs/--no-keep-outputs",
     default=True,
@@ -58,7 +82,14 @@ from radin.errors import RadinError
 @JSON
 def cook(
     paths: tuple[str, ...],
-    task: str,
+    task: str | None,
+    command: str | None,
+    lower_is_better: bool,
+    timeout: float | None,
+    retries: int,
+    scores: Path | None,
+    metric: str | None,
+    jobs: int,
     budget: int,
     out: Path,
     strategy: str | None,
@@ -79,22 +110,44 @@ def cook(
     batch_size: int | None,
     as_json: bool,
 ) -> None:
-    """Find the best soup that BUDGET passes can buy and write it to OUT/soup.safetensors."""
+    """Find the best soup that BUDGET passes can buy and write it to OUT.
+
+    \b
+    radin cook runs/*/best.safetensors --task task.py --budget 10 --out run
+    radin cook runs/*/best.safetensors --eval './score.sh {soup}' --budget 10 --out run
+    """
     given: dict[str, Any] = dict(_split_option(text) for text in options)
     given |= {name: value for name, value in (("prior", prior), ("candidates", candidates)) if value is not None}
     strategy = strategy or ("adaptive" if prior is None and candidates is None else "paper")
     if budget < 1:
         raise RadinError(f"the budget is the number of passes to spend on soups and must be at least 1; got {budget}")
+    _check_evaluator(
+        task,
+        command,
+        {
+            "--lower-is-better": lower_is_better,
+            "--timeout": timeout,
+            "--retries": retries,
+            "--scores": scores,
+            "--metric": metric,
+        },
+    )
     import radin
     from radin.report.tables import closing_lines, closing_table
     from radin.search.strategies import base
 
     base.get(strategy).settings(given)
+    evaluator: str | radin.Command
+    if command is not None:
+        evaluator = radin.Command(command, not lower_is_better, jobs, timeout, retries)
+    else:
+        assert task is not None
+        evaluator = task
     with console_progress() as progress:
         pool = open_pool(paths, key, progress)
         result = radin.cook(
             pool,
-            task,
+            evaluator,
             budget=budget,
             out=out,
             strategy=strategy,
@@ -102,17 +155,32 @@ def cook(
             seed=seed,
             uniform=uniform,
             choose_on_half=choose_on_half,
+            workers=jobs if command is None else 1,
             device=device,
             precision=precision,
             batch_size=batch_size,
             members_at_once=members_at_once,
             outputs=outputs,
             keep_outputs=keep_outputs,
+            scores=scores,
+            metric=metric or "accuracy",
             outputs_dtype=outputs_dtype,
             integers_from=integers_from,
             progress=progress,
         )
     show(result.to_json() if as_json else None, closing_table(result), *closing_lines(result))
+
+
+def _check_evaluator(task: str | None, command: str | None, of_commands: dict[str, Any]) -> None:
+    """Raise RadinError unless there is one evaluator, and only options that it has."""
+    if (task is None) == (command is None):
+        raise RadinError(
+            "say what evaluates a soup: --task task.py, a Python file with model() and validation(), or "
+            "--eval './score.sh {soup}', any program" + ("; not both" if task else "")
+        )
+    given = [name for name, value in of_commands.items() if value]
+    if task is not None and given:
+        raise RadinError(f"{', '.join(given)}: only for a program given with --eval")
 
 
 def _split_option(text: str) -> tuple[str, str]:

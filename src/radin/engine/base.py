@@ -16,16 +16,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from radin.metrics import Metric
 from radin.question import Answer, Failure, Question, Rates
 from radin.recipe import Recipe
 
 
 class Engine(ABC):
-    """Answers questions. ``slots``: how many it can work on at once. ``parts``: whether it can answer on some examples.
+    """Answers questions. ``metric``: what its scores are, and which are better; ``value`` of it may not be callable.
 
-    ``splits``: what it can be asked about besides "validation".
-    """
+    ``slots``: how many it can work on at once. ``parts``: whether it can answer on some examples. ``splits``: what it
+    can be asked about besides "validation"."""
 
+    metric: Metric
     slots: int = 1
     parts: bool = False
     splits: tuple[str, ...] = ()
@@ -35,9 +37,13 @@ class Engine(ABC):
     """Called with (done, total or None) while a question is worked on, where one can tell."""
 
     @property
-    @abstractmethod
-    def rates(self) -> Rates:
-        """What questions cost; known once the members have been evaluated."""
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know, in sentences; may grow as things are found out."""
+        return ()
+
+    def bind(self, data: str, rates: Rates) -> None:
+        """Told once the members are evaluated: what validation must be from now on, and what questions cost."""
+        return
 
     @abstractmethod
     def identity(self) -> Mapping[str, Any]:

@@ -19,6 +19,7 @@ from radin.engine.soup_files import SoupFiles, Stopped
 from radin.engine.sources import named_files
 from radin.engine.template import Template
 from radin.errors import RadinError
+from radin.metrics import Metric
 from radin.question import VALIDATION, Answer, Failure, Question, Rates
 from radin.recipe import Recipe
 from radin.weights import Pool, integer_source
@@ -68,6 +69,10 @@ class Command:
         return score if self.higher_is_better else -score
 
 
+def _not_here(outputs: Any, targets: Any) -> float:
+    raise RadinError("only the program can score outputs")
+
+
 def _check_count(name: str, value: object, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise RadinError(f"{name} must be a whole number, at least {least}; got {value!r}")
@@ -98,6 +103,7 @@ class CommandEngine(Engine):
         integer_source(pool, Recipe.single(0, len(pool)), integers_from)
         self._pool = pool
         self.command = command
+        self.metric = Metric(command.metric, command.higher_is_better, "any", _not_here)
         self.slots = command.jobs
         self.soup_name = "soup" + suffix_of(pool[0].checkpoint)
         self._template = Template.parse(command.command)
@@ -114,9 +120,13 @@ class CommandEngine(Engine):
         self._error: BaseException | None = None
 
     @property
-    def rates(self) -> Rates:
-        """All questions are whole passes until an answer has told, by its values, how many examples there are."""
-        return Rates(examples=self._examples)
+    def examples(self) -> int:
+        """How many examples there are; 0 until an answer has told by its values."""
+        return self._examples
+
+    def bind(self, data: str, rates: Rates) -> None:
+        """How many examples there are, where an earlier session has been told."""
+        self._examples = rates.examples
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -125,8 +135,8 @@ class CommandEngine(Engine):
         if not layers:
             return ()
         return (
-            f"the members have {layers} BatchNorm layers, whose statistics are averaged like all else and so do not "
-            "fit a soup: let the program estimate them again before it scores",
+            f"the members have {layers} BatchNorm layer{'s' * (layers > 1)}, whose statistics are averaged like all "
+            "else and so do not fit a soup: let the program estimate them again before it scores",
         )
 
     def identity(self) -> Mapping[str, Any]:
@@ -150,6 +160,7 @@ class CommandEngine(Engine):
             raise RadinError("the command cannot score some of the examples: it has no {examples}")
         if self._stop.is_set():
             raise RadinError("the engine is closed")
+        self._files.prepare()
         with self._lock:
             if not self._free:
                 raise RadinError(f"all {self.slots} slots are in work")

@@ -14,7 +14,6 @@ from radin.engine.evaluate import Evaluator
 from radin.engine.processes import Workers
 from radin.engine.worker import Statistics, Worker
 from radin.errors import TaskError
-from radin.metrics import Metric
 from radin.question import VALIDATION, Answer, Failure, Question, Rates
 from radin.recipe import Recipe
 from radin.weights import Pool
@@ -40,13 +39,12 @@ class LocalEngine(Engine):
         self.pool = pool
         self.task = task
         self.device = device
-        self.metric: Metric = task.get_metric()
+        self.metric = task.get_metric()
         self.evaluator = Evaluator(task, device, self.metric)
         self.slots = workers
         self.parts = self.metric.per_example is not None
         self.splits = (*(("test",) if task.test is not None else ()), *(f"shifts/{n}" for n in task.shift_sources()))
         self.data: dict[str, str] = {}
-        self._rates = Rates()
         self._spec = spec
         self._integers_from = integers_from
         self._worker = Worker(pool, self.evaluator, integers_from=integers_from, data=self.data)
@@ -54,15 +52,14 @@ class LocalEngine(Engine):
         self._statistics: dict[Recipe, Statistics] = {}
         self._queue: list[Question] = []
 
-    @property
-    def rates(self) -> Rates:
-        """Known once ``bind`` has been told."""
-        return self._rates
-
     def bind(self, data: str, rates: Rates) -> None:
-        """What validation() must be from now on, and what questions about it cost."""
+        """What validation() must be from now on."""
         self.data[VALIDATION] = data
-        self._rates = rates
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """How the data are read, and what did not fit on the device."""
+        return self.evaluator.notes
 
     def identity(self) -> Mapping[str, Any]:
         """The precision that models run in, and which member gives the integer tensors."""

@@ -23,20 +23,29 @@ class Stopped(Exception):
 class SoupFiles:
     """The scratch folder of an engine: a folder for each slot, with at most one soup in it.
 
-    pool: the members. folder: may be there already; what an earlier engine left in it is removed. slots: how many.
-    Only one soup is in memory at a time, however many slots there are.
+    pool: the members. folder: made when first needed; what an earlier engine left in it is then removed. slots: how
+    many. Only one soup is in memory at a time, however many slots there are.
     """
 
     def __init__(self, pool: Pool, folder: Path, slots: int, integers_from: str | None = None) -> None:
-        """Raises RadinError when the disk has no room for a soup in each slot."""
         self._pool = pool
         self._integers_from = integers_from
         self._building = threading.Lock()
         self._failed = threading.Lock()
+        self._slots = slots
+        self._ready = False
         self.folder = folder.absolute()
+
+    def prepare(self) -> None:
+        """Make the folder, once. Raises RadinError when the disk has no room for a soup in each slot."""
+        if self._ready:
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         self.remove(failed=True)
-        free, needed = shutil.disk_usage(self.folder).free, slots * pool.bytes
+        self.folder.mkdir(exist_ok=True)
+        self._ready = True
+        slots = self._slots
+        free, needed = shutil.disk_usage(self.folder).free, slots * self._pool.bytes
         if free < needed:
             raise RadinError(
                 f"{self.folder}: {slots} soup{'s' * (slots > 1)} at a time need {needed / 1e9:.1f} GB on disk; "

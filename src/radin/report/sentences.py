@@ -127,7 +127,7 @@ def named(names: Sequence[str]) -> str:
 
 def passes(found: Passes, fully_evaluated: int) -> str:
     """What a run has spent, in passes over validation."""
-    members = f"{found.members} for the members' outputs" if found.members else "none for the members"
+    members = f"{found.members} for the members" if found.members else "none for the members"
     text = f"passes over validation: {share(found.total)} ({members}, {share(found.soups)} of {found.budget} for soups"
     if found.started != fully_evaluated:
         text += f": {found.started} started, {fully_evaluated} fully evaluated"

@@ -15,13 +15,13 @@ import torch
 import radin
 from radin.data.task import Task
 from radin.engine.base import Engine
-from radin.engine.command import Command
+from radin.engine.command import Command, CommandEngine
 from radin.errors import RadinError
-from radin.progress import Progress
+from radin.progress import Progress, logged
 from radin.question import Floats, Indices, Rates
 from radin.recipe import Recipe
 from radin.run.directory import RunDirectory, write_json
-from radin.run.evaluators import Evaluator, ProgramEvaluator, TaskEvaluator
+from radin.run.evaluators import EngineEvaluator, Evaluator, TaskEvaluator
 from radin.run.identity import metric_identity
 from radin.run.job import Job
 from radin.run.ledger import Ledger
@@ -39,13 +39,15 @@ __all__ = ["cook", "versions"]
 
 # The uniform soup is worth a pass where that is at most an eighth of the budget.
 UNIFORM_FROM = 8
+# Where any question costs more than this share of a pass, asking about some of the examples gains nothing.
+_READING = 0.5
 # Soups evaluated on the half that chooses: one for every so many passes, and the most.
 _PASSES_PER_FINALIST, _FINALISTS = 3, 4
 
 
 def cook(
     pool: Pool | str | Path | Iterable[str | Path],
-    task: Task | Command | str | Path,
+    task: Task | Command | Engine | str | Path,
     *,
     budget: int,
     out: str | Path,
@@ -69,11 +71,12 @@ def cook(
 ) -> Result:
     """Find the best soup of ``pool`` that ``budget`` validation passes can buy; write it to ``out``/soup.safetensors.
 
-    pool: a Pool, or what Pool.open takes. task: a Task, what Task.load takes, or a Command: any program that scores a
-    checkpoint. budget: passes spent on soups in total over all sessions of this run; the members' own passes are not in
-    it. A soup may be evaluated on some examples only and then costs its share of a pass; where BatchNorm statistics are
-    estimated again, a pass is the validation examples and the calibration examples, and starting a soup costs the
-    latter. out: the run directory; if the run is there already, it goes on where it stopped. strategy, options: see
+    pool: a Pool, or what Pool.open takes. task: a Task, what Task.load takes, a Command (any program that scores a
+    checkpoint) or an Engine of your own. budget: passes spent on soups in total over all sessions of this run; the
+    members' own passes are not in it. A soup may be evaluated on some examples only and then costs its share of a
+    pass. Where reading all of the data is more than half of the work, only whole soups are evaluated; where BatchNorm
+    statistics are estimated again, a pass is the validation examples and the calibration examples, and starting a soup
+    costs the latter. out: the run directory; if the run is there already, it goes on where it stopped. strategy, options: see
     radin.search.strategies. uniform: whether to spend a pass on the average of all members first; by default from a
     budget of 8 on. workers: processes on this machine that evaluate soups side by side (a Command has its ``jobs``).
     outputs: a folder for the members' outputs that several runs share, so that a member added later costs one pass and
@@ -91,13 +94,13 @@ def cook(
     Raises RadinError (one of its children) for anything the user can mend, before anything long starts where it can be
     known; never overwrites another run.
     """
-    started = time.monotonic()
+    started, progress = time.monotonic(), logged(progress)
     if isinstance(budget, bool) or not isinstance(budget, int) or budget < 1:
         raise RadinError(f"the budget is the number of passes to spend on soups and must be at least 1; got {budget!r}")
     if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
         raise RadinError(f"workers is the number of processes that evaluate soups, at least 1; got {workers!r}")
     settings = base.get(strategy).settings(options)
-    if not isinstance(task, Command):
+    if not isinstance(task, Command | Engine):
         spec = None if isinstance(task, Task) else task
         task = Task.load(task)
         task.get_metric()
@@ -108,9 +111,9 @@ def cook(
     integer_source(pool, Recipe.single(0, len(pool)), integers_from)  # refuses an unknown name before anything long
     evaluator: Evaluator
     if isinstance(task, Command):
-        evaluator = ProgramEvaluator(
-            pool, task, Path(out), scores=scores, outputs=outputs, metric=metric, integers_from=integers_from
-        )
+        task = CommandEngine(pool, task, Path(out) / "scratch", integers_from)
+    if isinstance(task, Engine):
+        evaluator = EngineEvaluator(pool, task, scores=scores, outputs=outputs, metric=metric)
     else:
         if scores is not None:
             raise RadinError("scores are for programs that evaluate; a task's model gives the members' scores itself")
@@ -215,7 +218,7 @@ def _spend(
     session = Session(
         job,
         engine,
-        lambda: _search(job, known, asked, singles, Account(asked["budget"], rates), engine.parts),
+        lambda: _search(job, known, asked, singles, Account(asked["budget"], rates), _parts(evaluator, rates)),
         _decisive(asked, rates),
         best=max(job.metric.utility(float(score)) for score in singles),
     )
@@ -247,7 +250,7 @@ def _on_halves(
     session = Session(
         job,
         engine,
-        lambda: _search(job, seen, asked, singles, Account(budget, rates), engine.parts, half, limit),
+        lambda: _search(job, seen, asked, singles, Account(budget, rates), _parts(evaluator, rates), half, limit),
         _decisive(asked, rates) | {"halves": True},
         choose=choose,
         best=max(job.metric.utility(float(row.mean())) for row in numbers[:, choose]),
@@ -258,6 +261,10 @@ def _on_halves(
     first = [job.uniform_recipe] if asked["uniform"] and job.uniform_recipe in found else []
     session.choose(list(dict.fromkeys([*first, *found])), choose)
     return Outcome(job, known, session, choose)
+
+
+def _parts(evaluator: Evaluator, rates: Rates) -> bool:
+    return evaluator.parts and rates.reading <= _READING
 
 
 def _decisive(asked: Mapping[str, Any], rates: Rates) -> dict[str, Any]:

@@ -14,7 +14,6 @@ import numpy as np
 from radin import metrics
 from radin.data.task import Task
 from radin.engine.base import Engine
-from radin.engine.command import Command, CommandEngine
 from radin.engine.device import Device
 from radin.engine.local import LocalEngine
 from radin.engine.scores import read_scores
@@ -25,7 +24,7 @@ from radin.outputs.files import SavedOutputs, read_outputs
 from radin.outputs.store import OutputStore
 from radin.question import VALIDATION, Floats, Indices, Rates
 from radin.run.job import Job
-from radin.run.members import Known, asked_scores, some_examples, stored_outputs, streamed_outputs
+from radin.run.members import Known, asked_scores, slice_cost, some_examples, stored_outputs, streamed_outputs
 from radin.run.preflight import preflight
 from radin.weights import Pool
 
@@ -36,11 +35,13 @@ _NONE = "none"  # a split that the task does not have, as the identity of a run 
 class Evaluator(ABC):
     """An engine, and what cook must know of it before and after the members are evaluated.
 
-    about: (BatchNorm layers, whether they are estimated again, notes for the user).
+    about: (BatchNorm layers, whether they are estimated again, notes for the user). parts: whether the search may ask
+    about some of the examples; known once the members are evaluated.
     """
 
     engine: Engine
     metric: Metric
+    parts: bool = False
     about: tuple[int, bool, tuple[str, ...]]
 
     @abstractmethod
@@ -105,6 +106,7 @@ class TaskEvaluator(Evaluator):
         self._first = preflight(task, pool.shapes, pool[0].name, lambda: pool.tensors(0), placed, self.metric)
         self._calibrates = bool(self._first.batchnorm_layers) and task.calibration is not None
         self.about = (self._first.batchnorm_layers, self._calibrates, self._first.notes)
+        self.parts = self.engine.parts
         self._calibration: tuple[str, int] = (_NONE, 0)
         if not keep_outputs and self.metric.family != "accuracy":
             raise RadinError(
@@ -186,35 +188,32 @@ def _named(split: str) -> str:
     return f"{split} data"
 
 
-class ProgramEvaluator(Evaluator):
-    """A program of the user's. ``scores``: the members' own, if they are known; ``outputs``: a folder of saved ones."""
-
-    engine: CommandEngine
+class EngineEvaluator(Evaluator):
+    """Any other engine, such as a program. ``scores``: the members' own, where known; ``outputs``: a folder of them."""
 
     def __init__(
         self,
         pool: Pool,
-        command: Command,
-        out: Path,
+        engine: Engine,
         *,
         scores: str | Path | Sequence[float] | None,
         outputs: str | Path | None,
         metric: str,
-        integers_from: str | None,
     ) -> None:
-        self.engine = CommandEngine(pool, command, out / "scratch", integers_from)
-        self.metric = Metric(command.metric, command.higher_is_better, "any", _not_here)
-        self.about = (0, False, self.engine.notes)
+        self.engine = engine
+        self.metric = engine.metric
+        self.about = (0, False, engine.notes)
         self._pool = pool
         self._scores = _scores(pool, scores)
+        self._reading = 0.0
         self._saved = None if outputs is None else read_outputs(Path(outputs), pool)
         self._estimate = metrics.get(metric)
         if self._saved is not None:
             self._estimate.check(np.asarray(self._saved.targets), self._saved.outputs[0].shape[1])
-            if self._estimate.higher_is_better != command.higher_is_better:
+            if self._estimate.higher_is_better != engine.metric.higher_is_better:
                 raise RadinError(
                     f"recipes are estimated by {metric!r}, where {_better(self._estimate.higher_is_better)} is better, "
-                    f"but of the program's scores {_better(command.higher_is_better)} is: choose another metric"
+                    f"but of the program's scores {_better(engine.metric.higher_is_better)} is: choose another metric"
                 )
 
     def require_halves(self) -> None:
@@ -252,15 +251,16 @@ class ProgramEvaluator(Evaluator):
             known = replace(known, estimator=votes(values, job.names)) if _are_answers(values) else known
         if self.engine.parts and known.examples and isinstance(known.estimator, AccuracyEstimator):
             job.metric = replace(job.metric, family="accuracy")
+            rates = job.directory.read().get("settings", {}).get("rates")
+            self.parts = True
+            self._reading = slice_cost(job, self.engine, known.examples) if rates is None else rates["reading"]
         return known
 
     def bind(self, job: Job, known: Known, asked: Mapping[str, Any]) -> Rates:
         """A pass is one run of the program over all that it scores."""
-        return Rates(known.examples)
-
-
-def _not_here(outputs: Any, targets: Any) -> float:
-    raise RadinError("only the program can score outputs")
+        rates = Rates(known.examples, 0, self._reading)
+        self.engine.bind(known.data, rates)
+        return rates
 
 
 def _better(higher: bool) -> str:

@@ -32,6 +32,7 @@ from radin.run.preflight import Preflight as FirstBatch
 
 # Cached outputs may come from another device or thread count; more than this is another model or other preprocessing.
 _SAME_OUTPUTS = 2e-2
+_SOME = 0.1  # of the examples, to see what a question about some of them costs
 
 
 @dataclass(frozen=True)
@@ -173,6 +174,32 @@ def asked_scores(job: Job, engine: Engine, given: Sequence[float] | None) -> Kno
         raise RunError(f"the program gave values for different numbers of examples: {sorted(counts)}")
     known = len(counts) == 1 and all(answer.values is not None for answer in answers)
     return Known("", counts.pop() if known else 0)
+
+
+def slice_cost(job: Job, engine: Engine, examples: int) -> float:
+    """The share of a whole pass that an engine takes for any question, to two digits: it starts, loads, reads.
+
+    The first member is evaluated on every tenth example. Raises RunError when the values are not those that it was
+    given before: then questions about some examples are answered about others.
+    """
+    known = job.single(0)
+    some = np.arange(0, examples, max(1, examples // max(1, round(_SOME * examples))))
+    job.report(f"evaluating {job.names[0]} on {len(some):,} of {examples:,} examples, to see what that costs")
+    engine.submit(Question(Recipe.single(0, len(job.pool)), some))
+    (_, answer), *_ = engine.wait()
+    if isinstance(answer, Failure):
+        raise RunError(f"{job.names[0]} could not be evaluated on some of the examples. {answer.message}")
+    assert known.values is not None
+    if answer.values is None or not np.allclose(answer.values, known.values[some], atol=1e-6):
+        raise RunError(
+            f"{job.names[0]} was given other values on {len(some):,} of the examples than on all of them: the program "
+            "does not score just the examples whose indices, from 0, are in the file {examples}, or not twice the same"
+        )
+    share = len(some) / examples
+    whole = float(np.median([job.single(k).seconds for k in range(len(job.pool))]))
+    if whole <= 0 or share >= 1:
+        return 1.0
+    return round(min(max((answer.seconds / whole - share) / (1 - share), 0.0), 1.0), 2)
 
 
 def some_examples(job: Job, engine: LocalEngine, known: Known, examples: NDArray[np.intp], folder: Path) -> Known:

@@ -126,7 +126,7 @@ class Outcome:
 
     def _estimates(self, recipes: Sequence[Recipe]) -> dict[Recipe, float]:
         """Scores of averaged outputs on the examples that decide, where there are outputs."""
-        if self.known.estimator is None:
+        if self.known.targets is None:
             return {}
         if self.choose is None:
             return dict(zip(recipes, map(float, self.session.search.estimate(recipes)), strict=True))
