@@ -32,9 +32,7 @@ def test_cook_prints_the_closing_table(cooked):
     _, done = cooked
     for words in ("best single", "uniform soup", "chosen soup", "logit ensemble", "validation", "test", "noisy", "±"):
         assert words in done.stdout
-    passes = (
-        r"passes over validation: (\d+\.?\d?) \(6 for the members, (\d\.?\d?) of 4 for soups: (\d+) started, "
-    )
+    passes = r"passes over validation: (\d+\.?\d?) \(6 for the members, (\d\.?\d?) of 4 for soups: (\d+) started, "
     found = re.search(passes + r"(\d) fully evaluated\)", done.stdout)
     assert found, done.stdout
     total, soups, started, full = map(float, found.groups())

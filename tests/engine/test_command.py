@@ -114,13 +114,13 @@ def wait_for(path: Path) -> None:
 
 def test_a_program_scores_members_soups_and_parts_of_the_examples(engine, toy_pool, toy_command, tmp_path):
     made = engine(toy_command + " {examples}")
-    assert (made.slots, made.parts, made.splits, made.rates.examples) == (1, True, (), 0)
+    assert (made.slots, made.parts, made.splits, made.examples) == (1, True, (), 0)
     single = ask(made, Recipe.single(2, 6))
     values = expected_values(toy_pool.tensors(2))
     assert np.array_equal(single.values, values)
     assert single.score == values.mean()
     assert single.stderr == pytest.approx(values.std(ddof=1) / np.sqrt(600))
-    assert single.examples == made.rates.examples == 600
+    assert single.examples == made.examples == 600
     assert dict(single.further) == {"half": (pytest.approx(values[::2].mean()), pytest.approx(np.nan, nan_ok=True))}
     recipe = Recipe.normalized([3, 1, 0, 1, 0, 0])
     values = expected_values(average(toy_pool, recipe))
@@ -152,7 +152,7 @@ def test_a_file_of_scores_needs_no_values_and_then_there_are_no_parts(engine, sc
     assert (answer.score, answer.values, answer.examples, answer.data) == (0.25, None, 0, "")
     assert np.isnan(answer.stderr)
     assert not made.parts
-    assert made.rates.examples == 0
+    assert made.examples == 0
     part = ask(made, Recipe.uniform([0, 1], 6), np.arange(3))
     assert 'it was asked about 3 examples and gave no "values"' in part.message
 
@@ -185,7 +185,8 @@ def test_the_placeholders_and_the_environment_say_the_same(engine, script, tmp_p
     assert not Path(out).exists()
     made.close()
     assert [p.name for p in (tmp_path / "scratch").iterdir()] == ["failed"]
-    engine("true {soup}")
+    again = engine("echo 1 # {soup}")
+    assert ask(again, Recipe.uniform([0, 1], 6)).score == 1
     assert list((tmp_path / "scratch").iterdir()) == []
 
 
@@ -404,14 +405,17 @@ def test_leftovers_of_a_killed_run_are_removed_and_nothing_else(toy_pool, tmp_pa
     for name in ("slot-0/soup-1.safetensors", "slot-3/out/deep/file", "failed/log", "mine/notes.txt"):
         (scratch / name).parent.mkdir(parents=True)
         (scratch / name).write_text("left")
-    CommandEngine(toy_pool, Command("true {soup}"), scratch).close()
+    with CommandEngine(toy_pool, Command("echo 1 # {soup}"), scratch) as made:
+        # Not before: until it is asked, another process may be at work there.
+        assert (scratch / "slot-0/soup-1.safetensors").exists()
+        assert ask(made, Recipe.uniform([0, 1], 6)).score == 1
     assert sorted(str(p.relative_to(scratch)) for p in scratch.rglob("*")) == ["mine", "mine/notes.txt"]
 
 
 def test_no_room_on_the_disk_is_said_before_anything_runs(toy_pool, tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 3000}))
     with pytest.raises(RadinError, match=r"2 soups at a time need 0\.0 GB on disk; 0\.0 GB are free"):
-        CommandEngine(toy_pool, Command("true {soup}", jobs=2), tmp_path)
+        ask(CommandEngine(toy_pool, Command("true {soup}", jobs=2), tmp_path / "scratch"), Recipe.single(0, 6))
 
 
 def test_folders_as_members(toy_pool, toy_command, engine, tmp_path):
@@ -501,7 +505,7 @@ def test_the_identity_notices_a_script_that_changed(engine, script, tmp_path, mo
     assert {k: v if len(str(v)) < 60 else "hash" for k, v in before.items()} == {
         "the command": command if len(command) < 60 else "hash",
         "better scores": "higher",
-        "the member that gives integers": None,
+        "integers from": "the member with the largest ratio",
         "the file score.sh": "hash",
         "the file settings.json": "hash",
     }
@@ -515,7 +519,7 @@ def test_the_identity_notices_a_script_that_changed(engine, script, tmp_path, mo
 
 
 def test_batchnorm_is_noted(engine):
-    assert "1 BatchNorm layers" in engine("true {soup}").notes[0]
+    assert "1 BatchNorm layer," in engine("true {soup}").notes[0]
 
 
 def test_importing_the_library_starts_no_torch_for_a_command():

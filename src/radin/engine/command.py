@@ -148,7 +148,7 @@ class CommandEngine(Engine):
         return {
             "the command": self.command.command,
             "better scores": "higher" if self.command.higher_is_better else "lower",
-            "the member that gives integers": self._integers_from,
+            "integers from": self._integers_from or "the member with the largest ratio",
             **{f"the file {name}": content for name, content in files.items()},
         }
 

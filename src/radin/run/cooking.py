@@ -22,7 +22,6 @@ from radin.question import Floats, Indices, Rates
 from radin.recipe import Recipe
 from radin.run.directory import RunDirectory, write_json
 from radin.run.evaluators import EngineEvaluator, Evaluator, TaskEvaluator
-from radin.run.identity import metric_identity
 from radin.run.job import Job
 from radin.run.ledger import Ledger
 from radin.run.members import Known
@@ -76,8 +75,8 @@ def cook(
     members' own passes are not in it. A soup may be evaluated on some examples only and then costs its share of a
     pass. Where reading all of the data is more than half of the work, only whole soups are evaluated; where BatchNorm
     statistics are estimated again, a pass is the validation examples and the calibration examples, and starting a soup
-    costs the latter. out: the run directory; if the run is there already, it goes on where it stopped. strategy, options: see
-    radin.search.strategies. uniform: whether to spend a pass on the average of all members first; by default from a
+    costs the latter. out: the run directory; if the run is there already, it goes on where it stopped. strategy,
+    options: see radin.search.strategies. uniform: whether to spend a pass on the average of all members first; by default from a
     budget of 8 on. workers: processes on this machine that evaluate soups side by side (a Command has its ``jobs``).
     outputs: a folder for the members' outputs that several runs share, so that a member added later costs one pass and
     not N; default inside ``out``. With a Command: a folder of outputs that were saved elsewhere, from which recipes are
@@ -137,7 +136,6 @@ def cook(
     identity = {
         "members": dict(zip(pool.fingerprints, pool.member_names, strict=True)),
         "metric": chosen.name,
-        "the metric's code": metric_identity(chosen),
         "higher_is_better": chosen.higher_is_better,
         "halves": f"searched and chosen on halves drawn by seed {seed}" if choose_on_half else "one set for both",
         **evaluator.identity(),

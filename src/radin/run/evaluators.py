@@ -23,6 +23,7 @@ from radin.metrics import Metric
 from radin.outputs.files import SavedOutputs, read_outputs
 from radin.outputs.store import OutputStore
 from radin.question import VALIDATION, Floats, Indices, Rates
+from radin.run.identity import metric_identity
 from radin.run.job import Job
 from radin.run.members import Known, asked_scores, slice_cost, some_examples, stored_outputs, streamed_outputs
 from radin.run.preflight import preflight
@@ -125,6 +126,7 @@ class TaskEvaluator(Evaluator):
     def identity(self) -> dict[str, Any]:
         """All data by content, once they are known."""
         return {
+            "the metric's code": metric_identity(self.metric),
             VALIDATION: None,
             "calibration data": None,
             **{_named(split): None for split in self.engine.splits},

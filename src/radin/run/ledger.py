@@ -231,10 +231,20 @@ class Ledger:
         with self._transaction():
             self._db.execute("UPDATE questions SET told = ?, error = ? WHERE id = ?", (self._place(), why, number))
 
-    def reopen(self, number: int) -> None:
-        """Take back that a question was given no answer: it is to be asked again."""
+    def reopen_failures(self) -> None:
+        """Take back the failures since the last answer, and what was asked after the first of them.
+
+        No answer is lost by that. What was in the way may be mended by now: these questions are to be worked on again.
+        """
+        last = "SELECT coalesce(max(told), 0) FROM questions WHERE error IS NULL"
+        first = f"SELECT min(told) FROM questions WHERE error IS NOT NULL AND told > ({last})"
+        place = self._db.execute(first).fetchone()[0]
+        if place is None:
+            return
         with self._transaction():
-            self._db.execute("UPDATE questions SET told = NULL, error = NULL WHERE id = ?", (number,))
+            self._db.execute("DELETE FROM questions WHERE asked > ?", (place,))
+            self._db.execute("DELETE FROM pauses WHERE place > ?", (place,))
+            self._db.execute("UPDATE questions SET told = NULL, error = NULL WHERE told >= ?", (place,))
 
     def pause(self, session: int) -> None:
         """Record that there was nothing to ask, though a question was open: the search had to wait for its answer."""

@@ -81,17 +81,12 @@ class Session:
         Sessions with the settings of this one are replayed event by event; what others were answered is told before.
         """
         ledger = self._job.ledger
+        ledger.reopen_failures()
         sessions, asked = ledger.sessions(), ledger.questions()
         same = len(sessions)
         while same and sessions[same - 1].settings == self._settings:
             same -= 1
         first = sessions[same].number if same < len(sessions) else (sessions[-1].number + 1 if sessions else 1)
-        answered = max((q.told or 0 for q in asked if q.answer is not None), default=0)
-        for question in asked:
-            if question.error is not None and (question.told or 0) > answered:
-                # Nothing was answered since: what was in the way may be mended by now.
-                ledger.reopen(question.number)
-        asked = ledger.questions()
         earlier = [q for q in asked if q.session < first]
         events: list[Event] = [(place, "pause", None) for place, session in ledger.pauses() if session >= first]
         for question in asked:
