@@ -21,6 +21,7 @@ from radin.estimate import estimator as build_estimator
 from radin.estimate.reading import Array, ArrayLike2D, FileArray, Reader, not_finite
 from radin.metrics import Metric
 from radin.recipe import Recipe
+from radin.search.prior import ScorePrior
 from radin.search.simplex import minimise, quadratic_minimum
 from radin.search.strategies import base
 from radin.search.strategies.base import Examples, Floats, Indices, Problem, Slice
@@ -53,8 +54,9 @@ class Search:
     outputs.
     ``names``: what messages call the members.
     ``estimator``: scores recipes over the members in the order given here; built from the outputs if not
-    given. ``singles`` (N,): the members' own scores, where they are known. With both of these and keys,
-    ``outputs`` may be None: then no convex fit can be had. ``gram`` (N, N): inner products of the members'
+    given. ``singles`` (N,): the members' own scores, where they are known. With these and keys, ``outputs`` may be None:
+    then no convex fit can be had; and without an estimator either, soups are searched from the members' scores and
+    distances alone, whole soups only. ``gram`` (N, N): inner products of the members'
     weights, for strategies that use their distances.
 
     ``parts``: let the strategy evaluate soups on some of the examples (accuracy only; for other metrics each part is a
@@ -75,7 +77,7 @@ class Search:
     def __init__(
         self,
         outputs: Outputs | None,
-        targets: Array,
+        targets: Array | None = None,
         *,
         metric: str | Metric = "accuracy",
         strategy: str = "adaptive",
@@ -95,7 +97,7 @@ class Search:
         self.strategy = base.get(strategy)
         self.settings = self.strategy.settings(options)
         self.budget = _checked_budget(budget, at_least=1 if self.strategy.spends else 0)
-        self._targets = np.asarray(targets)
+        self._targets = np.empty(0) if targets is None else np.asarray(targets)
         self._device = device
         self._outputs: list[ArrayLike2D] = []
         self._names: Sequence[str] = names or ()
@@ -107,8 +109,16 @@ class Search:
                     f"there are {len(self._targets)} targets for {reader.examples} examples in the outputs"
                 )
             self.metric.check(self._targets, reader.classes)
-        elif estimator is None or singles is None or keys is None:
-            raise RadinError("without outputs, a search needs an estimator, the singles' scores and keys")
+        elif singles is None or keys is None:
+            raise RadinError("without outputs, a search needs the singles' scores and keys")
+        hidden = outputs is None and estimator is None
+        if hidden and parts:
+            raise RadinError("without outputs, a search asks for whole soups only; leave out parts")
+        if hidden and self.strategy.outputs:
+            raise RadinError(
+                f"strategy {self.strategy.name!r} ranks soups by the members' outputs, and there are none; "
+                f"without outputs, choose among: {', '.join(base.names(without_outputs=True))}"
+            )
         self.singles: Floats = self._own_scores() if singles is None else np.asarray(singles, dtype=np.float64)
         """Scores of the members alone, (N,)."""
         members = len(self._outputs) or len(self.singles)
@@ -129,6 +139,8 @@ class Search:
         self._overhead = overhead / (1 + overhead)
         self._values: dict[Recipe, Floats] = {}
         self._examples_told = 0
+        canonical_gram = None if gram is None else np.asarray(gram)[np.ix_(self._order, self._order)]
+        self._prior = ScorePrior.of(utilities[self._order], canonical_gram) if hidden else None
         self._known = {Recipe.single(k, members): float(u) for k, u in enumerate(utilities)}
         self.problem = Problem(
             members,
@@ -137,11 +149,12 @@ class Search:
             self.budget,
             seed,
             fit=self._fit if self._outputs and self.metric.targets in ("classes", "values") else None,
-            gram=None if gram is None else np.asarray(gram)[np.ix_(self._order, self._order)],
+            gram=canonical_gram,
             output_distances=(lambda: self._output_distances) if self._outputs else None,
             examples=Examples(len(self._targets), self._overhead, self._margins)
             if parts and self.metric.family == "accuracy" and self.metric.top == 1
             else None,
+            prior=self._prior,
         )
         """What the strategy sees: members in canonical order, utilities."""
         self._running = self.strategy.run(self.problem, **self.settings)
@@ -277,7 +290,10 @@ class Search:
         return best, score
 
     def estimate(self, recipes: Iterable[Recipe]) -> Floats:
-        """Estimated scores of recipes, (S,), in the metric's own units: those of their averaged outputs."""
+        """Estimated scores of recipes, (S,), in the metric's own units: those of their averaged outputs.
+
+        Without outputs, those that the members' scores and distances lead one to expect.
+        """
         weights = np.array([recipe.weights for recipe in recipes], dtype=np.float64)
         if not len(weights):
             return np.empty(0)
@@ -285,6 +301,9 @@ class Search:
 
     def _scores(self, weights: Floats) -> Floats:
         """Estimated scores of weights (S, N) over the canonical order."""
+        if self._prior is not None:
+            expected = self._prior.estimate(weights)
+            return expected if self.metric.higher_is_better else -expected
         if self._estimator is None:
             # Built in canonical order, so that rounding too does not depend on the order given.
             self._estimator = build_estimator(**self._canonical(), metric=self.metric, device=self._device)
