@@ -26,6 +26,7 @@ _REACH = 3.0
 _FAR = 1.5
 _FARTHEST = 2.0
 _CAUTION = 1.5
+_SAME = 0.1
 _TYPICAL = 0.25
 
 
@@ -52,7 +53,7 @@ class ScorePrior:
         distances = relative_distances(gram, len(singles))
         near = np.minimum(distances, _REACH)
         far = np.clip((distances - _FAR) / _FAR, 0.0, _FARTHEST)
-        apart = np.minimum(2 * distances, 1.0)
+        apart = np.minimum(distances / _SAME, 1.0)
         scale = gain_scale(singles)
         lost = far_is_bad(singles, distances)
         pairs = _GAIN * scale * ((1 - lost) * near + lost * (apart - 2 * far))
@@ -85,7 +86,8 @@ def relative_distances(gram: Floats | None, members: int) -> Floats:
     distances: Floats = np.sqrt(squared)
     pairs = distances[np.triu_indices(members, 1)]
     pairs = pairs[pairs > 0]
-    return distances / np.quantile(pairs, _TYPICAL) if len(pairs) else distances
+    # Rounded, so that the order in which the products were summed decides nothing.
+    return np.round(distances / np.quantile(pairs, _TYPICAL), 9) if len(pairs) else distances
 
 
 def gain_scale(singles: Floats) -> float:

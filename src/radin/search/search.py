@@ -54,10 +54,10 @@ class Search:
     outputs.
     ``names``: what messages call the members.
     ``estimator``: scores recipes over the members in the order given here; built from the outputs if not
-    given. ``singles`` (N,): the members' own scores, where they are known. With these and keys, ``outputs`` may be None:
-    then no convex fit can be had; and without an estimator either, soups are searched from the members' scores and
-    distances alone, whole soups only. ``gram`` (N, N): inner products of the members'
-    weights, for strategies that use their distances.
+    given. ``singles`` (N,): the members' own scores, where they are known. With these and keys ``outputs`` may
+    be None: then no convex fit can be had. Without an estimator either, soups are searched from the members'
+    scores and distances alone, whole soups only, and ``targets`` may be left out. ``gram`` (N, N): inner products
+    of the members' weights, for strategies that use their distances.
 
     ``parts``: let the strategy evaluate soups on some of the examples (accuracy only; for other metrics each part is a
     whole soup). ``ask_part`` and ``tell_part`` then take the place of ``ask`` and ``tell``:

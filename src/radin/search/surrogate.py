@@ -23,13 +23,14 @@ Floats = NDArray[np.float64]
 class Deviations:
     """Prior standard deviations, in units of the prior's scale, and the remainder's length in typical distances.
 
-    By marginal likelihood over 38 soups of each of six sub-pools of each of four benchmark pools, rounded.
+    The remainder and the proportions by marginal likelihood over 38 soups of each of six sub-pools of each of four
+    benchmark pools, rounded; the first four halved, since searches on those sub-pools then did better.
     """
 
-    near: float = 0.7
-    apart: float = 0.6
-    far: float = 2.0
-    member: float = 1.0
+    near: float = 0.35
+    apart: float = 0.3
+    far: float = 1.0
+    member: float = 0.5
     remainder: float = 0.4
     length: float = 1.5
     noise: float = 0.03
