@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import warnings
 from dataclasses import dataclass, field
 from typing import Any
@@ -53,6 +54,20 @@ class Zoo:
         if key not in self.made:
             self.made[key] = metrics.get(metric).value(self.logits(recipe), self.targets)
         return self.made[key]
+
+    def singles(self, metric: str = "accuracy") -> np.ndarray:
+        """The members' own scores."""
+        members = len(self.layers)
+        return np.array([self.score(Recipe.single(k, members), metric) for k in range(members)])
+
+    def keys(self) -> list[str]:
+        """One string per member that names its content."""
+        return [hashlib.sha256(np.ascontiguousarray(own).data).hexdigest() for own in self.outputs]
+
+    def gram(self) -> np.ndarray:
+        """Inner products of the members' weights, each by itself, so that no order of members rounds otherwise."""
+        flat = [np.concatenate([part.ravel() for part in member]) for member in self.layers]
+        return np.array([[one @ other for other in flat] for one in flat])
 
     def permuted(self, order: list[int]) -> Zoo:
         return Zoo(self.outputs[order], self.targets, self.inputs, [self.layers[k] for k in order])

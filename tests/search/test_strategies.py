@@ -11,14 +11,23 @@ from radin.recipe import Recipe
 from radin.search import Search
 from radin.search.strategies import get, names
 
+
+class Hidden(str):
+    """The name of a strategy that is to search without outputs, from the members' scores and distances alone."""
+
+
+WITHOUT_OUTPUTS = [pytest.param(Hidden(name), id=f"{name}, outputs hidden") for name in names(without_outputs=True)]
 BUDGETS = [1, 3, 7]
 METRICS = ["accuracy", "nll"]
 
-every_strategy = pytest.mark.parametrize("name", names())
+every_strategy = pytest.mark.parametrize("name", [*names(), *WITHOUT_OUTPUTS])
 every_metric = pytest.mark.parametrize("metric", METRICS)
 
 
 def start(zoo, name, *, metric="accuracy", budget=5, seed=0, **more):
+    if isinstance(name, Hidden):
+        more = {"singles": zoo.singles(metric), "keys": zoo.keys(), "gram": zoo.gram(), **more}
+        return Search(None, metric=metric, strategy=name, budget=budget, seed=seed, **more)
     return Search(zoo.outputs, zoo.targets, metric=metric, strategy=name, budget=budget, seed=seed, **more)
 
 

@@ -21,6 +21,7 @@ from radin.estimate.reading import Array, ArrayLike2D, FileArray, Reader, not_fi
 from radin.metrics import Metric
 from radin.question import Floats, Indices
 from radin.recipe import Recipe
+from radin.search.prior import ScorePrior
 from radin.search.simplex import minimise, quadratic_minimum
 
 _SAMPLE = 1 << 25  # outputs of all members together that are compared
@@ -62,7 +63,7 @@ class Members:
                 )
             metric.check(self.targets, reader.classes)
         elif singles is None or keys is None:
-            raise RadinError("without outputs, a search needs the members' scores (singles) and their keys")
+            raise RadinError("without outputs, a search needs the singles' scores and keys")
         self.singles: Floats = self._own_scores() if singles is None else np.asarray(singles, dtype=np.float64)
         """Scores of the members alone, (N,), in the order given."""
         self.count = len(self._outputs) or len(self.singles)
@@ -77,16 +78,14 @@ class Members:
         self.position = np.argsort(self.order)
         self.gram = None if gram is None else np.asarray(gram)[np.ix_(self.order, self.order)]
         """Inner products of the members' weights, (N, N), in canonical order."""
+        hidden = outputs is None and estimator is None
+        self.prior = ScorePrior.of(self.utilities[self.order], self.gram) if hidden else None
+        """What is expected of soups where there are no outputs; else None."""
 
     @property
     def have_outputs(self) -> bool:
         """Whether the members' outputs are at hand, not only an estimator made from them."""
         return bool(self._outputs)
-
-    @property
-    def have_estimate(self) -> bool:
-        """Whether recipes can be scored from the members' outputs."""
-        return bool(self._outputs) or self._estimator is not None
 
     def recipe(self, ratios: Floats) -> Recipe:
         """The recipe, over the members in the order given, of ratios (N,) over the canonical order."""
@@ -95,6 +94,9 @@ class Members:
 
     def scores(self, ratios: Floats) -> Floats:
         """Estimated scores of ratios (S, N) over the canonical order, in the metric's units."""
+        if self.prior is not None:
+            expected = self.prior.estimate(ratios)
+            return expected if self.metric.higher_is_better else -expected
         if self._estimator is None:
             # Built in canonical order, so that rounding too does not depend on the order given.
             self._estimator = build_estimator(**self._canonical(), metric=self.metric, device=self._device)

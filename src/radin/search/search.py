@@ -44,8 +44,9 @@ class Search:
     ``names``: what messages call the members.
     ``estimator``: scores recipes over the members in the order given here; built from the outputs if not
     given. ``singles`` (N,): the members' own scores, where they are known. With these, and keys, ``outputs`` may be
-    None: then no convex fit can be had; without an estimator too, members' scores and ``gram`` are all there is to go
-    by. ``gram`` (N, N): inner products of the members' weights, for strategies that use their distances.
+    None: then no convex fit can be had; and without an estimator either, soups are searched from the members' scores
+    and distances alone, whole soups only. ``gram`` (N, N): inner products of the members' weights, for strategies
+    that use their distances.
 
     ``parts``: let the strategy ask about some of the examples (accuracy only; for other metrics every question is about
     all). Questions then carry ``examples``, ascending indices, and are told one value for each:
@@ -100,11 +101,13 @@ class Search:
             gram=gram,
             device=device,
         )
-        if self.strategy.ranks and not members.have_estimate:
+        if self.strategy.outputs and members.prior is not None:
             raise RadinError(
-                f"strategy {strategy!r} ranks recipes by the members' outputs, which are not known here: give them, or "
-                "choose another strategy"
+                f"strategy {strategy!r} ranks soups by the members' outputs, and there are none; "
+                f"without outputs, choose among: {', '.join(base.names(without_outputs=True))}"
             )
+        if parts and members.prior is not None:
+            raise RadinError("without outputs, a search asks for whole soups only; leave out parts")
         examples = len(members.targets)
         self.account = account or Account(self.budget, Rates(examples, calibration))
         """What has been spent, what is open and what is known, of all soups."""
@@ -119,7 +122,7 @@ class Search:
         self._queue: list[Recipe] = []
         self._tickets: list[tuple[Ticket, Recipe, Slice | None]] = []
         self._news = False
-        by_slices = parts and self.metric.family == "accuracy" and self.metric.top == 1 and members.have_estimate
+        by_slices = parts and self.metric.family == "accuracy" and self.metric.top == 1
         self.problem = Problem(
             members.count,
             members.utilities[members.order],
@@ -130,6 +133,7 @@ class Search:
             gram=members.gram,
             output_distances=(lambda: members.output_distances) if members.have_outputs else None,
             examples=Examples(mine.examples, mine.overhead, members.margins, mine.reading) if by_slices else None,
+            prior=members.prior,
         )
         """What the strategy sees: members in canonical order, utilities."""
         self._running = self.strategy.run(self.problem, **self.settings)
@@ -337,9 +341,10 @@ class Search:
         return best, score
 
     def estimate(self, recipes: Iterable[Recipe]) -> Floats:
-        """Estimated scores of recipes, (S,), in the metric's own units: those of their averaged outputs."""
-        if not self._members.have_estimate:
-            raise RadinError("there are no outputs of the members to estimate a score from")
+        """Estimated scores of recipes, (S,), in the metric's own units: those of their averaged outputs.
+
+        Without outputs, those that the members' scores and distances lead one to expect.
+        """
         ratios = np.array([recipe.weights for recipe in recipes], dtype=np.float64)
         return self._members.scores(ratios[:, self._members.order]) if len(ratios) else np.empty(0)
 

@@ -142,6 +142,18 @@ def _bfgs(curvature: Floats, moved: Floats, changed: Floats) -> Floats:
     return updated
 
 
+def projected(points: Floats) -> Floats:
+    """The nearest weights on the simplex to each of the points (S, N), (S, N).
+
+    Held, Wolfe and Crowder 1974, "Validation of subgradient optimization": all coordinates less one amount, cut at 0.
+    """
+    falling = -np.sort(-points, axis=1)
+    excess = (falling.cumsum(axis=1) - 1) / np.arange(1, points.shape[1] + 1)
+    used = (falling > excess).sum(axis=1)
+    weights: Floats = np.maximum(points - excess[np.arange(len(points)), used - 1][:, None], 0.0)
+    return weights
+
+
 def tidy(weights: Floats, smallest: float = 1e-9) -> Floats:
     """The weights with those below ``smallest`` set to zero, summing to 1: no member is read for nothing."""
     kept = np.where(weights < smallest, 0.0, weights)

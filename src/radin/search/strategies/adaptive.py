@@ -27,6 +27,7 @@ from radin.search.candidates import equal_weights, monte_carlo, prefixes
 from radin.search.sources import best_recipes, default_sources
 from radin.search.strategies.base import Asks, Examples, Floats, Open, Problem, Slice, Ticket, Wait, strategy
 from radin.search.strategies.process import Prior, Process, expected
+from radin.search.strategies.scores_only import search_scores
 from radin.search.strategies.slices import Reading, Slices, normal_below
 
 _ANCHORS = 8
@@ -45,6 +46,9 @@ def adaptive(
     finish: Annotated[int, "soups evaluated on all examples in the end, where soups are started on some"] = 1,
 ) -> Asks:
     """Rank recipes of every source, unequal ratios too, and correct the ranking by each soup evaluated."""
+    if problem.prior is not None:
+        yield from search_scores(problem, problem.prior)
+        return
     by_expected = replace(problem, estimate=lambda rows: expected(problem, rows, problem.estimate(rows)))
     weights = candidates(by_expected, count, keep)
     estimates = problem.estimate(weights)

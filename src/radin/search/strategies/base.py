@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from radin.errors import RadinError
+from radin.search.prior import ScorePrior
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.intp]
@@ -105,6 +106,8 @@ class Problem:
     ``gram`` (N, N): inner products of the members' weights about any origin; None where they are not known.
     ``output_distances() -> (N, N)``: root mean square differences of the members' outputs; None where outputs are not
     kept. ``examples``: where soups may be evaluated on some examples only; else None.
+    ``prior``: where there are no outputs, so that ``estimate`` is what the members' scores and distances lead one to
+    expect; else None.
     """
 
     members: int
@@ -116,6 +119,7 @@ class Problem:
     gram: Floats | None = None
     output_distances: Callable[[], Floats] | None = None
     examples: Examples | None = None
+    prior: ScorePrior | None = None
 
 
 @dataclass(frozen=True)
@@ -177,8 +181,8 @@ class Strategy:
     """A way to spend the budget.
 
     ``spends`` is False for one that evaluates no soup, ``geometry`` True for one that is better with ``Problem.gram``,
-    ``ranks`` for one that needs estimates from outputs, ``independent`` for one whose questions depend on no answer, so
-    that all may be open at once.
+    ``outputs`` for one that means nothing without the members' outputs, ``independent`` for one whose questions depend
+    on no answer, so that all may be open at once.
     """
 
     name: str
@@ -187,7 +191,7 @@ class Strategy:
     options: tuple[Option, ...]
     spends: bool = True
     geometry: bool = False
-    ranks: bool = False
+    outputs: bool = False
     independent: bool = False
 
     def settings(self, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -206,7 +210,7 @@ _STRATEGIES: dict[str, Strategy] = {}
 
 
 def strategy(
-    name: str, *, spends: bool = True, geometry: bool = False, ranks: bool = False, independent: bool = False
+    name: str, *, spends: bool = True, geometry: bool = False, outputs: bool = False, independent: bool = False
 ) -> Callable[[Callable[..., Asks]], Callable[..., Asks]]:
     """Register a generator function under ``name``.
 
@@ -222,15 +226,15 @@ def strategy(
                 kind, text = get_args(hints[parameter.name])
                 options.append(Option(parameter.name, kind, parameter.default, text))
         summary = (inspect.getdoc(function) or "").splitlines()[0]
-        _STRATEGIES[name] = Strategy(name, summary, function, tuple(options), spends, geometry, ranks, independent)
+        _STRATEGIES[name] = Strategy(name, summary, function, tuple(options), spends, geometry, outputs, independent)
         return function
 
     return register
 
 
-def names() -> list[str]:
-    """The names of all strategies, sorted."""
-    return sorted(_STRATEGIES)
+def names(*, without_outputs: bool = False) -> list[str]:
+    """The names of all strategies, sorted; or of those only that need no outputs of the members."""
+    return sorted(name for name, known in _STRATEGIES.items() if not (without_outputs and known.outputs))
 
 
 def get(name: str) -> Strategy:

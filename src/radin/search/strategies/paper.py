@@ -10,7 +10,7 @@ from radin.search.candidates import Floats, distinct, equal_weights, subsets
 from radin.search.strategies.base import Asks, Problem, strategy
 
 
-@strategy("paper", ranks=True, independent=True)
+@strategy("paper", outputs=True, independent=True)
 def paper(
     problem: Problem,
     *,
