@@ -351,12 +351,12 @@ with CommandEngine(pool, radin.Command({command!r}), Path({str(tmp_path / "scrat
 
 
 def test_two_jobs_answer_out_of_order_and_keep_to_their_slots(engine, script, tmp_path):
-    # The first to start waits for the second to have answered.
+    # The first to start waits for the others to have answered.
     command = script(
-        f'echo $2 >> {tmp_path}/slots; ls -d {tmp_path}/scratch/slot-*/soup-* | wc -l >> {tmp_path}/soups\n'
-        f'if mkdir {tmp_path}/first 2>/dev/null; then\n'
-        f'while [ ! -e {tmp_path}/go ]; do sleep 0.02; done; echo 0.1; else echo 0.2; fi'
-    )  # fmt: skip
+        f"mkdir {tmp_path}/first 2>/dev/null && first=yes\n"
+        f"ls -d {tmp_path}/scratch/slot-*/soup-* | wc -l >> {tmp_path}/soups; echo $2 >> {tmp_path}/slots\n"
+        f'if [ "$first" ]; then while [ ! -e {tmp_path}/go ]; do sleep 0.02; done; echo 0.1; else echo 0.2; fi'
+    )
     made = engine(command + " {soup} {slot}", jobs=2)
     questions = [Question(Recipe.uniform([0, k], 6)) for k in (1, 2, 3, 4)]
     made.submit(questions[0])
