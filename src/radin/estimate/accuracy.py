@@ -27,6 +27,7 @@ from radin.estimate.threads import map_on_threads
 BLOCK_ROWS = {"cpu": 1024, "cuda": 32768}
 BLOCK_RECIPES = {"cpu": 512, "cuda": 4096}
 _OTHER_ROWS, _OTHER_RECIPES = 8192, 2048
+_FEWEST = 32  # recipes that are worth a task of their own
 
 
 def block_rows(device: torch.device) -> int:
@@ -180,6 +181,15 @@ def run_all(run: Callable[[int], None], tasks: Sequence[int], device: torch.devi
         pass
 
 
+def shared_out(rows: int, block: int, device: torch.device) -> int:
+    """How many rows a task takes: a block at most, and on the CPU so few that each of torch's threads has a task.
+
+    One task on all threads would have them wait for each other after every small step, on a busy machine for long.
+    """
+    threads = torch.get_num_threads() if device.type == "cpu" else 1
+    return min(block, max(_FEWEST, -(-rows // threads)))
+
+
 def exact_weights(rows: Floats) -> Floats:
     """Weights for the float64 decision: 1 for each member of an equal average, so that its sums are exact."""
     top = rows.max(axis=1, keepdims=True)
@@ -219,7 +229,7 @@ class AccuracyEstimator:
         """Weights (S, N), rows p >= 0 with sum 1, -> (S,)."""
         rows = as_weights(weights, self.members)
         totals = np.empty(len(rows))
-        step = block_recipes(self._device)
+        step = shared_out(len(rows), block_recipes(self._device), self._device)
 
         def run(lo: int) -> None:
             totals[lo : lo + step] = self._totals(rows[lo : lo + step])

@@ -16,6 +16,7 @@ from radin.estimate.accuracy import (
     full_precision,
     rounding_bound,
     run_all,
+    shared_out,
 )
 from radin.estimate.dense import as_weights
 from radin.estimate.margins import Margins
@@ -43,7 +44,7 @@ class MacroF1Estimator:
         """Weights (S, N), rows p >= 0 with sum 1, -> (S,)."""
         rows = as_weights(weights, self.members)
         scores = np.empty(len(rows))
-        step = block_recipes(self._device) // 4
+        step = shared_out(len(rows), block_recipes(self._device) // 4, self._device)
 
         def run(lo: int) -> None:
             scores[lo : lo + step] = self._scores(rows[lo : lo + step])

@@ -224,6 +224,31 @@ def default_sources(members: int, count: int) -> tuple[str, ...]:
     return tuple(name for name in SOURCES if name != ("random" if few else "all"))
 
 
+class SubsetMemory:
+    """An estimate that remembers uniform averages: several sources, and repeated calls, score the same subsets."""
+
+    def __init__(self, estimate: Callable[[Floats], Floats]) -> None:
+        self._estimate = estimate
+        self._known: dict[bytes, float] = {}
+
+    def __call__(self, ratios: Floats) -> Floats:
+        """Utilities (S,) of ratios (S, N); only subsets that were not seen before are estimated."""
+        masks = ratios > 0
+        if (
+            not len(ratios)
+            or (np.where(masks, ratios, ratios.max(axis=1, keepdims=True)).min(axis=1) < ratios.max(axis=1)).any()
+        ):
+            return self._estimate(ratios)
+        packed = np.packbits(masks, axis=1)
+        keys = packed.view(f"V{packed.shape[1]}").ravel().tolist()
+        known = self._known
+        new = [index for index, key in enumerate(keys) if key not in known]
+        if new:
+            for index, value in zip(new, self._estimate(ratios[new]).tolist(), strict=True):
+                known[keys[index]] = value
+        return np.array([known[key] for key in keys])
+
+
 @dataclass(frozen=True)
 class Ranking:
     """The best distinct recipes found: weights (K, N), utilities (K,), best first, and the source of each."""

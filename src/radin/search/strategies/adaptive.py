@@ -24,7 +24,7 @@ from typing import Annotated
 import numpy as np
 
 from radin.search.candidates import equal_weights, monte_carlo, prefixes
-from radin.search.sources import best_recipes, default_sources
+from radin.search.sources import SubsetMemory, best_recipes, default_sources
 from radin.search.strategies.base import Asks, Examples, Floats, Open, Problem, Slice, Ticket, Wait, strategy
 from radin.search.strategies.process import Prior, Process, expected
 from radin.search.strategies.scores_only import search_scores
@@ -49,7 +49,8 @@ def adaptive(
     if problem.prior is not None:
         yield from search_scores(problem, problem.prior)
         return
-    by_expected = replace(problem, estimate=lambda rows: expected(problem, rows, problem.estimate(rows)))
+    remembered = SubsetMemory(problem.estimate)
+    by_expected = replace(problem, estimate=lambda rows: expected(problem, rows, remembered(rows)))
     weights = candidates(by_expected, count, keep)
     estimates = problem.estimate(weights)
     usable = np.isfinite(estimates)

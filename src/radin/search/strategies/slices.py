@@ -26,7 +26,10 @@ def normal_below(z: Floats) -> Floats:
     """Share of a standard normal distribution below z, to the precision of float64, in the tails too."""
     import torch  # a search by other ways does not wait for it
 
-    result: Floats = torch.special.ndtr(torch.from_numpy(np.ascontiguousarray(z, dtype=np.float64))).numpy()
+    from radin.estimate.threads import one_thread
+
+    with one_thread():
+        result: Floats = torch.special.ndtr(torch.from_numpy(np.ascontiguousarray(z, dtype=np.float64))).numpy()
     return result
 
 
