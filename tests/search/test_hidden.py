@@ -7,6 +7,7 @@ import pytest
 from asking import ask
 
 from radin.errors import RadinError
+from radin.question import Answer
 from radin.recipe import Recipe
 from radin.search import Search
 from radin.search.prior import ScorePrior, far_is_bad, gain_scale, relative_distances
@@ -283,3 +284,13 @@ def test_without_scores_or_keys_there_is_nothing_to_go_by(missing):
     del given[missing]
     with pytest.raises(RadinError, match="without outputs, a search needs the singles' scores and keys"):
         Search(None, budget=3, **given)
+
+
+def test_values_that_nobody_asked_for_count_as_one_score(scattered):
+    """Without outputs nobody knows how many examples there are; an answer with values is a whole pass all the same."""
+    score, singles, gram = scattered
+    search = start(singles, gram=gram, budget=2)
+    while (question := search.ask()) is not None:
+        search.tell(question, Answer(score(question.recipe), 0.01, 3, 1.0, values=np.full(3, score(question.recipe))))
+    assert search.spent == len(search.evaluations) == 2
+    assert search.evaluations[0][1] == score(search.evaluations[0][0])

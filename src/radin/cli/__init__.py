@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import traceback
 from typing import NoReturn
@@ -33,8 +34,17 @@ for command in (cook, check, doctor, evaluate, average, rank, strategies, metric
     cli.add_command(command)
 
 
+class _Terminated(BaseException):
+    """SIGTERM, as an exception: programs and worker processes are ended on the way out."""
+
+
+def _terminate(number: int, frame: object) -> NoReturn:
+    raise _Terminated
+
+
 def main() -> NoReturn:
-    """Run the command line. Exit 0: done; 2: the user can mend it; 1: our fault; 130: interrupted."""
+    """Run the command line. Exit 0: done; 2: the user can mend it; 1: our fault; 130, 143: interrupted, terminated."""
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         code = cli.main(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
@@ -52,6 +62,9 @@ def main() -> NoReturn:
     except (KeyboardInterrupt, click.Abort):
         click.echo("radin: interrupted. Nothing finished is lost; the same command continues from here.", err=True)
         sys.exit(130)
+    except _Terminated:
+        click.echo("radin: terminated. Nothing finished is lost; the same command continues from here.", err=True)
+        sys.exit(143)
     except Exception:
         traceback.print_exc()
         click.echo("radin: this is a fault of radin's own. Please report it with the lines above.", err=True)

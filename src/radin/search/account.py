@@ -102,7 +102,7 @@ class Account:
         if recipe.is_single or recipe in self._scores:
             return
         self._started.setdefault(recipe)
-        if question.examples is None and answer.values is None:
+        if question.examples is None and (answer.values is None or not self.rates.examples):
             self._whole += recipe not in self._values
             self._scores[recipe] = answer.score
             return

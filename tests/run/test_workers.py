@@ -1,0 +1,203 @@
+"""Worker processes: the same scores, the budget, what a kill loses, what a dead worker loses."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import radin
+import toy
+from radin.errors import RadinError, TaskError
+from radin.run.ledger import Ledger
+
+SLOW_TASK = """
+import time
+import toy
+import torch
+class Slow(torch.nn.Sequential):
+    def forward(self, x):
+        time.sleep(0.01)
+        return super().forward(x)
+def model(): return Slow(*toy.model())
+def validation(): return toy.batches(toy.VALIDATION, 20)
+def calibration(): return toy.batches(slice(0, 100), 20)
+"""
+
+
+def questions(out):
+    ledger = Ledger(out / "ledger.sqlite", read_only=True)
+    found = ledger.questions()
+    ledger.close()
+    return found
+
+
+def check_ledger(out, budget):
+    """No example of a soup asked twice, and the budget kept."""
+    seen: dict[str, set[int]] = {}
+    for asked in questions(out):
+        examples = set(asked.examples.tolist())
+        assert not seen.setdefault(asked.identity, set()) & examples
+        seen[asked.identity] |= examples
+    spent = (sum(map(len, seen.values())) + 100 * len(seen)) / 700
+    assert spent <= budget + 1e-9
+    return spent
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = tmp_path_factory.mktemp("workers")
+    toy.build(made)
+    (made / "slow.py").write_text(SLOW_TASK)
+    return made
+
+
+def test_workers_score_as_this_process_does(toy_folder, tmp_path):
+    task = toy_folder / "task.py"
+    one = radin.cook(toy_folder, task, budget=4, out=tmp_path / "one", strategy="paper", device="cpu")
+    two = radin.cook(toy_folder, task, budget=4, out=tmp_path / "two", strategy="paper", device="cpu", workers=2)
+    assert {(e.recipe, e.score) for e in two.evaluations} == {(e.recipe, e.score) for e in one.evaluations}
+    assert two.best.recipe == one.best.recipe
+    assert two.best.looks == one.best.looks
+    held, expected = (load_file(tmp_path / name / "soup.safetensors") for name in ("two", "one"))
+    assert all(torch.equal(held[name], expected[name]) for name in expected)
+    assert not [p for p in psutil.Process().children(recursive=True) if "spawn_main" in " ".join(p.cmdline())]
+
+
+def test_a_task_that_cannot_be_sent_is_said_so(toy_pool, toy_task, tmp_path):
+    with pytest.raises(TaskError, match=r"cannot be sent to worker processes .*give it as a file or a module"):
+        radin.cook(toy_pool, toy_task, budget=2, out=tmp_path / "run", strategy="top-k", workers=2)
+    with pytest.raises(RadinError, match="workers is the number of processes that evaluate soups, at least 1; got 0"):
+        radin.cook(toy_pool, toy_task, budget=2, out=tmp_path / "other", workers=0)
+
+
+def test_an_error_in_a_worker_comes_with_its_own_traceback(toy_folder, tmp_path):
+    (tmp_path / "task.py").write_text(
+        "import os, toy, torch\n"
+        "class Fussy(torch.nn.Sequential):\n"
+        "    def forward(self, x):\n"
+        "        if os.getpid() != OWNER: raise ValueError('not in here')\n"
+        "        return super().forward(x)\n"
+        f"OWNER = {os.getpid()}\n"
+        "def model(): return Fussy(*toy.model())\n"
+        "def validation(): return toy.batches(toy.VALIDATION)\n"
+    )
+    with pytest.raises(radin.RadinError, match="the model's forward failed with ValueError: not in here") as failed:
+        radin.cook(toy_folder, tmp_path / "task.py", budget=2, out=tmp_path / "run", strategy="top-k", workers=2)
+    assert "in forward" in failed.value.traceback
+
+
+def start(folder, out, budget=4):
+    command = [sys.executable, "-m", "radin", "cook", str(folder), "--task", str(folder / "slow.py")]
+    command += ["--budget", str(budget), "--out", str(out), "--jobs", "2", "-O", "count=256", "-O", "keep=48"]
+    environment = os.environ | {"PYTHONPATH": f"{Path(toy.__file__).parent}:{os.environ.get('PYTHONPATH', '')}"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def wait_for(condition, process, patience=120.0):
+    until = time.monotonic() + patience
+    while not condition():
+        assert process.poll() is None, process.stderr.read().decode()
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def workers_of(process):
+    children = psutil.Process(process.pid).children(recursive=True)
+    return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_killed_with_two_questions_open_it_loses_at_most_those(folder, tmp_path, seed):
+    out, moments = tmp_path / "run", random.Random(seed)
+    for _ in range(2):
+        told = len([q for q in questions(out) if q.told is not None]) if out.exists() else 0
+        process = start(folder, out)
+        goal = told + moments.randint(1, 4)
+        wait_for(
+            lambda goal=goal: (
+                (out / "ledger.sqlite").exists()
+                and len([q for q in _peek(out) if q.told is not None]) >= goal
+                and len([q for q in _peek(out) if q.told is None]) == 2
+            ),
+            process,
+        )
+        helpers = workers_of(process)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        open_ = [q for q in questions(out) if q.told is None]
+        assert len(open_) <= 2
+        check_ledger(out, 4)
+        _, alive = psutil.wait_procs(helpers, timeout=30)
+        assert not alive, "workers end with the process that they work for"
+    process = start(folder, out)
+    assert process.wait() == 0, process.stderr.read().decode()
+    found = json.loads((out / "result.json").read_text())
+    assert found["passes"]["soups"] == pytest.approx(check_ledger(out, 4), abs=1e-8)
+    assert found["best"]["score"] >= found["best_single"]["score"]
+    assert not [q for q in questions(out) if q.told is None]
+
+
+def _peek(out):
+    try:
+        return questions(out)
+    except radin.RunError:  # not there yet, or just being written
+        return []
+
+
+def test_a_dead_worker_gives_its_question_to_another(folder, tmp_path):
+    process = start(folder, tmp_path / "run")
+    wait_for(lambda: len(workers_of(process)) == 2 and len(_peek(tmp_path / "run")) >= 4, process)
+    workers_of(process)[0].send_signal(signal.SIGKILL)
+    assert process.wait() == 0, process.stderr.read().decode()
+    assert all(q.told is not None and q.error is None for q in questions(tmp_path / "run"))
+    check_ledger(tmp_path / "run", 4)
+
+
+def test_interrupted_it_ends_with_its_workers_and_says_how_to_go_on(folder, tmp_path):
+    process = start(folder, tmp_path / "run")
+    wait_for(lambda: len(workers_of(process)) == 2 and len(_peek(tmp_path / "run")) >= 3, process)
+    helpers = workers_of(process)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 130
+    assert b"the same command continues from here" in process.stderr.read()
+    _, alive = psutil.wait_procs(helpers, timeout=30)
+    assert not alive
+
+
+def test_soups_continue_with_the_statistics_they_were_started_with(toy_folder, tmp_path):
+    """On whichever worker: the values of parts, put together, are those of the whole soup."""
+    task = toy_folder / "task.py"
+    how = {"options": {"count": 256, "keep": 48}, "device": "cpu"}
+    result = radin.cook(toy_folder, task, budget=3, out=tmp_path / "run", workers=2, **how)
+    best = next(e for e in result.evaluations if e.recipe == result.best.recipe) if result.evaluations else None
+    assert best is not None
+    model = toy.model().eval()
+    model.load_state_dict(load_file(tmp_path / "run" / "soup.safetensors"))
+    with torch.no_grad():
+        hits = torch.cat([model(x).argmax(1) == y for x, y in toy.batches(toy.VALIDATION)]).numpy()
+    assert np.isclose(hits.mean(), result.best.score)
+
+
+def test_one_model_object_serves_all_soups(toy_pool, toy_task, tmp_path):
+    built = []
+
+    def model():
+        built.append(1)
+        return toy.model()
+
+    radin.cook(toy_pool, replace(toy_task, model=model), budget=6, out=tmp_path / "run", strategy="top-k")
+    # one in preflight, one for each member's outputs, one for all soups and all looks at test
+    assert len(built) == 1 + 6 + 1
