@@ -4,7 +4,8 @@
 
 Each strategy gets the members' scores and the inner products of their weights, nothing else, and is told the true
 validation score of each soup it asks for. Sub-pools are drawn as in benchmarks/budget.py. What stands at a budget B is
-the best of the first B soups and of the single members. Constants of ``radin.search.prior`` and ``surrogate`` were set
+the best of the first B soups and of the single members. Folders whose names differ in a last digit only are splits of
+one pool and share its sub-pools. Constants of ``radin.search.prior`` and ``surrogate`` were set
 on sub-pools 0 to 5 of four folders; --first leaves those out.
 """
 
@@ -154,6 +155,7 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=MOST, help="the largest budget")
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
     given = parser.parse_args()
+    from benchmarks.spending.command import as_pools
     from benchmarks.spending.strategies import register  # needs cma, which quick() does not
 
     torch.set_num_threads(1)
@@ -161,8 +163,12 @@ def main() -> None:
     seeds = range(given.first, given.first + given.subpools)
     found = []
     try:
-        for folder in given.pools:
-            found.append(play(Truth(folder), folder.resolve().name, seeds, given.members, given.most))
+        for name, folders in as_pools(given.pools).items():
+            parts = []
+            for position, folder in enumerate(folders):
+                mine = seeds[position :: len(folders)]
+                parts.append(play(Truth(folder), name, mine, given.members, given.most))
+            found.append(together(parts, name))
             print(table(found[-1]), flush=True)
     except RadinError as error:
         sys.exit(str(error))

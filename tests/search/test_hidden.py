@@ -88,17 +88,17 @@ def test_far_members_are_lost_where_they_are_the_bad_ones():
     assert far_is_bad(np.array([0.9, 0.8, 0.7, 0.6, 0.5]), 1 - np.eye(5)) == 0.0
 
 
-def test_the_estimate_is_the_sum_over_members_and_pairs():
+def test_the_promise_is_the_sum_over_members_and_pairs():
     singles = np.array([0.9, 0.85, 0.8, 0.7])
     prior = ScorePrior.of(singles, None)
     weights = np.random.default_rng(0).dirichlet(np.ones(4), 5)
     scale = 0.9 - 0.825
     expected = [p @ singles + 2 * scale * (1 - (p**2).sum()) for p in weights]
-    np.testing.assert_allclose(prior.estimate(weights), expected)
-    np.testing.assert_allclose(prior.estimate(np.eye(4)), singles)
+    np.testing.assert_allclose(prior.promise(weights), expected)
+    np.testing.assert_allclose(prior.promise(np.eye(4)), singles)
 
 
-def test_the_estimate_with_distances_by_its_formula():
+def test_the_promise_with_distances_by_its_formula():
     points = np.random.default_rng(1).normal(size=(7, 3)) * np.array([1, 1, 1, 1, 1, 4, 9])[:, None]
     singles = np.array([0.9, 0.88, 0.87, 0.86, 0.85, 0.84, 0.6])
     prior = ScorePrior.of(singles, points @ points.T)
@@ -112,7 +112,17 @@ def test_the_estimate_with_distances_by_its_formula():
                 d = prior.distances[i, j]
                 near, far, apart = min(d, 3.0), min(max((d - 1.5) / 1.5, 0.0), 2.0), min(10 * d, 1.0)
                 total += 2 * 0.04 * p[i] * p[j] * ((1 - lost) * near + lost * (apart - 2 * far))
-    assert prior.estimate(p[None])[0] == pytest.approx(total)
+    assert prior.promise(p[None])[0] == pytest.approx(total)
+
+
+def test_the_estimate_is_what_remains_of_the_promise():
+    prior = ScorePrior.of(np.array([0.9, 0.85, 0.8, 0.7]), None)
+    even, nearly = np.full(4, 0.25), np.array([0.95, 0.05, 0.0, 0.0])
+    assert prior.estimate(even[None])[0] == pytest.approx(0.825 + 0.4 * (prior.promise(even[None])[0] - 0.825))
+    mixed = (1 - 0.95**2 - 0.05**2) / 0.3
+    share = 1 - 0.6 * mixed
+    assert prior.estimate(nearly[None])[0] == pytest.approx(0.825 + share * (prior.promise(nearly[None])[0] - 0.825))
+    np.testing.assert_allclose(prior.estimate(np.eye(4)), prior.singles)
 
 
 def test_identical_members_gain_nothing():
@@ -161,6 +171,7 @@ def test_the_process_is_that_of_its_covariance():
             trends = 0.0
             for deviation, term in ((size.near, prior.near), (size.apart, prior.apart), (size.far, prior.far)):
                 trends += deviation**2 * (p @ term @ p) * (q @ term @ q)
+            trends += size.mixed**2 * min(p @ prior.apart @ p / 0.3, 1) * min(q @ prior.apart @ q / 0.3, 1)
             trends += size.member**2 * (p @ q) * (p @ prior.apart @ p) * (q @ prior.apart @ q)
             apart = np.linalg.norm(p @ flat - q @ flat)
             covariance[a, b] = trends + size.remainder**2 * np.exp(-apart / size.length)
@@ -261,7 +272,7 @@ def test_estimates_are_in_the_metrics_own_units():
     search = start([0.3, 0.4, 0.5], metric="nll")
     even = Recipe.uniform(range(3), 3)
     assert search.estimate([Recipe.single(0, 3), even])[0] == pytest.approx(0.3)
-    assert search.estimate([even])[0] == pytest.approx(0.4 - 2 * 0.1 * 2 / 3)
+    assert search.estimate([even])[0] == pytest.approx(0.4 - 0.4 * 2 * 0.1 * 2 / 3)
 
 
 def test_a_strategy_that_needs_outputs_is_refused_with_the_others():

@@ -1,10 +1,10 @@
 """A Gaussian process over all recipes for searches from scores alone: what soups score, given members and soups told.
 
-The deviation of a soup's utility from what ``ScorePrior`` expects is modelled, in units of its ``scale``, as three
-amounts by which the terms of the prior are off (for the whole pool), one amount for each member (it may help a soup
-more or less than its own score says), and a remainder that is alike for soups close together in weight space. All but
-the remainder vanish for single members, whose deviation is known to be zero. Axis names: members N, recipes S,
-evaluations n.
+The deviation of a soup's utility from what ``ScorePrior`` expects is modelled, in units of its ``scale``, as amounts by
+which the terms of the prior are off for the whole pool, one by which all soups are better or worse than their members'
+scores say, one for each member (it may help a soup more or less than its own score says), and a remainder that is alike
+for soups close together in weight space. All but the remainder vanish for single members, whose deviation is known to
+be zero. Axis names: members N, recipes S, evaluations n.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ Floats = NDArray[np.float64]
 class Deviations:
     """Prior standard deviations, in units of the prior's scale, and the remainder's length in typical distances.
 
-    The remainder and the proportions by marginal likelihood over 38 soups of each of six sub-pools of each of four
-    benchmark pools, rounded; the first four halved, since searches on those sub-pools then did better.
+    By marginal likelihood over 38 soups of each of six sub-pools of each of four benchmark pools, rounded.
     """
 
-    near: float = 0.35
-    apart: float = 0.3
-    far: float = 1.0
-    member: float = 0.5
+    near: float = 0.3
+    apart: float = 0.4
+    far: float = 0.9
+    mixed: float = 0.6
+    member: float = 0.3
     remainder: float = 0.4
     length: float = 1.5
     noise: float = 0.03
@@ -59,11 +59,12 @@ class Surrogate:
         return mean, scale * np.sqrt(np.maximum(variance, 0.0))
 
     def _trends(self, weights: Floats) -> Floats:
-        """Features (S, 3 + N) with prior deviation 1 each."""
+        """Features (S, 4 + N) with prior deviation 1 each."""
         size, prior = self.deviations, self.prior
         near, apart, far = (((weights @ term) * weights).sum(axis=1) for term in (prior.near, prior.apart, prior.far))
         each = weights * apart[:, None]
-        return np.column_stack([size.near * near, size.apart * apart, size.far * far, size.member * each])
+        mixed = size.mixed * prior.mixed(weights)
+        return np.column_stack([size.near * near, size.apart * apart, size.far * far, mixed, size.member * each])
 
     def _covariance(self, rows: Floats, columns: Floats) -> Floats:
         remainder = np.exp(-self._between(rows, columns) / self.deviations.length)

@@ -27,7 +27,8 @@ _BEST = 6
 _ROUNDS = 4
 _IMPROVED = 24
 _CHANGES = 24
-_TRACE = 0.01
+_TRACE = 0.01  # of the largest weight
+_SAME = 1e-4  # recipes of which no weight differs by more
 
 
 def search_scores(problem: Problem, prior: ScorePrior) -> Asks:
@@ -94,7 +95,7 @@ class Proposals:
 
     def _value(self, surrogate: Surrogate, rows: Floats, best: float) -> Floats:
         if not len(surrogate.weights):
-            return self._prior.estimate(rows)
+            return self._prior.promise(rows)
         mean, spread = surrogate.posterior(rows)
         return expected_improvement(mean - best, spread)
 
@@ -109,7 +110,7 @@ class Proposals:
         return result
 
     def _highest(self, trust: float) -> Floats:
-        """The usable members' weights of the highest estimate, the gain taken ``trust`` times: projected ascent."""
+        """The usable members' weights of the highest promise, the gain taken ``trust`` times: projected ascent."""
         usable = self._members
         singles = self._prior.singles[usable]
         pairs = trust * self._prior.pairs[np.ix_(usable, usable)]
@@ -153,9 +154,8 @@ class Proposals:
         rows = rows[(rows > 0).sum(axis=1) > 1]
         rows = np.round(rows / rows.sum(axis=1, keepdims=True), 6)
         rows = rows / rows.sum(axis=1, keepdims=True)
-        if len(told) and len(rows):
-            apart = np.abs(rows[:, None] - told[None]).max(axis=2).min(axis=1)
-            rows = rows[apart > 1e-4]
+        for row in told:
+            rows = rows[np.abs(rows - row).max(axis=1) > _SAME]
         _, first = np.unique(rows, axis=0, return_index=True)
         return rows[np.sort(first)]
 
