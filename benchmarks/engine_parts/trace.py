@@ -2,17 +2,31 @@
 
 A trace is JSON: the members' fingerprints, and runs of cook, each with its settings, the questions in order (recipe,
 how many examples and which, how many of them the soup got right), the best recipe with its scores, and what was spent.
-Recorded with the code as it was at commit d565571.
+Recorded with the code as it was at commit d565571. Two faults were mended since then that move adaptive's decisions by
+a little: the normal distribution was read from a table, right to 1e-6, and the knowledge gradient turned negative far
+in its tail. ``as_it_was`` puts both back, and nothing else.
+
+    PYTHONPATH=. python -m benchmarks.engine_parts.trace .pools/fashion-gentle
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from importlib import import_module
+from math import erf, pi, sqrt
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+import radin.demo
 from radin import Pool, Recipe, cook
 from radin.run.ledger import Asked, Ledger
 
@@ -20,8 +34,49 @@ TRACES = Path(__file__).parent / "traces"
 _RENAMED = {"radin": "paper"}
 
 
-def compared(folder: Path, trace: Path, *, workers: int = 1) -> list[str]:
-    """Play every run of a trace again on the pool in ``folder``; a line for each difference.
+@contextmanager
+def as_it_was() -> Iterator[None]:
+    """Decide by the normal distribution and the knowledge gradient as they were."""
+    grid = np.linspace(-6.0, 6.0, 2401)
+    table = np.array([0.5 * (1 + erf(x / sqrt(2))) for x in grid])
+
+    def below(z: Any) -> Any:
+        return np.interp(z, grid, table)
+
+    def gradient(lead: Any, spread: Any) -> Any:
+        wide = np.maximum(spread, 1e-12)
+        z = np.clip(lead / wide, -38, 38)
+        return wide * (np.exp(-0.5 * z**2) / sqrt(2 * pi) + z * below(z))
+
+    slices = import_module("radin.search.strategies.slices")
+    adaptive = import_module("radin.search.strategies.adaptive")
+    before = slices.normal_below, adaptive.normal_below, adaptive.knowledge_gradient
+    slices.normal_below, adaptive.normal_below, adaptive.knowledge_gradient = below, below, gradient  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        slices.normal_below, adaptive.normal_below, adaptive.knowledge_gradient = before  # type: ignore[attr-defined]
+
+
+def demo_pool(folder: Path) -> Path:
+    """The demo's pool with the very weights of its trace, whatever this machine's own training would give."""
+    radin.demo.build(folder, seed=0, members=12, data="mnist")
+    return with_recorded_weights(folder)
+
+
+def with_recorded_weights(folder: Path) -> Path:
+    """The demo's pool in ``folder``, its weights replaced by those of the trace."""
+    kept = load_file(TRACES / "demo-members.safetensors")
+    for path in (folder / "members").glob("*.safetensors"):
+        tensors = {
+            name.removeprefix(f"{path.stem}/"): t for name, t in kept.items() if name.startswith(f"{path.stem}/")
+        }
+        save_file(tensors, path, metadata={"format": "pt"})
+    return folder
+
+
+def compared(folder: Path, trace: Path, *, runs: slice = slice(None), workers: int = 1) -> list[str]:
+    """Play the runs of a trace again on the pool in ``folder``; a line for each difference.
 
     Raises ValueError when the pool is not the one that was recorded.
     """
@@ -31,7 +86,7 @@ def compared(folder: Path, trace: Path, *, workers: int = 1) -> list[str]:
         raise ValueError(f"{folder} holds other weights than those of {trace.name}")
     differences = []
     with tempfile.TemporaryDirectory() as work:
-        for index, run in enumerate(recorded["runs"]):
+        for index, run in enumerate(recorded["runs"][runs]):
             found = play(pool, folder, run, Path(work) / f"{index}", Path(work) / "outputs", workers)
             what = f"{run['strategy']} {run['options']}, budget {run['budget']}"
             for step, (before, now) in enumerate(zip(run["steps"], found["steps"], strict=False)):
@@ -90,3 +145,16 @@ def _ratios(recipe: Recipe) -> dict[str, str]:
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 120 else text[:117] + "..."
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    torch.set_num_threads(1)
+    for kind, around in (("as it was", as_it_was), ("as it is", nullcontext)):
+        with around():
+            found = compared(folder, TRACES / f"{folder.name}.json")
+        print(f"{kind}: {len(found)} differences", *found, sep="\n    ")
+
+
+if __name__ == "__main__":
+    main()

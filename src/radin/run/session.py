@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from radin.engine.base import Engine
-from radin.errors import RunError
+from radin.errors import RadinError, RunError
 from radin.question import Answer, Failure, Indices, Question, answer_from_values
 from radin.recipe import Recipe
 from radin.run.job import Job
@@ -282,11 +282,15 @@ class Session:
 
     def write(self, best: Recipe) -> None:
         """Make sure that the soup on disk is the best recipe's; it is already unless a kill came in between."""
-        if self.soup.exists():
-            held = read_recipe(self.soup)
-            if Recipe.from_json(held, self._job.pool.fingerprints) == best:
-                return
-        self._engine.write(best, self.soup)
+        if not self._holds(best):
+            self._engine.write(best, self.soup)
+
+    def _holds(self, recipe: Recipe) -> bool:
+        """Whether the soup on disk says that it is this recipe's; one that cannot be read is written again."""
+        try:
+            return Recipe.from_json(read_recipe(self.soup), self._job.pool.fingerprints) == recipe
+        except RadinError:
+            return False
 
     def _announce(self, question: Question, working: int) -> None:
         """How far the budget is spent, and about how long the rest will take."""
