@@ -108,7 +108,7 @@ class Search:
             )
         if parts and members.prior is not None:
             raise RadinError("without outputs, a search asks for whole soups only; leave out parts")
-        examples = len(members.targets)
+        examples = len(members.targets) or (0 if estimator is None else estimator.examples)
         self.account = account or Account(self.budget, Rates(examples, calibration))
         """What has been spent, what is open and what is known, of all soups."""
         rates = self.account.rates
