@@ -91,7 +91,7 @@ VARIANTS: dict[str, Callable[[Problem], Asks]] = {
     "levels: one slice of 35 %": _patched(slices, LEVELS=(0.35,)),
     "learning from soups evaluated": _patched(adaptive, _Model=_NothingLearned),
     "distances between members": _no_distances,
-    "nonlinearity of the outputs": _patched(process, _BENDING_LOSS=0.0),
+    "nonlinearity of the outputs": _patched(process, _NONLINEAR_LOSS=0.0),
     "loss expected anywhere": _patched(process, _USUAL_LOSS=0.0),
     "softened estimate": _patched(adaptive, softened=_as_counted),
     "keeping candidates apart": _patched(adaptive, thinned=_first),

@@ -142,7 +142,7 @@ class Readings:
         progress: Callable[[int, int | None], None] | None,
     ) -> Iterator[Batch]:
         """Read a split from beginning to end, and learn how it may be read from now on."""
-        begun = since = time.monotonic()
+        started = since = time.monotonic()
         reading, pieces = 0.0, 0
         source = self._task.batches(split, self._batch_size)
         total = length(source)
@@ -185,7 +185,7 @@ class Readings:
                 None if held is None else tuple(held),
                 None if by_index is None else (by_index, np.concatenate(targets)),
                 reading,
-                (ended - begun - reading) / models if models else float("nan"),
+                (ended - started - reading) / models if models else float("nan"),
             ),
         )
 

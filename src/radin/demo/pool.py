@@ -1,6 +1,6 @@
 """The demo's pool: one network pretrained on few images, then fine-tuned many times on others.
 
-What makes averaging worth its while here, as in practice: the members share a good starting point, the fine-tuning
+What makes averaging pay here, as in practice: the members share a good starting point, the fine-tuning
 set is small and one label in five is wrong, so each member learns mistakes of its own and the average forgets them.
 """
 

@@ -51,7 +51,7 @@ class Engine(ABC):
 
     @abstractmethod
     def submit(self, question: Question) -> None:
-        """Begin to work on a question. Not to be called when ``slots`` are in work."""
+        """Start to work on a question. Not to be called when ``slots`` are in work."""
 
     @abstractmethod
     def wait(self, timeout: float | None = None) -> list[tuple[Question, Answer | Failure]]:

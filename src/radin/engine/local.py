@@ -76,7 +76,7 @@ class LocalEngine(Engine):
         return data.hexdigest(), data.examples
 
     def submit(self, question: Question) -> None:
-        """Begin to work on a question."""
+        """Start to work on a question."""
         if self.slots == 1:
             self._queue.append(question)
             return

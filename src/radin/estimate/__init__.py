@@ -136,8 +136,8 @@ def estimator_of(margins: Margins, metric: Metric, *, device: str = "cpu") -> Es
     if metric.family == "accuracy" and (margins.purpose, margins.top) == ("right", metric.top):
         return AccuracyEstimator(margins, device=device)
     if metric.family == "balanced_accuracy" and (margins.purpose, margins.top) == ("right", 1):
-        worth = balanced_weights(margins.targets)
-        return AccuracyEstimator(margins, device=device, example_weights=worth)
+        example_weights = balanced_weights(margins.targets)
+        return AccuracyEstimator(margins, device=device, example_weights=example_weights)
     raise OutputsError(f"these margins were not compiled for metric {metric.name!r}: compile the outputs for it")
 
 

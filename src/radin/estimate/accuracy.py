@@ -27,7 +27,7 @@ from radin.estimate.threads import map_on_threads
 BLOCK_ROWS = {"cpu": 1024, "cuda": 32768}
 BLOCK_RECIPES = {"cpu": 512, "cuda": 4096}
 _OTHER_ROWS, _OTHER_RECIPES = 8192, 2048
-_FEWEST = 32  # recipes that are worth a task of their own
+_FEWEST = 32  # recipes that make a task of their own
 
 
 def block_rows(device: torch.device) -> int:
@@ -209,14 +209,14 @@ class AccuracyEstimator:
         self._device, self._top = torch.device(device), margins.top
         self._contested = contested(margins, device)
         self._tau = rounding_bound(self.members)
-        worth = np.ones(self.examples) if example_weights is None else example_weights
+        each = np.ones(self.examples) if example_weights is None else example_weights
         self._scale = self.examples if example_weights is None else 1
         sure = margins.allowed >= 0
         sure[self._contested.example] = False
-        self._base = float(worth[sure].sum())
+        self._base = float(each[sure].sum())
         # Counts are exact in float32 up to 2^24; weights are not.
         whole = example_weights is None and self.examples < 2**24
-        self._worth = torch.from_numpy(worth[self._contested.example]).to(
+        self._example_weights = torch.from_numpy(each[self._contested.example]).to(
             self._device, torch.float32 if whole else torch.float64
         )
 
@@ -255,39 +255,39 @@ class AccuracyEstimator:
         recipes = torch.from_numpy(rows).to(self._device, torch.float32).T.contiguous()
         height = max((len(block.scaled) for block in self._contested.blocks), default=0)
         buffer = torch.empty(height, len(rows), device=self._device)
-        total = torch.zeros(len(rows), dtype=self._worth.dtype, device=self._device)
+        total = torch.zeros(len(rows), dtype=self._example_weights.dtype, device=self._device)
         flags = torch.empty(height, len(rows), dtype=total.dtype, device=self._device)
         unsure = []
         for block in self._contested.blocks:
             values = torch.mm(block.scaled, recipes, out=buffer[: len(block.scaled)])
-            worth = self._worth[block.first : block.first + block.examples]
+            each = self._example_weights[block.first : block.first + block.examples]
             if self._top == 1:
-                sure, near = self._decide_best(block, values, worth, flags[: block.examples])
+                sure, near = self._decide_best(block, values, each, flags[: block.examples])
             else:
                 right, doubtful = self._decide_top(block, values)
-                sure, near = worth @ right.to(total.dtype), torch.nonzero(doubtful)
+                sure, near = each @ right.to(total.dtype), torch.nonzero(doubtful)
             total += sure
             unsure.append(near + near.new_tensor([block.first, 0]))
         near_zero = torch.cat(unsure) if unsure else torch.empty(0, 2, dtype=torch.int64)
         if len(near_zero):
             example, recipe = near_zero.unbind(1)
             right = self._decide_exactly(example, torch.from_numpy(exact_weights(rows)).to(self._device)[recipe])
-            total.index_add_(0, recipe, self._worth[example] * right)
+            total.index_add_(0, recipe, self._example_weights[example] * right)
         return total.cpu().numpy().astype(np.float64)
 
     def _decide_best(
-        self, block: Block, values: torch.Tensor, worth: torch.Tensor, flags: torch.Tensor
+        self, block: Block, values: torch.Tensor, each: torch.Tensor, flags: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What examples that are right for sure are worth, (S,), and the (example, recipe) pairs float32 cannot tell.
+        """The weight of examples that are right for sure, (S,), and the (example, recipe) pairs float32 cannot tell.
 
-        ``values`` (R, S), overwritten; ``worth`` (E,); ``flags`` (E, S), scratch. Few recipes have a doubtful example,
-        and those are found by comparing two sums, which costs far less than looking for the examples everywhere.
+        ``values`` (R, S), overwritten; ``each`` (E,) weights of examples; ``flags`` (E, S), scratch. Few recipes have a
+        doubtful example, and those are found by comparing two sums, which costs far less than comparing each example.
         """
         first, tau = values[: block.examples], self._tau
         for lo, hi in block.later_levels():
             torch.minimum(first[: hi - lo], values[lo:hi], out=first[: hi - lo])
-        sure = worth @ torch.gt(first, tau, out=flags)
-        not_wrong = worth @ torch.ge(first, -tau, out=flags)
+        sure = each @ torch.gt(first, tau, out=flags)
+        not_wrong = each @ torch.ge(first, -tau, out=flags)
         recipes = torch.nonzero(not_wrong != sure)[:, 0]
         near = torch.nonzero(first[:, recipes].abs_() <= tau)
         near[:, 1] = recipes[near[:, 1]]

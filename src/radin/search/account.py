@@ -95,8 +95,8 @@ class Account:
         """Give back what was set aside: no answer will come."""
         self._open.pop(question, None)
 
-    def settle(self, question: Question, answer: Answer) -> None:
-        """Book an answer. Examples known already keep their values; NaN makes the soup's score NaN."""
+    def charge(self, question: Question, answer: Answer) -> None:
+        """Charge an answer to the budget. Examples known already keep their values; NaN makes the soup's score NaN."""
         self.release(question)
         recipe = question.recipe
         if recipe.is_single or recipe in self._scores:

@@ -25,7 +25,7 @@ _ROWS_PER_BLOCK = 65536
 
 
 def equal_weights(masks: Masks) -> Floats:
-    """The uniform average of each subset: masks (S, N) -> weights (S, N), equal to Recipe.uniform's."""
+    """The uniform average of each subset: masks (S, N) -> mixing ratios (S, N), equal to Recipe.uniform's."""
     shares = 1.0 / masks.sum(axis=1, keepdims=True)
     weights: Floats = masks * shares
     return weights

@@ -38,7 +38,7 @@ class ScorePrior:
     """Expected utilities of soups of members whose own utilities are known.
 
     ``singles`` (N,) utilities, -inf for a member that must not be mixed. ``scale``: the unit of gains, by which the
-    best member is better than the median one. ``pairs`` (N, N): what each pair of members adds, times both weights.
+    best member is better than the median one. ``pairs`` (N, N): what each pair of members adds, times both ratios.
     ``near``, ``far``, ``apart`` (N, N): the terms of ``pairs``, and 1 for members that are not the same.
     """
 
@@ -67,23 +67,23 @@ class ScorePrior:
         """Members with a score, (N,)."""
         return np.isfinite(self.singles)
 
-    def mixed(self, weights: Floats) -> Floats:
-        """How far weights (S, N) are from single members, 0 to 1, (S,): 1 from an average of two in 4 to 1 on."""
-        result: Floats = np.minimum(((weights @ self.apart) * weights).sum(axis=1) / _MIXED, 1.0)
+    def mixed(self, ratios: Floats) -> Floats:
+        """How far mixing ratios (S, N) are from single members, 0 to 1, (S,): 1 from an average of two in 4 to 1 on."""
+        result: Floats = np.minimum(((ratios @ self.apart) * ratios).sum(axis=1) / _MIXED, 1.0)
         return result
 
-    def estimate(self, weights: Floats) -> Floats:
-        """Expected utilities (S,) of weights (S, N): the singles' own, and soups' by what remains of their promise."""
-        promise = self.promise(weights)
-        lost = (1 - _REMAINS) * self.mixed(weights)
+    def estimate(self, ratios: Floats) -> Floats:
+        """Expected utilities (S,) of mixing ratios (S, N): the singles' own; of soups, what remains of their promise."""
+        promise = self.promise(ratios)
+        lost = (1 - _REMAINS) * self.mixed(ratios)
         result: Floats = (1 - lost) * promise + lost * (np.median(self.singles[self.usable]) if lost.any() else 0.0)
         return result
 
-    def promise(self, weights: Floats) -> Floats:
+    def promise(self, ratios: Floats) -> Floats:
         """What ranks soups before any is evaluated, (S,); -inf for a recipe with a member that has no usable score."""
         own = np.where(self.usable, self.singles, 0.0)
-        result: Floats = weights @ own + ((weights @ self.pairs) * weights).sum(axis=1)
-        broken = (weights[:, ~self.usable] > 0).any(axis=1)
+        result: Floats = ratios @ own + ((ratios @ self.pairs) * ratios).sum(axis=1)
+        broken = (ratios[:, ~self.usable] > 0).any(axis=1)
         return np.where(broken, -np.inf, result)
 
 

@@ -252,7 +252,7 @@ class Search:
             before = self._told[recipe]
             if found.score != before and not (np.isnan(found.score) and np.isnan(before)):
                 raise RadinError(f"this recipe was told {before} before, now {found.score}; a recipe has one score")
-        self.account.settle(question, found)
+        self.account.charge(question, found)
         self._learn(recipe, found)
 
     def _open_about(self, recipe: Recipe) -> Question:

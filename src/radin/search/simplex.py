@@ -1,4 +1,4 @@
-"""Fit mixing weights to a convex loss of the averaged outputs, over the simplex p >= 0, sum p = 1.
+"""Fit mixing ratios to a convex loss of the averaged outputs, over the simplex p >= 0, sum p = 1.
 
 Cross-entropy of averaged logits is convex in p; squared error is quadratic in p. Axis name: members N.
 """
@@ -22,7 +22,7 @@ _NEGLIGIBLE = 1e-12
 
 @dataclass(frozen=True)
 class Fit:
-    """Mixing weights (N,), their loss, and how far it can be from the best: loss - minimum <= gap."""
+    """Mixing ratios (N,), their loss, and how far it can be from the best: loss - minimum <= gap."""
 
     weights: Floats
     value: float
@@ -88,8 +88,8 @@ def _descent(matrix: Floats, gradient: Floats, inside: NDArray[np.bool_], scale:
     direction = np.zeros(len(gradient))
     if np.abs(slopes[~curved]).max(initial=0.0) > 1e-12 * scale:
         direction[chosen] = -(vectors[:, ~curved] @ slopes[~curved])
-        bend = float(direction @ matrix @ direction)
-        return direction, float(-gradient @ direction) / bend if bend > 0 else np.inf
+        curvature = float(direction @ matrix @ direction)
+        return direction, float(-gradient @ direction) / curvature if curvature > 0 else np.inf
     direction[chosen] = -(vectors[:, curved] @ (slopes[curved] / values[curved]))
     return direction, 1.0
 
@@ -143,7 +143,7 @@ def _bfgs(curvature: Floats, moved: Floats, changed: Floats) -> Floats:
 
 
 def projected(points: Floats) -> Floats:
-    """The nearest weights on the simplex to each of the points (S, N), (S, N).
+    """The nearest ratios on the simplex to each of the points (S, N), (S, N).
 
     Held, Wolfe and Crowder 1974, "Validation of subgradient optimization": all coordinates less one amount, cut at 0.
     """
@@ -155,7 +155,7 @@ def projected(points: Floats) -> Floats:
 
 
 def tidy(weights: Floats, smallest: float = 1e-9) -> Floats:
-    """The weights with those below ``smallest`` set to zero, summing to 1: no member is read for nothing."""
+    """The ratios with those below ``smallest`` set to zero, summing to 1: no member is read for nothing."""
     kept = np.where(weights < smallest, 0.0, weights)
     result: Floats = kept / kept.sum()
     return result

@@ -1,6 +1,6 @@
 """Where recipes come from beyond one draw of subsets: each source is a function over a problem, named for its reader.
 
-A source reads cached outputs only (``problem.estimate``, ``problem.fit``) and yields mixing weights in blocks, so that
+A source reads cached outputs only (``problem.estimate``, ``problem.fit``) and yields mixing ratios in blocks, so that
 a million recipes never lie in memory at once. Axis names: members N, recipes S, ensembles grown side by side E.
 """
 
@@ -77,8 +77,8 @@ def ensemble_selection(problem: Problem, hints: Hints, rng: np.random.Generator)
     """
     sizes = [2**i for i in range(problem.members.bit_length()) if 2**i <= problem.members]
     starts = prefixes(problem.members)[np.array(sizes) - 1].astype(np.float64)
-    everyone = np.ones((len(starts), problem.members), dtype=np.bool_)
-    for counts in _grow(problem, starts, everyone, steps=max(20, problem.members)):
+    unrestricted = np.ones((len(starts), problem.members), dtype=np.bool_)
+    for counts in _grow(problem, starts, unrestricted, steps=max(20, problem.members)):
         yield counts / counts.sum(axis=1, keepdims=True)
 
 
@@ -95,8 +95,8 @@ def bagged_selection(problem: Problem, hints: Hints, rng: np.random.Generator) -
     starts = np.eye(problem.members)[allowed.argmax(axis=1)]
     path = np.stack(list(_grow(problem, starts, allowed, steps=20)))
     weights = path / path.sum(axis=2, keepdims=True)
-    worth = problem.estimate(weights.reshape(-1, problem.members)).reshape(weights.shape[:2])
-    chosen = weights[worth.argmax(axis=0), np.arange(len(allowed))]
+    estimates = problem.estimate(weights.reshape(-1, problem.members)).reshape(weights.shape[:2])
+    chosen = weights[estimates.argmax(axis=0), np.arange(len(allowed))]
     yield chosen
     yield chosen.mean(axis=0, keepdims=True)
 
@@ -108,9 +108,9 @@ def _grow(problem: Problem, counts: Floats, allowed: Masks, steps: int) -> Itera
     for _ in range(steps):
         grown = counts[grower]
         grown[np.arange(len(member)), member] += 1
-        worth = np.full(allowed.shape, -np.inf)
-        worth[grower, member] = problem.estimate(grown / grown.sum(axis=1, keepdims=True))
-        counts = counts + np.eye(problem.members)[worth.argmax(axis=1)]
+        estimates = np.full(allowed.shape, -np.inf)
+        estimates[grower, member] = problem.estimate(grown / grown.sum(axis=1, keepdims=True))
+        counts = counts + np.eye(problem.members)[estimates.argmax(axis=1)]
         yield counts
 
 
@@ -125,7 +125,7 @@ def local_search(problem: Problem, hints: Hints, rng: np.random.Generator) -> It
     ends = [np.eye(1, problem.members, dtype=np.bool_), np.ones((1, problem.members), dtype=np.bool_)]
     masks = np.concatenate([hints.best[:8] > 0, *ends])
     masks = masks[distinct(masks)]
-    worth = problem.estimate(equal_weights(masks))
+    estimates = problem.estimate(equal_weights(masks))
     while len(masks):
         yield equal_weights(masks)
         around = [neighbours(mask) for mask in masks]
@@ -133,16 +133,16 @@ def local_search(problem: Problem, hints: Hints, rng: np.random.Generator) -> It
             problem.estimate(equal_weights(np.concatenate(around))), np.cumsum([len(a) for a in around])[:-1]
         )
         moved, gained = [], []
-        for near, score, current in zip(around, scores, worth, strict=True):
+        for near, score, current in zip(around, scores, estimates, strict=True):
             if score.max() > current:
                 moved.append(near[score.argmax()])
                 gained.append(score.max())
             else:
                 yield equal_weights(near)
-        masks, worth = np.array(moved, dtype=np.bool_).reshape(-1, problem.members), np.array(gained)
-        # Paths that meet go on as one.
+        masks, estimates = np.array(moved, dtype=np.bool_).reshape(-1, problem.members), np.array(gained)
+        # Paths that meet continue as one.
         kept = distinct(masks) if len(masks) else np.arange(0)
-        masks, worth = masks[kept], worth[kept]
+        masks, estimates = masks[kept], estimates[kept]
 
 
 def neighbours(mask: Masks) -> Masks:
@@ -196,7 +196,7 @@ def _mixtures(best: Floats, count: int, rng: np.random.Generator) -> Floats:
 
 
 def convex_fit(problem: Problem, hints: Hints, rng: np.random.Generator) -> Iterator[Floats]:
-    """The mixing weights with the least cross-entropy, or least squared error, of the averaged outputs.
+    """The mixing ratios with the least cross-entropy, or least squared error, of the averaged outputs.
 
     Both are convex in p; see ``Search`` for how each is fitted.
     """
@@ -251,7 +251,7 @@ class SubsetMemory:
 
 @dataclass(frozen=True)
 class Ranking:
-    """The best distinct recipes found: weights (K, N), utilities (K,), best first, and the source of each."""
+    """The best distinct recipes found: mixing ratios (K, N), utilities (K,), best first, and the source of each."""
 
     weights: Floats
     utilities: Floats

@@ -38,32 +38,32 @@ class Deviations:
 
 @dataclass(frozen=True, eq=False)
 class Surrogate:
-    """What is believed of soups after ``weights`` (n, N) were told to have ``utilities`` (n,)."""
+    """What is believed of soups after mixing ``ratios`` (n, N) were told to have ``utilities`` (n,)."""
 
     prior: ScorePrior
-    weights: Floats
+    ratios: Floats
     utilities: Floats
     deviations: Deviations = Deviations()
 
-    def posterior(self, weights: Floats) -> tuple[Floats, Floats]:
-        """Mean and standard deviation of the utilities of weights (S, N), (S,) each."""
+    def posterior(self, ratios: Floats) -> tuple[Floats, Floats]:
+        """Mean and standard deviation of the utilities of mixing ratios (S, N), (S,) each."""
         scale = self.prior.scale
         members = np.eye(self.prior.singles.size)[self.prior.usable]
-        known = np.concatenate([members, self.weights])
-        off = np.concatenate([np.zeros(len(members)), (self.utilities - self.prior.estimate(self.weights)) / scale])
-        own = np.concatenate([np.full(len(members), 1e-4), np.full(len(self.weights), self.deviations.noise**2)])
+        known = np.concatenate([members, self.ratios])
+        off = np.concatenate([np.zeros(len(members)), (self.utilities - self.prior.estimate(self.ratios)) / scale])
+        own = np.concatenate([np.full(len(members), 1e-4), np.full(len(self.ratios), self.deviations.noise**2)])
         lower = np.linalg.cholesky(self._covariance(known, known) + np.diag(own))
-        cross = np.linalg.solve(lower, self._covariance(known, weights))
-        mean = self.prior.estimate(weights) + scale * (cross.T @ np.linalg.solve(lower, off))
-        variance = self._alone(weights) - (cross**2).sum(axis=0)
+        cross = np.linalg.solve(lower, self._covariance(known, ratios))
+        mean = self.prior.estimate(ratios) + scale * (cross.T @ np.linalg.solve(lower, off))
+        variance = self._alone(ratios) - (cross**2).sum(axis=0)
         return mean, scale * np.sqrt(np.maximum(variance, 0.0))
 
-    def _trends(self, weights: Floats) -> Floats:
+    def _trends(self, ratios: Floats) -> Floats:
         """Features (S, 4 + N) with prior deviation 1 each."""
         size, prior = self.deviations, self.prior
-        near, apart, far = (((weights @ term) * weights).sum(axis=1) for term in (prior.near, prior.apart, prior.far))
-        each = weights * apart[:, None]
-        mixed = size.mixed * prior.mixed(weights)
+        near, apart, far = (((ratios @ term) * ratios).sum(axis=1) for term in (prior.near, prior.apart, prior.far))
+        each = ratios * apart[:, None]
+        mixed = size.mixed * prior.mixed(ratios)
         return np.column_stack([size.near * near, size.apart * apart, size.far * far, mixed, size.member * each])
 
     def _covariance(self, rows: Floats, columns: Floats) -> Floats:
@@ -71,8 +71,8 @@ class Surrogate:
         result: Floats = self._trends(rows) @ self._trends(columns).T + self.deviations.remainder**2 * remainder
         return result
 
-    def _alone(self, weights: Floats) -> Floats:
-        result: Floats = (self._trends(weights) ** 2).sum(axis=1) + self.deviations.remainder**2
+    def _alone(self, ratios: Floats) -> Floats:
+        result: Floats = (self._trends(ratios) ** 2).sum(axis=1) + self.deviations.remainder**2
         return result
 
     def _between(self, rows: Floats, columns: Floats) -> Floats:

@@ -331,7 +331,7 @@ def knowledge_gradient(lead: Floats, spread: Floats) -> Floats:
 def softened(examples: Examples, weights: Floats, estimates: Floats) -> Floats:
     """The estimates with answers counted by how sure they are: an even margin counts half, (K,).
 
-    Counting right answers tells no narrow one from a clear one; a small change of the weights does.
+    Counting right answers tells no narrow one from a clear one; a small change of the ratios does.
     """
     result = estimates.copy()
     for start in range(0, len(weights), _ROWS):
@@ -370,10 +370,10 @@ def candidates(problem: Problem, count: int, keep: int) -> Floats:
     ]
     if members > 2:
         drawn = equal_weights(monte_carlo(members, count, (2, members - 1), np.random.default_rng(problem.seed), False))
-        worth, sizes = problem.estimate(drawn), (drawn > 0).sum(axis=1)
+        estimates, sizes = problem.estimate(drawn), (drawn > 0).sum(axis=1)
         for size in np.unique(sizes):
             of_size = np.flatnonzero(sizes == size)
-            rows.append(drawn[of_size[np.argsort(-worth[of_size], kind="stable")[:_ANCHORS]]])
+            rows.append(drawn[of_size[np.argsort(-estimates[of_size], kind="stable")[:_ANCHORS]]])
     everything = np.concatenate(rows)
     _, first = np.unique(np.round(everything, 12), axis=0, return_index=True)
     return everything[np.sort(first)]

@@ -31,10 +31,10 @@ def paper(
 
 
 def ranked(problem: Problem, weights: Floats, prior: float = 0.0) -> list[int]:
-    """Indices of the distinct rows of weights (S, N), best estimate + prior * size first; ties in order."""
+    """Indices of the distinct rows of mixing ratios (S, N), best estimate + prior * size first; ties in order."""
     kept = distinct(weights)
     if not len(kept):
         return []
     chosen = weights[kept]
-    worth = problem.estimate(chosen) + prior * (chosen > 0).sum(axis=1)
-    return [int(kept[i]) for i in np.argsort(-worth, kind="stable")]
+    utility = problem.estimate(chosen) + prior * (chosen > 0).sum(axis=1)
+    return [int(kept[i]) for i in np.argsort(-utility, kind="stable")]

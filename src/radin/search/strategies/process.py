@@ -19,7 +19,7 @@ _JITTER = 0.02
 # The share of the gain of averaged outputs over its members that a soup is expected to lose before anything is known:
 # anywhere, and for each unit of nonlinearity. Set by what soups of the benchmark's pools lose on validation.
 _USUAL_LOSS = 0.1
-_BENDING_LOSS = 0.05
+_NONLINEAR_LOSS = 0.05
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Process:
 
     ``expected`` (K,): the estimates, less the loss expected beforehand. ``trends`` (K, 3): features that are zero for
     single members and of the order of 1 for the typical candidate: the dispersion of the members' weights, the gain of
-    the averaged outputs over the members, and the estimate itself, since the highest estimates are the luckiest.
+    the averaged outputs over the members, and the estimate itself, for the selection bias of the highest estimates.
     ``distances`` (K, K): between soups in weight space, 1 for the typical pair. ``scale``: the gain that the best
     estimate promises, the unit of all prior deviations. ``known``: the candidates that are single members, whose truth
     is their estimate. ``_explained``: see ``_singles``, by prior.
@@ -54,13 +54,13 @@ class Process:
     _explained: dict[Prior, Floats] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of(cls, problem: Problem, weights: Floats, estimates: Floats) -> Process:
-        """``weights`` (K, N), ``estimates`` (K,)."""
+    def of(cls, problem: Problem, ratios: Floats, estimates: Floats) -> Process:
+        """``ratios`` (K, N) mixing ratios, ``estimates`` (K,)."""
         gram = problem.gram if problem.gram is not None else np.eye(problem.members)
-        known = np.flatnonzero((weights > 0).sum(axis=1) == 1)
-        spread = weights @ np.diag(gram) - ((weights @ gram) * weights).sum(axis=1)
-        gain = gained(problem, weights, estimates)
-        mixed = (weights > 0).sum(axis=1) > 1
+        known = np.flatnonzero((ratios > 0).sum(axis=1) == 1)
+        spread = ratios @ np.diag(gram) - ((ratios @ gram) * ratios).sum(axis=1)
+        gain = gained(problem, ratios, estimates)
+        mixed = (ratios > 0).sum(axis=1) > 1
         features = np.stack([np.maximum(spread, 0.0), gain], axis=1)
         typical = np.abs(features[mixed]).mean(axis=0) if mixed.any() else np.ones(2)
         features = features / np.where(typical > 0, typical, 1.0)
@@ -68,14 +68,14 @@ class Process:
         middle, width = (np.median(estimates[mixed]), estimates[mixed].std()) if mixed.any() else (0.0, 1.0)
         slope = np.where(mixed, (estimates - middle) / max(float(width), 1e-12), 0.0)
         features = np.column_stack([features, slope])
-        products = weights @ gram @ weights.T
+        products = ratios @ gram @ ratios.T
         squares = np.diag(products)
         squared = np.maximum(squares[:, None] + squares[None, :] - 2 * products, 0.0)
         typical_pair = np.median(squared[np.ix_(mixed, mixed)]) if mixed.any() else 1.0
         finite = estimates[np.isfinite(estimates)]
         promise = float(finite.max() - problem.singles.max())
         process = cls(
-            expected(problem, weights, estimates),
+            expected(problem, ratios, estimates),
             features,
             np.sqrt(squared / (typical_pair if typical_pair > 0 else 1.0)),
             max(promise, 0.25 * float(finite.std()), 1e-9),
@@ -137,45 +137,45 @@ class Process:
         return result
 
 
-def gained(problem: Problem, weights: Floats, estimates: Floats) -> Floats:
+def gained(problem: Problem, ratios: Floats, estimates: Floats) -> Floats:
     """By how much averaged outputs are better than their members are on average, (K,)."""
     usable = np.isfinite(problem.singles)
-    result: Floats = estimates - weights @ np.where(usable, problem.singles, problem.singles[usable].min())
+    result: Floats = estimates - ratios @ np.where(usable, problem.singles, problem.singles[usable].min())
     return result
 
 
-def expected(problem: Problem, weights: Floats, estimates: Floats) -> Floats:
-    """The estimates, less the share of the gain that a soup is expected to lose, more where outputs bend (K,)."""
-    loss = _USUAL_LOSS + _BENDING_LOSS * nonlinearity(problem, weights)
-    result: Floats = estimates - loss * np.maximum(gained(problem, weights, estimates), 0.0)
+def expected(problem: Problem, ratios: Floats, estimates: Floats) -> Floats:
+    """The estimates, less the share of the gain that a soup is expected to lose; more with nonlinearity; (K,)."""
+    loss = _USUAL_LOSS + _NONLINEAR_LOSS * nonlinearity(problem, ratios)
+    result: Floats = estimates - loss * np.maximum(gained(problem, ratios, estimates), 0.0)
     return result
 
 
-def nonlinearity(problem: Problem, weights: Floats) -> Floats:
-    """By how much the ways between the members that each recipe mixes bend, (K,); 0 where nothing speaks for it.
+def nonlinearity(problem: Problem, ratios: Floats) -> Floats:
+    """Nonlinearity of outputs along the lines between the members that each recipe mixes, (K,); 0 with no sign of it.
 
     Near a common start outputs move in proportion to the weights. Where two members' outputs lie closer together than
-    their weights lead one to expect from the pool's closest pairs, the way between them bends, and averages of their
-    weights are no averages of their outputs. That is the mean, over the pairs mixed, of the squared ratio of expected
-    to actual, less 1; it counts to the degree that outputs have stopped to follow weights in the pool as a whole (the
-    slope of one against the other, both as logarithms, below 1/2). ``weights`` (K, N).
+    their weights lead one to expect from the pool's closest pairs, outputs are nonlinear between them, and averages of
+    their weights are no averages of their outputs. That is the mean, over the pairs mixed, of the squared ratio of
+    expected to actual, less 1; it counts to the degree that outputs have stopped to follow weights in the pool as a
+    whole (the slope of one against the other, both as logarithms, below 1/2). ``ratios`` (K, N).
     """
     if problem.gram is None or problem.output_distances is None or problem.members < 4:
-        return np.zeros(len(weights))
+        return np.zeros(len(ratios))
     squares = np.diag(problem.gram)
     apart = np.sqrt(np.maximum(squares[:, None] + squares[None, :] - 2 * problem.gram, 0.0))
     moved = problem.output_distances()
     pairs = np.triu((moved > 1e-6 * moved.max()) & (apart > 1e-6 * apart.max()), 1)
     if pairs.sum() < 3:
-        return np.zeros(len(weights))
+        return np.zeros(len(ratios))
     logs = np.log(apart[pairs]), np.log(moved[pairs])
     slope = np.cov(*logs)[0, 1] / max(float(logs[0].var(ddof=1)), 1e-12)
     stopped = float(np.clip(1 - 2 * slope, 0.0, 1.0))
     ratio = np.divide(apart, moved, out=np.zeros_like(apart), where=moved > 1e-6 * moved.max())
     ratio = np.maximum(ratio / np.quantile(ratio[pairs], 0.1), 1.0) ** 2
     np.fill_diagonal(ratio, 0.0)
-    mixed = ((weights @ ratio) * weights).sum(axis=1)
-    share = 1 - (weights**2).sum(axis=1)
+    mixed = ((ratios @ ratio) * ratios).sum(axis=1)
+    share = 1 - (ratios**2).sum(axis=1)
     several = share > 1e-12
     result: Floats = stopped * np.where(several, mixed / np.where(several, share, 1.0) - 1, 0.0)
     return result

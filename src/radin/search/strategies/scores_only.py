@@ -63,7 +63,7 @@ class Proposals:
         self._best_single = float(problem.singles.max())
 
     def next(self, told: Sequence[tuple[Floats, float]], pending: Sequence[Floats] = ()) -> Floats | None:
-        """Weights (N,) to evaluate next; None where fewer than two members can be mixed.
+        """Mixing ratios (N,) to evaluate next; None where fewer than two members can be mixed.
 
         ``told``: recipes and their utilities, not finite for a broken soup, which counts as the worst of all known.
         ``pending``: recipes whose utility is not known yet; they count as what is expected of them.
@@ -94,7 +94,7 @@ class Proposals:
         return chosen
 
     def _value(self, surrogate: Surrogate, rows: Floats, best: float) -> Floats:
-        if not len(surrogate.weights):
+        if not len(surrogate.ratios):
             return self._prior.promise(rows)
         mean, spread = surrogate.posterior(rows)
         return expected_improvement(mean - best, spread)
@@ -110,7 +110,7 @@ class Proposals:
         return result
 
     def _highest(self, trust: float) -> Floats:
-        """The usable members' weights of the highest promise, the gain taken ``trust`` times: projected ascent."""
+        """The usable members' ratios of the highest promise, the gain taken ``trust`` times: projected ascent."""
         usable = self._members
         singles = self._prior.singles[usable]
         pairs = trust * self._prior.pairs[np.ix_(usable, usable)]
@@ -125,7 +125,7 @@ class Proposals:
 
     def _drawn(self, surrogate: Surrogate, rng: np.random.Generator) -> Floats:
         """Recipes around the best told and the prior's best, mixtures of two of them, and ones drawn at large."""
-        told = surrogate.weights[np.argsort(-surrogate.utilities, kind="stable")[:_BEST]]
+        told = surrogate.ratios[np.argsort(-surrogate.utilities, kind="stable")[:_BEST]]
         starts = np.concatenate([told, self._fixed])
         chosen = starts[rng.integers(0, min(len(starts), len(told) + len(_TRUSTS)), _DRAWN)]
         concentration = starts.shape[1] * rng.choice([1.0, 4.0, 16.0], (_DRAWN, 1))

@@ -17,8 +17,8 @@ import numpy as np
 
 from radin.search.strategies.base import Floats, Indices
 
-# Slices, as shares of the examples: the first tells a soup that lies out of the basin from others, the last nearly
-# settles the score of one inside it.
+# Slices, as shares of the examples: the first tells a soup that lies out of the basin from others, the last gives the
+# score of one inside it almost exactly.
 LEVELS = (0.1, 0.2, 0.35)
 
 
