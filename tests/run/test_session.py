@@ -173,6 +173,16 @@ def test_stopped_after_any_answer_it_ends_as_if_it_had_not_been(toy_pool, truth,
     assert essence(again) == essence(resumed)
 
 
+def test_a_session_with_an_option_of_several_numbers_is_replayed_too(toy_pool, truth, tmp_path):
+    how = {"budget": 5, "out": tmp_path / "run", "strategy": "random", "options": {"sizes": [2, 3]}}
+    with pytest.raises(Stopped):
+        radin.cook(toy_pool, Soup(toy_pool, truth, 2, stop=8, parts=False), **how)
+    assert [asked for asked in rows(tmp_path / "run") if asked.told is None]
+    radin.cook(toy_pool, Soup(toy_pool, truth, 2, parts=False), **how)
+    assert not [asked for asked in rows(tmp_path / "run") if asked.told is None]
+    check_ledger(tmp_path / "run")
+
+
 def test_a_question_without_an_answer_is_left_out_and_costs_nothing(toy_pool, truth, tmp_path):
     # members are answers 1 to 6, and one more on a slice of the examples
     engine = Soup(toy_pool, truth, fails=(9, 11))

@@ -20,7 +20,12 @@ from safetensors.torch import load_file
 
 import radin
 import toy
+from radin import Task
+from radin.engine.device import Device
+from radin.engine.local import LocalEngine
 from radin.errors import RadinError, TaskError
+from radin.question import Question
+from radin.recipe import Recipe
 from radin.run.ledger import Ledger
 
 SLOW_TASK = """
@@ -97,6 +102,33 @@ def test_an_error_in_a_worker_comes_with_its_own_traceback(toy_folder, tmp_path)
     with pytest.raises(radin.RadinError, match="the model's forward failed with ValueError: not in here") as failed:
         radin.cook(toy_folder, tmp_path / "task.py", budget=2, out=tmp_path / "run", strategy="top-k", workers=2)
     assert "in forward" in failed.value.traceback
+
+
+def test_workers_may_read_by_processes_of_their_own(toy_folder, tmp_path):
+    (tmp_path / "task.py").write_text(
+        "import toy, torch\n"
+        "from torch.utils.data import DataLoader, TensorDataset\n"
+        "model = toy.model\n"
+        "def validation():\n"
+        "    x, y = (torch.cat(parts) for parts in zip(*toy.batches(toy.VALIDATION), strict=True))\n"
+        "    return DataLoader(TensorDataset(x, y), batch_size=100, num_workers=1)\n"
+    )
+    how = {"budget": 2, "strategy": "top-k", "device": "cpu"}
+    result = radin.cook(toy_folder, tmp_path / "task.py", out=tmp_path / "run", workers=2, **how)
+    assert result.passes.soups == 2
+
+
+def test_statistics_from_workers_keep_no_files_open(toy_folder, toy_pool):
+    task = toy_folder / "task.py"
+    with LocalEngine(toy_pool, Task.load(task), Device.create("cpu"), spec=task, workers=2) as engine:
+        open_files = []
+        for k in range(1, 4):
+            for j in range(1, 3):
+                engine.submit(Question(Recipe.normalized([1, k, j, 0, 0, 0])))
+            while engine.wait():
+                pass
+            open_files.append(psutil.Process().num_fds())
+    assert open_files[-1] == open_files[0]
 
 
 def start(folder, out, budget=4):

@@ -86,7 +86,7 @@ class Workers:
     def _send(self, worker: _Process, question: Question, message: Any) -> None:
         worker.question, worker.sent = question, message
         try:
-            worker.pipe.send(("answer", message))
+            _send(worker.pipe, ("answer", message))
         except OSError:
             self._replace(worker)
 
@@ -100,7 +100,7 @@ class Workers:
             assert isinstance(pipe, Connection)
             worker = busy[pipe]
             try:
-                kind, value = pipe.recv()
+                kind, value = _receive(pipe)
             except (EOFError, OSError):
                 self._replace(worker)
                 continue
@@ -135,8 +135,8 @@ class Workers:
         for worker in self._processes:
             if worker.question is None and worker.built == recipe:
                 try:
-                    worker.pipe.send(("write", (recipe, path, kept)))
-                    kind, value = worker.pipe.recv()
+                    _send(worker.pipe, ("write", (recipe, path, kept)))
+                    kind, value = _receive(worker.pipe)
                 except (EOFError, OSError):
                     return False
                 if kind == "error":
@@ -157,6 +157,15 @@ class Workers:
                 worker.process.join()
 
 
+def _send(pipe: Connection, message: Any) -> None:
+    """Tensors go as bytes: multiprocessing's own way keeps a file descriptor open for each that is kept."""
+    pipe.send_bytes(pickle.dumps(message))
+
+
+def _receive(pipe: Connection) -> Any:
+    return pickle.loads(pipe.recv_bytes())
+
+
 def _share(device: Device, index: int) -> Device:
     """The device of worker number ``index``: the GPUs in turn."""
     if device.device.type != "cuda" or device.device.index is not None or torch.cuda.device_count() < 2:
@@ -169,12 +178,14 @@ def _work(
 ) -> None:
     """What a worker process does until its pipe is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's interrupt is for the process that asks
+    # It ends with the process that started it, yet the user's loaders may start processes of their own.
+    multiprocessing.process.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
     os.environ["OMP_NUM_THREADS"] = str(threads)
     torch.set_num_threads(threads)
     worker: Worker | None = None
     while True:
         try:
-            kind, message = pipe.recv()
+            kind, message = _receive(pipe)
         except (EOFError, OSError):
             return
         try:
@@ -194,6 +205,6 @@ def _work(
 
             reply = ("error", RadinError(f"a worker process failed: {error!r}\n{traceback.format_exc().rstrip()}"))
         try:
-            pipe.send(reply)
+            _send(pipe, reply)
         except OSError:
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -46,7 +47,7 @@ class Session:
         self._job = job
         self._engine = engine
         self._build = search
-        self._settings = dict(settings)
+        self._settings = json.loads(json.dumps(dict(settings)))  # as the ledger gives them: tuples are lists there
         self._choose = choose
         self._best = best
         self.search = search()
