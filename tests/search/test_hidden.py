@@ -111,7 +111,7 @@ def test_the_promise_with_distances_by_its_formula():
             if i != j:
                 d = prior.distances[i, j]
                 near, far, apart = min(d, 3.0), min(max((d - 1.5) / 1.5, 0.0), 2.0), min(10 * d, 1.0)
-                total += 2 * 0.04 * p[i] * p[j] * ((1 - lost) * near + lost * (apart - 2 * far))
+                total += 0.04 * p[i] * p[j] * (2 * (1 - lost) * near + lost * (1.25 * apart - 4 * far))
     assert prior.promise(p[None])[0] == pytest.approx(total)
 
 
@@ -245,8 +245,18 @@ def test_what_is_told_changes_what_is_asked(scattered):
     assert ask(bad) == first
     good.tell(first, 0.95)
     bad.tell(first, 0.1)
+    even = ask(good)
+    assert ask(bad) == even
+    good.tell(even, 0.5)
+    bad.tell(even, 0.5)
     near = np.abs(np.subtract(ask(good).weights, first.weights)).sum()
     assert near < np.abs(np.subtract(ask(bad).weights, first.weights)).sum()
+
+
+def test_the_second_soup_is_the_average_of_the_four_best(scattered):
+    score, singles, gram = scattered
+    asked = play(start(singles, gram=gram, budget=2), score)
+    assert asked[1] == Recipe.uniform(np.argsort(-singles)[:4].tolist(), 9)
 
 
 def test_new_recipes_are_drawn_after_each_evaluation(scattered):

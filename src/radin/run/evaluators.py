@@ -235,28 +235,33 @@ class EngineEvaluator(Evaluator):
         return 0 if self._scores is None else len(job.pool)
 
     def members(self, job: Job) -> Known:
-        """Their scores by the program, or as given; an estimator where outputs, or values per example, are known."""
+        """Their scores by the program, or as given; and what saved outputs make of recipes.
+
+        Where those give the members' very scores, all is as with a task's own outputs: slices too, if the program gives
+        values. Else they rank recipes. Without outputs only whole soups are asked about: members' values per example
+        alone, as votes or as a choice of slices, did worse than none (docs/evaluators.md).
+        """
         known = asked_scores(job, self.engine, self._scores)
+        if self._saved is None:
+            return known
+        outputs, targets = self._saved
+        if known.examples not in (0, len(targets)):
+            raise RadinError(
+                f"the saved outputs are over {len(targets):,} examples, the program gave values for "
+                f"{known.examples:,}: they must be over the same, in the same order"
+            )
         singles = np.array([job.single(k).score for k in range(len(job.pool))])
-        if self._saved is not None:
-            made = estimator(self._saved.outputs, self._saved.targets, self._estimate, names=job.names)
-            if known.examples not in (0, len(self._saved.targets)):
-                raise RadinError(
-                    f"the saved outputs are over {len(self._saved.targets):,} examples, the program gave values for "
-                    f"{known.examples:,}: they must be over the same, in the same order"
-                )
-            known = replace(known, estimator=in_units_of(made, singles, job.metric))
-            if known.estimator is not made:
-                job.notes += ("the outputs' scores are not the program's: they rank recipes, scaled to its scores",)
-        elif self.engine.parts and known.examples:
-            values = np.array([job.single(k).values for k in range(len(job.pool))])
-            known = replace(known, estimator=votes(values, job.names)) if _are_answers(values) else known
-        if self.engine.parts and known.examples and isinstance(known.estimator, AccuracyEstimator):
-            job.metric = replace(job.metric, family="accuracy")
+        made = estimator(outputs, targets, self._estimate, names=job.names)
+        scaled = in_units_of(made, singles, job.metric)
+        if scaled is not made:
+            job.notes += ("the outputs' scores are not the program's: they rank recipes, scaled to its scores",)
+            return replace(known, estimator=scaled)
+        job.metric = replace(self._estimate, name=self.metric.name)
+        if self.engine.parts and known.examples and isinstance(made, AccuracyEstimator):
             rates = job.directory.read().get("settings", {}).get("rates")
             self.parts = True
             self._reading = slice_cost(job, self.engine, known.examples) if rates is None else rates["reading"]
-        return known
+        return Known(known.data, len(targets), made, np.asarray(targets), outputs)
 
     def bind(self, job: Job, known: Known, asked: Mapping[str, Any]) -> Rates:
         """A pass is one run of the program over all that it scores."""
@@ -267,10 +272,6 @@ class EngineEvaluator(Evaluator):
 
 def _better(higher: bool) -> str:
     return "higher" if higher else "lower"
-
-
-def _are_answers(values: Floats) -> bool:
-    return bool(np.isin(values, (0.0, 1.0)).all())
 
 
 def _scores(pool: Pool, given: str | Path | Sequence[float] | None) -> Sequence[float] | None:
@@ -284,16 +285,6 @@ def _scores(pool: Pool, given: str | Path | Sequence[float] | None) -> Sequence[
     if len(scores) != len(pool):
         raise RadinError(f"scores must be one for each of the {len(pool)} members; got {len(scores)}")
     return scores
-
-
-def votes(values: Floats, names: Sequence[str]) -> Estimator:
-    """An estimator from which examples each member gets right, (N, M) zeros and ones: the majority's vote.
-
-    Of each example it is known only whether a member is right. The share of the examples that members of more than half
-    of the ratios get right stands for the accuracy of averaged outputs.
-    """
-    outputs = [np.stack([row, 1 - row], axis=1) for row in values]
-    return estimator(outputs, np.zeros(values.shape[1], dtype=np.int64), metrics.get("accuracy"), names=names)
 
 
 class _Scaled:

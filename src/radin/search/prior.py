@@ -4,7 +4,7 @@ For users who have no cached outputs. Near a minimum a soup is better than its m
 further apart they lie: for a quadratic loss by exactly the dispersion of their weights. Far away that ends, and a pool
 says itself whether its far members are lost ones: there they are the bad ones. So a recipe p promises
 
-    sum_i p_i s_i + sum_ij p_i p_j G_ij,     G = 2 (best - median score) ((1 - t) near + t (1 - 2 far)),
+    sum_i p_i s_i + sum_ij p_i p_j G_ij,     G = (best - median score) (2 (1 - t) near + t (1.25 - 4 far)),
 
 where near_ij grows with the distance between two members up to three times the pool's typical one, far_ij says how far
 they lie beyond one and a half of it, and t in [0, 1] is how strongly scores fall with distance. Both terms say less of
@@ -23,6 +23,8 @@ Floats = NDArray[np.float64]
 
 # Set on validation scores of six sub-pools of each of four benchmark pools; see benchmarks/spending/hidden.py.
 _GAIN = 2.0
+_CLOSE_GAIN = 1.25
+_FAR_LOSS = 4.0
 _REACH = 3.0
 _FAR = 1.5
 _FARTHEST = 2.0
@@ -59,7 +61,7 @@ class ScorePrior:
         apart = np.minimum(distances / _SAME, 1.0)
         scale = gain_scale(singles)
         lost = far_is_bad(singles, distances)
-        pairs = _GAIN * scale * ((1 - lost) * near + lost * (apart - 2 * far))
+        pairs = scale * ((1 - lost) * _GAIN * near + lost * (_CLOSE_GAIN * apart - _FAR_LOSS * far))
         return cls(np.asarray(singles, dtype=np.float64), distances, scale, near, far, apart, pairs)
 
     @property
@@ -68,7 +70,7 @@ class ScorePrior:
         return np.isfinite(self.singles)
 
     def mixed(self, ratios: Floats) -> Floats:
-        """How far mixing ratios (S, N) are from single members, 0 to 1, (S,): 1 from an average of two in 4 to 1 on."""
+        """How far ratios (S, N) are from single members, 0 to 1, (S,): 1 from an average of two in 4 to 1 on."""
         result: Floats = np.minimum(((ratios @ self.apart) * ratios).sum(axis=1) / _MIXED, 1.0)
         return result
 
