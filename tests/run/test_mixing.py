@@ -10,7 +10,8 @@ import torch
 
 import radin
 import toy
-from radin.errors import RunError, TaskError
+from radin.errors import RadinError, RunError, TaskError
+from radin.run.directory import RunDirectory
 
 
 def cook(pool, task, out, budget=2, **more):
@@ -137,6 +138,26 @@ def test_passes_by_members_are_those_that_were_made(toy_pool, toy_task, tmp_path
     assert cook(toy_pool, toy_task, tmp_path / "first", outputs=shared).passes.members == 6
     found = json.loads((tmp_path / "second" / "result.json").read_text())["passes"]
     assert (found["members"], found["total"]) == (0, found["soups"])
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_killed_before_validation_is_bound(toy_pool, toy_task, tmp_path, monkeypatch, keep):
+    """The members' scores are in the ledger by then: the run counts their passes, and takes no other data."""
+    bind = RunDirectory.bind
+
+    def killed(directory, name, *rest):
+        if name == "validation":
+            raise KeyboardInterrupt
+        bind(directory, name, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunDirectory, "bind", killed)
+        with pytest.raises(KeyboardInterrupt):
+            cook(toy_pool, toy_task, tmp_path / "run", keep_outputs=keep)
+    moved = replace(toy_task, validation=lambda: [(x, y.flip(0)) for x, y in toy.batches(toy.VALIDATION)])
+    with pytest.raises(RadinError, match=r"validation.. gave other data than before|code or the data changed"):
+        cook(toy_pool, moved, tmp_path / "run", keep_outputs=keep)
+    assert cook(toy_pool, toy_task, tmp_path / "run", keep_outputs=keep).passes.members == 6
 
 
 def test_data_by_index_are_read_as_the_search_asks(toy_pool, toy_task, tmp_path):

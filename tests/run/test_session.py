@@ -231,6 +231,32 @@ def test_three_failures_in_a_row_end_the_run_and_are_tried_again(toy_pool, truth
     assert result.passes.failed == 0
 
 
+class Batch(Soup):
+    """All open questions are answered at once, in the order in which they were asked."""
+
+    def wait(self, timeout=None):
+        self._rng = First()
+        return [pair for _ in range(len(self._open)) for pair in super(Batch, self).wait(timeout)]
+
+
+class First:
+    def integers(self, count):
+        return 0
+
+
+def test_answers_that_come_with_a_failure_are_kept(toy_pool, truth, tmp_path):
+    how = {"budget": 8, "strategy": "top-k", "uniform": False}
+    with pytest.raises(RunError, match="3 evaluations in a row gave no answer"):
+        radin.cook(toy_pool, Batch(toy_pool, truth, 4, fails=(8, 9, 10), parts=False), out=tmp_path / "run", **how)
+    asked = rows(tmp_path / "run")
+    assert [q.answer is not None for q in asked] == [True, False, False, False]
+    with pytest.raises(RunError, match="run-2 could not be evaluated"):
+        radin.cook(toy_pool, Batch(toy_pool, truth, 6, fails=(3,), parts=False), out=tmp_path / "members", **how)
+    engine = Batch(toy_pool, truth, 6, parts=False)
+    radin.cook(toy_pool, engine, out=tmp_path / "members", **how)
+    assert [q.recipe for q in engine.submitted if q.recipe.is_single] == [Recipe.single(2, 6)]
+
+
 def test_a_member_without_an_answer_ends_the_run_before_anything_is_spent(toy_pool, truth, saved, tmp_path):
     with pytest.raises(RunError, match="run-2 could not be evaluated"):
         cook(toy_pool, Soup(toy_pool, truth, fails=(3,)), tmp_path / "run", outputs=saved)

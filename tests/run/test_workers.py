@@ -118,6 +118,35 @@ def test_workers_may_read_by_processes_of_their_own(toy_folder, tmp_path):
     assert result.passes.soups == 2
 
 
+def test_workers_that_see_other_data_are_found_out(toy_folder, tmp_path):
+    (tmp_path / "task.py").write_text(
+        "import os, toy\n"
+        "model = toy.model\n"
+        "def validation(): return toy.batches(toy.VALIDATION)\n"
+        "def test(): return [(x + int.from_bytes(os.urandom(3)), y) for x, y in toy.batches(toy.TEST)]\n"
+    )
+    how = {"budget": 2, "strategy": "top-k", "device": "cpu", "workers": 2}
+    with pytest.raises(TaskError, match=r"test.. gave other data than before"):
+        radin.cook(toy_folder, tmp_path / "task.py", out=tmp_path / "run", **how)
+
+
+def test_an_answer_that_comes_with_an_error_is_kept(toy_folder, toy_pool):
+    """Both workers are done before anyone asks, one of them in vain."""
+    task = toy_folder / "task.py"
+    with LocalEngine(toy_pool, Task.load(task), Device.create("cpu"), spec=task, workers=2) as engine:
+        engine.data["test"] = "0" * 64
+        good, bad = Question(Recipe.single(0, 6)), Question(Recipe.single(1, 6), None, "test")
+        engine.submit(bad)
+        engine.submit(good)
+        pipes = [worker.pipe for worker in engine._workers._processes]
+        assert all(pipe.poll(120) for pipe in pipes)
+        ((question, answer),) = engine.wait()
+        assert question is good
+        assert answer.score > 0
+        with pytest.raises(TaskError, match=r"test.. gave other data than before"):
+            engine.wait()
+
+
 def test_statistics_from_workers_keep_no_files_open(toy_folder, toy_pool):
     task = toy_folder / "task.py"
     with LocalEngine(toy_pool, Task.load(task), Device.create("cpu"), spec=task, workers=2) as engine:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from radin.data.batches import DataFingerprint, read
+from radin.data.readings import check_same
 from radin.data.task import Task
 from radin.engine.base import Engine
 from radin.engine.device import Device
@@ -97,7 +98,9 @@ class LocalEngine(Engine):
         for question, answer, estimated in done:
             if estimated is not None:
                 self._statistics[question.recipe] = estimated
-            self.data.setdefault(question.split, answer.data)
+            # Two workers may each have met a split first.
+            expected = self.data.setdefault(question.split, answer.data)
+            check_same(question.split, answer.data, answer.examples, expected)
         return [(question, answer) for question, answer, _ in done]
 
     def write(self, recipe: Recipe, path: Path) -> None:

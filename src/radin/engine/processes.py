@@ -69,6 +69,7 @@ class Workers:
         threads = max(1, torch.get_num_threads() // count)
         self._start = (pool, source, integers_from, threads)
         self._processes = [self._begin(_share(device, k)) for k in range(count)]
+        self._error: Exception | None = None
 
     def _begin(self, device: Device) -> _Process:
         mine, theirs = self._context.Pipe()
@@ -91,7 +92,12 @@ class Workers:
             self._replace(worker)
 
     def wait(self, timeout: float | None) -> list[Done]:
-        """Answers that are there, at least one unless the time is over; [] when nothing is in work."""
+        """Answers that are there, at least one unless the time is over; [] when nothing is in work.
+
+        An error is raised when no answer came with it, else by the next call.
+        """
+        if self._error is not None:
+            raise self._error
         busy = {worker.pipe: worker for worker in self._processes if worker.question is not None}
         if not busy:
             return []
@@ -102,15 +108,21 @@ class Workers:
             try:
                 kind, value = _receive(pipe)
             except (EOFError, OSError):
-                self._replace(worker)
+                try:
+                    self._replace(worker)
+                except RadinError as error:
+                    self._error = error
                 continue
             question, worker.question, worker.sent = worker.question, None, None
             if kind == "error":
-                raise value
+                self._error = value
+                continue
             answer, estimated = value
             assert question is not None
             worker.built, worker.deaths = question.recipe, 0
             done.append((question, answer, estimated))
+        if self._error is not None and not done:
+            raise self._error
         return done if done or timeout is not None else self.wait(None)
 
     def _replace(self, worker: _Process) -> None:
@@ -125,6 +137,7 @@ class Workers:
                 f"a worker process ended twice over the same soup ({how}). Out of memory? Fewer --workers need less. "
                 "Nothing finished is lost; the same command goes on from here."
             )
+        worker.pipe.close()
         new = self._begin(worker.device)
         worker.process, worker.pipe, worker.built = new.process, new.pipe, None
         if question is not None:

@@ -153,13 +153,16 @@ def cook(
         recorded = directory.read().get("settings", {})
         if not recorded:
             directory.record(asked)  # before anything else is written: from here on the folder is known as a run's
+        asked |= {name: recorded[name] for name in ("cached_members", "rates") if name in recorded}
         ledger = Ledger(directory.ledger)
         try:
             job = Job(pool, chosen, directory, ledger, progress, *evaluator.about)
             job.spent("open", time.monotonic() - started)
             engine.progress = job.advance if progress else None
             evaluator.verify(job, asked)
-            asked["cached_members"] = recorded.get("cached_members", evaluator.cached(job))
+            if "cached_members" not in asked:
+                asked["cached_members"] = evaluator.cached(job)
+                directory.record(asked)  # what this session makes was not there before the run, if it is killed
             known = _members(job, evaluator)
             rates = _rates(recorded, evaluator.bind(job, known, asked))
             asked["rates"] = vars(rates)

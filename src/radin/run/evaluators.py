@@ -144,6 +144,9 @@ class TaskEvaluator(Evaluator):
             except TaskError:
                 raise TaskError("calibration() gave no batches: BatchNorm statistics cannot be re-estimated") from None
         job.directory.bind("calibration data", self._calibration[0], asked)
+        evaluated = job.ledger.data(VALIDATION)  # the members', though a kill came before it was bound
+        if evaluated is not None:
+            job.directory.bind(VALIDATION, evaluated, asked)
         for split in self.engine.splits:
             seen = job.ledger.data(split)
             if seen is not None:

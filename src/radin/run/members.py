@@ -160,14 +160,18 @@ def asked_scores(job: Job, engine: Engine, given: Sequence[float] | None) -> Kno
             job.report(f"evaluating {name}, {passes - len(left)} of {passes} members")
             engine.submit(question)
             working += 1
+        failed: RunError | None = None
         for question, answer in engine.wait():
             working -= 1
             if isinstance(answer, Failure):
                 name = job.names[question.recipe.members[0]]
-                raise RunError(f"{name} could not be evaluated. {answer.message}")
+                failed = failed or RunError(f"{name} could not be evaluated. {answer.message}")
+                continue
             job.add(question.recipe, VALIDATION, answer)
             for split, (score, stderr) in answer.further.items():
                 job.add(question.recipe, split_name(split), Answer(score, stderr, 0, 0.0))
+        if failed is not None:  # all that came with it is recorded
+            raise failed
     answers = [job.single(k) for k in range(members)]
     counts = {answer.examples for answer in answers if answer.values is not None}
     if len(counts) > 1:

@@ -185,9 +185,11 @@ class Session:
             if not working:
                 return
             started = time.monotonic()
+            failure: Failure | None = None
             for question, answer in self._engine.wait():
                 working -= 1
                 if isinstance(answer, Failure):
+                    failure = answer
                     self._fail(question, answer)
                     continue
                 self._in_a_row = 0
@@ -195,6 +197,11 @@ class Session:
                 self._keep(question.recipe)
                 self._job.ledger.tell(self._numbers.pop(question), answer)
             self._job.spent("soups", time.monotonic() - started)
+            if failure is not None and self._in_a_row >= _FAILURES:  # all that came with it is recorded
+                raise RunError(
+                    f"{_FAILURES} evaluations in a row gave no answer. The last one: {failure.message}\n"
+                    "Nothing finished is lost; the same command tries these again and goes on."
+                )
 
     def _ask(self, ask: Callable[[], Question | None], origin: str, working: int) -> Question | None:
         started = time.monotonic()
@@ -220,11 +227,6 @@ class Session:
         self._in_a_row += 1
         self._job.ledger.fail(self._numbers.pop(question), failure.message)
         self._leave(question, failure.message)
-        if self._in_a_row >= _FAILURES:
-            raise RunError(
-                f"{_FAILURES} evaluations in a row gave no answer. The last one: {failure.message}\n"
-                "Nothing finished is lost; the same command tries these again and goes on."
-            )
 
     def _leave(self, question: Question, why: str) -> None:
         self.failed[question.recipe] = why
