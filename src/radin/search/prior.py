@@ -73,7 +73,7 @@ class ScorePrior:
         return result
 
     def estimate(self, ratios: Floats) -> Floats:
-        """Expected utilities (S,) of mixing ratios (S, N): the singles' own; of soups, what remains of their promise."""
+        """Expected utilities (S,) of ratios (S, N): the singles' own; of soups, what remains of their promise."""
         promise = self.promise(ratios)
         lost = (1 - _REMAINS) * self.mixed(ratios)
         result: Floats = (1 - lost) * promise + lost * (np.median(self.singles[self.usable]) if lost.any() else 0.0)
