@@ -1,4 +1,4 @@
-"""One session of a run: asks what the search asks, has it answered, records both, and goes on where another stopped."""
+"""One session of a run: asks what the search asks, has it answered, records both, continues where another stopped."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Session:
         """Soups that were given no answer, and why."""
         self._in_a_row = 0
         self._replay()
-        self._number = job.ledger.begin_session(self._settings)
+        self._number = job.ledger.start_session(self._settings)
 
     def _clear(self) -> None:
         self._numbers: dict[Question, int] = {}
@@ -222,7 +222,7 @@ class Session:
         if self._in_a_row >= _FAILURES:
             raise RunError(
                 f"{_FAILURES} evaluations in a row gave no answer. The last one: {failure.message}\n"
-                "Nothing finished is lost; the same command tries these again and goes on."
+                "Nothing finished is lost; the same command tries these again and continues."
             )
 
     def _leave(self, question: Question, why: str) -> None:
@@ -253,7 +253,7 @@ class Session:
             score = float(found.values[self._choose].mean())
         return self._job.metric.utility(score)
 
-    def look(self, pairs: Iterable[tuple[Recipe, str]]) -> None:
+    def evaluate_splits(self, pairs: Iterable[tuple[Recipe, str]]) -> None:
         """Evaluate members and soups on splits other than validation; each once, then kept in the ledger."""
         left = [Question(recipe, None, split) for recipe, split in pairs if self._job.known(recipe, split) is None]
         working = 0
