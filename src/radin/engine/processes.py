@@ -123,7 +123,7 @@ class Workers:
             how = f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
             raise RadinError(
                 f"a worker process ended twice over the same soup ({how}). Out of memory? Fewer --workers need less. "
-                "Nothing finished is lost; the same command goes on from here."
+                "Nothing finished is lost; the same command continues from here."
             )
         new = self._begin(worker.device)
         worker.process, worker.pipe, worker.built = new.process, new.pipe, None
