@@ -191,7 +191,7 @@ class Outcome:
                 rows.append(np.where(np.isnan(values), chosen.values, values))
         higher = self.job.metric.higher_is_better
         bias = optimism(np.array(rows, dtype=np.float32), higher, incumbents=len(singles))
-        # The score is that of the best complete one: what a soup seen in part would have is not known.
+        # The score is that of the best complete one: what a partly evaluated soup would have is not known.
         sign = 1.0 if higher else -1.0
         assert bias.gain_optimism is not None
         gain = chosen.score - (self.found(self.best_single()) or chosen).score

@@ -2,7 +2,7 @@
 
 For users who have no cached outputs. Near a minimum a soup is better than its members are on average, the more so the
 further apart they lie: for a quadratic loss by exactly the dispersion of their weights. Far away that ends, and a pool
-says itself whether its far members are lost ones: there they are the bad ones. So a recipe p promises
+says itself whether its far members are outliers: there they are the bad ones. So a recipe p promises
 
     sum_i p_i s_i + sum_ij p_i p_j G_ij,     G = 2 (best - median score) ((1 - t) near + t (1 - 2 far)),
 
