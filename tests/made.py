@@ -13,7 +13,7 @@ from radin.stats.optimism import optimism
 from radin.stats.paired import paired_difference
 
 NAMES = ("a", "b", "c", "<d>")
-LOOKS = {"test": (0.81, 0.02), "shifts/noisy": (0.7, 0.03)}
+SPLITS = {"test": (0.81, 0.02), "shifts/noisy": (0.7, 0.03)}
 
 
 def values(right: int) -> np.ndarray:
@@ -27,7 +27,7 @@ def scored(name: str, recipe: Recipe, score: float | None, **more: object) -> Sc
 
 
 def result(**changes: object) -> Result:
-    pair, single, everyone = Recipe((0.25, 0.0, 0.75, 0.0)), Recipe.single(1, 4), Recipe.uniform(range(4), 4)
+    pair, single, together = Recipe((0.25, 0.0, 0.75, 0.0)), Recipe.single(1, 4), Recipe.uniform(range(4), 4)
     paired = paired_difference(values(84), values(80), True)
     made = Result(
         out=Path("run"),
@@ -36,9 +36,9 @@ def result(**changes: object) -> Result:
         examples=100,
         member_names=NAMES,
         fingerprints=tuple(f"{k}" * 64 for k in range(4)),
-        best=scored("chosen soup, 2 members", pair, 0.84, looks=LOOKS, further={"wer": (0.1, 0.01)}),
-        best_single=scored("best single (b)", single, 0.8, looks=LOOKS, further={"wer": (0.2, 0.01)}),
-        uniform=scored("uniform soup", everyone, None, looks=LOOKS),
+        best=scored("chosen soup, 2 members", pair, 0.84, splits=SPLITS, further={"wer": (0.1, 0.01)}),
+        best_single=scored("best single (b)", single, 0.8, splits=SPLITS, further={"wer": (0.2, 0.01)}),
+        uniform=scored("uniform soup", together, None, splits=SPLITS),
         ensemble=scored("logit ensemble", pair, 0.86, estimate=None, seconds=None),
         gain=Gain(paired.difference, paired.stderr),
         paired=paired,

@@ -237,7 +237,7 @@ def spoil(kind: str, folder: Path) -> None:
         ("architecture", ["model() does not have the architecture"]),
         ("labels", ["labels out of range"]),
         ("shuffled", ["validation() gave two different first batches"]),
-        ("test is validation", ["validation() and test() begin with the same"]),
+        ("test is validation", ["validation() and test() start with the same"]),
         ("metric", ["unknown metric 'acc'", "accuracy"]),
         ("task error", ["task.py", "NameError", "in helper", "undefined_name"]),
     ],

@@ -122,7 +122,7 @@ def play(pool: Pool, folder: Path, run: dict[str, Any], out: Path, outputs: Path
     finally:
         ledger.close()
     best = result.best
-    scores = {"score": best.score, "test": best.looks.get("test", [None])[0]}
+    scores = {"score": best.score, "test": best.splits.get("test", [None])[0]}
     return {"steps": steps, "best": {"ratios": _ratios(best.recipe), **scores}, "spent": result.passes.soups}
 
 

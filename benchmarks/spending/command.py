@@ -79,12 +79,12 @@ def _play(pool: str, name: str, count: int, seed: int, plan: Plan) -> tuple[list
     """All strategies on one sub-pool of ``count`` members, drawn by ``seed``; the whole pool if ``count`` is 0."""
     assert _truth is not None
     started, before = time.monotonic(), _truth.passes
-    everyone = len(_truth.pool)
-    drawn = list(range(everyone))
+    pool_size = len(_truth.pool)
+    drawn = list(range(pool_size))
     if count:
-        if count > everyone:
-            raise RadinError(f"{_truth.folder} has {everyone} distinct members; sub-pools of {count} cannot be drawn")
-        drawn = sorted(np.random.default_rng(seed).choice(everyone, count, replace=False).tolist())
+        if count > pool_size:
+            raise RadinError(f"{_truth.folder} has {pool_size} distinct members; sub-pools of {count} cannot be drawn")
+        drawn = sorted(np.random.default_rng(seed).choice(pool_size, count, replace=False).tolist())
     group = Group.of(_truth, name, drawn, seed)
     points: list[Point] = []
     works: list[Work] = []

@@ -93,13 +93,13 @@ def play(
     truth: Truth, pool: str, seeds: Sequence[int], members: int, most: int, labels: Sequence[str] = tuple(STRATEGIES)
 ) -> Curves:
     """All strategies on the sub-pools of ``members`` drawn by ``seeds``."""
-    everyone = len(truth.pool)
-    if members > everyone:
-        raise RadinError(f"{pool} has {everyone} distinct members; sub-pools of {members} cannot be drawn")
+    pool_size = len(truth.pool)
+    if members > pool_size:
+        raise RadinError(f"{pool} has {pool_size} distinct members; sub-pools of {members} cannot be drawn")
     best: dict[str, list[Floats]] = {label: [] for label in labels}
     single = []
     for seed in seeds:
-        drawn = sorted(np.random.default_rng(seed).choice(everyone, members, replace=False).tolist())
+        drawn = sorted(np.random.default_rng(seed).choice(pool_size, members, replace=False).tolist())
         single.append(max(truth.metric.utility(float(truth.singles[k])) for k in drawn))
         for label in labels:
             best[label].append(curve(truth, drawn, label, most, seed))

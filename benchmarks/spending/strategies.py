@@ -55,11 +55,11 @@ def greedy_on_logits(problem: Problem) -> Asks:
     while not mask.all():
         outside = np.flatnonzero(~mask)
         grown = mask | np.eye(problem.members, dtype=np.bool_)[outside]
-        worth = problem.estimate(grown / grown.sum(axis=1, keepdims=True))
-        best = int(worth.argmax())
-        if worth[best] <= current:
+        estimates = problem.estimate(grown / grown.sum(axis=1, keepdims=True))
+        best = int(estimates.argmax())
+        if estimates[best] <= current:
             break
-        mask, current = grown[best], float(worth[best])
+        mask, current = grown[best], float(estimates[best])
     yield mask / mask.sum()
 
 

@@ -68,9 +68,9 @@ def healthy(toy_pool, task):
 
 
 @pytest.fixture(scope="module")
-def strangers(tmp_path_factory):
+def other_start(tmp_path_factory):
     """Two good members fine-tuned from another initialisation."""
-    folder = tmp_path_factory.mktemp("strangers")
+    folder = tmp_path_factory.mktemp("other_start")
     torch.manual_seed(77)
     start = toy.model()
     toy._train(start, 0.05, 2, 5, slice(0, 300))
@@ -78,7 +78,7 @@ def strangers(tmp_path_factory):
         net = toy.model()
         net.load_state_dict(start.state_dict())
         toy._train(net, 0.05 * (1 + k), 5, k + 50, slice(0, 700))
-        save_file(net.state_dict(), folder / f"stranger-{k}.safetensors")
+        save_file(net.state_dict(), folder / f"other-start-{k}.safetensors")
     return folder
 
 
@@ -139,17 +139,19 @@ def test_interpolation_and_soups_are_those_of_plain_torch(healthy, toy_pool):
     assert soups.promised >= soups.ensemble.score
 
 
-def test_members_of_another_initialisation_are_named_and_the_barrier_is_seen(toy_folder, strangers, task):
-    pool = Pool.open([toy_folder, strangers])
+def test_members_of_another_initialisation_are_named_and_the_barrier_is_seen(toy_folder, other_start, task):
+    pool = Pool.open([toy_folder, other_start])
     found = radin.doctor(pool, task)
     names = {k: member.name for k, member in enumerate(pool)}
-    assert sorted(names[k] for k in found.spread.groups[1]) == sorted(n for n in names.values() if "stranger" in n)
+    assert sorted(names[k] for k in found.spread.groups[1]) == sorted(n for n in names.values() if "other-start" in n)
     groups = the(found, "several training runs")
     assert groups.level == "problem"
     assert all(names[k] in groups.sentence for k in found.spread.groups[1])
     assert not any(f"run-{k}" in groups.sentence for k in range(6))
     across = [
-        p for p in found.slice.soups.interpolations if ("stranger" in names[p.first]) != ("stranger" in names[p.second])
+        p
+        for p in found.slice.soups.interpolations
+        if ("other-start" in names[p.first]) != ("other-start" in names[p.second])
     ]
     assert max(path.barrier for path in across) > 0.03
     assert max(path.barrier / path.barrier_stderr for path in across) > 3
@@ -264,8 +266,8 @@ def test_a_sorted_validation_is_noticed(toy_pool, task):
     assert "2 of 10 classes" in the(found, "slice not representative").sentence
 
 
-def test_where_lower_is_better_a_barrier_is_still_positive(toy_folder, strangers, task):
-    pool = Pool.open([toy_folder / "run-0.safetensors", strangers])
+def test_where_lower_is_better_a_barrier_is_still_positive(toy_folder, other_start, task):
+    pool = Pool.open([toy_folder / "run-0.safetensors", other_start])
     found = radin.doctor(pool, replace(task, metric="nll", calibration=None))
     ends = [found.slice.members[k].score for k in range(3)]
     assert ends[found.slice.order[0]] == min(ends)

@@ -63,7 +63,7 @@ def test_what_is_reported_is_what_the_file_holds(toy_pool, toy_task, tmp_path):
         hits = torch.cat([(model(x).argmax(1) == y) for x, y in toy.batches(toy.VALIDATION)])
         test = torch.cat([(model(x).argmax(1) == y) for x, y in toy.batches(toy.TEST)])
     assert float(hits.double().mean()) == pytest.approx(result.best.score, abs=1e-12)
-    assert float(test.double().mean()) == pytest.approx(result.best.looks["test"][0], abs=1e-12)
+    assert float(test.double().mean()) == pytest.approx(result.best.splits["test"][0], abs=1e-12)
     p = result.best.score
     assert result.best.stderr == pytest.approx(np.sqrt(p * (1 - p) / 599), rel=1e-9)
 
@@ -187,7 +187,7 @@ class TestRefusals:
         ({"validation": lambda: toy.batches(slice(0, 0))}, r"validation\(\) gave no batches|no validation examples"),
         (
             {"test": lambda: toy.batches(toy.VALIDATION)},
-            r"validation\(\) and test\(\) begin with the same 100 examples",
+            r"validation\(\) and test\(\) start with the same 100 examples",
         ),
         ({"metric": "acuracy"}, "unknown metric 'acuracy'; known: accuracy"),
         ({"model": lambda: torch.nn.Linear(64, 10)}, r"model\(\) does not have the architecture of run-0"),
@@ -309,7 +309,7 @@ def test_mapping_batches_and_models_that_return_logits_give_the_same_run(toy_poo
     ours = radin.cook(toy_pool, task, budget=3, out=tmp_path / "mapped")
     plain = radin.cook(toy_pool, toy_task, budget=3, out=tmp_path / "plain")
     assert [(e.recipe, e.score) for e in ours.evaluations] == [(e.recipe, e.score) for e in plain.evaluations]
-    assert ours.best.looks == plain.best.looks
+    assert ours.best.splits == plain.best.splits
 
 
 def test_regression_with_a_score_where_lower_is_better(tmp_path):

@@ -59,7 +59,7 @@ def essence(result):
         [(e.recipe, e.score, e.stderr) for e in result.evaluations],
         result.passes,
         result.gain,
-        result.best.looks,
+        result.best.splits,
         result.confidence,
     )
 

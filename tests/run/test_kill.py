@@ -1,4 +1,4 @@
-"""A run killed with SIGKILL at any moment goes on, spends nothing twice, and ends with the same result."""
+"""A run killed with SIGKILL at any moment continues, spends nothing twice, and ends with the same result."""
 
 import json
 import os

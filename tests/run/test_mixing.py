@@ -100,9 +100,9 @@ def test_all_that_changed_is_said_at_once(run, toy_pool):
 def test_a_test_set_that_comes_later_is_looked_at_and_then_bound(toy_pool, toy_task, tmp_path):
     out = tmp_path / "run"
     without = replace(toy_task, test=None)
-    assert cook(toy_pool, without, out).best.looks == {}
-    assert cook(toy_pool, toy_task, out).best.looks.keys() == {"test"}
-    assert cook(toy_pool, without, out).best.looks.keys() == {"test"}
+    assert cook(toy_pool, without, out).best.splits == {}
+    assert cook(toy_pool, toy_task, out).best.splits.keys() == {"test"}
+    assert cook(toy_pool, without, out).best.splits.keys() == {"test"}
     wrong = replace(toy_task, test=lambda: toy.batches(slice(1300, 1700)))
     with pytest.raises(RunError, match="test data"):
         cook(toy_pool, wrong, out)

@@ -47,13 +47,13 @@ def test_what_was_written_is_read(found):
 def test_numbers_that_are_none_come_back():
     single = [[1.0], [0.5]]
     one = paired_difference(*single, False)
-    diverged = scored("uniform soup", Recipe.uniform(range(4), 4), math.nan, looks={"test": (math.nan, math.nan)})
+    diverged = scored("uniform soup", Recipe.uniform(range(4), 4), math.nan, splits={"test": (math.nan, math.nan)})
     read = again(result(paired=one, gain=Gain(one.difference, one.stderr), uniform=diverged))
     assert math.isnan(read.gain.stderr)
     assert math.isnan(read.paired.low)
     assert read.paired.inside_noise
     assert math.isnan(read.uniform.score)
-    assert math.isnan(read.uniform.looks["test"][0])
+    assert math.isnan(read.uniform.splits["test"][0])
     assert again(result()).uniform.score is None
 
 

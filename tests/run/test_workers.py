@@ -75,7 +75,7 @@ def test_workers_score_as_this_process_does(toy_folder, tmp_path):
     two = radin.cook(toy_folder, task, budget=4, out=tmp_path / "two", strategy="paper", device="cpu", workers=2)
     assert {(e.recipe, e.score) for e in two.evaluations} == {(e.recipe, e.score) for e in one.evaluations}
     assert two.best.recipe == one.best.recipe
-    assert two.best.looks == one.best.looks
+    assert two.best.splits == one.best.splits
     held, expected = (load_file(tmp_path / name / "soup.safetensors") for name in ("two", "one"))
     assert all(torch.equal(held[name], expected[name]) for name in expected)
     assert not [p for p in psutil.Process().children(recursive=True) if "spawn_main" in " ".join(p.cmdline())]
@@ -260,5 +260,5 @@ def test_one_model_object_serves_all_soups(toy_pool, toy_task, tmp_path):
         return toy.model()
 
     radin.cook(toy_pool, replace(toy_task, model=model), budget=6, out=tmp_path / "run", strategy="top-k")
-    # one in preflight, one for each member's outputs, one for all soups and all looks at test
+    # one in preflight, one for each member's outputs, one for all soups and all evaluations on test
     assert len(built) == 1 + 6 + 1

@@ -76,7 +76,7 @@ class Task:
     validation: a function returning an iterable of (inputs, targets) batches in the same order every time, or a
         DataLoader, a map-style Dataset or a list of batches. Recipes are chosen by it. A Dataset, or a DataLoader that
         reads one in order, is read by index where only some examples are wanted.
-    test: the same, looked at once, at the end. shifts: a mapping (or a function returning one) from a name to
+    test: the same, evaluated once, at the end. shifts: a mapping (or a function returning one) from a name to
         batches; reported, never used to choose.
     calibration: batches to re-estimate BatchNorm statistics after averaging.
     metric: a name (radin.metrics.names()), a Metric, or a function (outputs, targets) -> float; for a function,

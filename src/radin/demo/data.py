@@ -81,9 +81,9 @@ def fashion(folder: Path | None = None) -> tuple[Images, Images]:
     """Fashion-MNIST's 60,000 training and 10,000 test images. Raises RadinError when the files are not found."""
     place = find_fashion(folder)
     if place is None:
-        looked = folder or " or ".join(map(str, FASHION_FOLDERS))
+        folders = folder or " or ".join(map(str, FASHION_FOLDERS))
         raise RadinError(
-            f"no Fashion-MNIST in {looked}: expected {', '.join(FASHION_FILES)}. "
+            f"no Fashion-MNIST in {folders}: expected {', '.join(FASHION_FILES)}. "
             "On Debian or Ubuntu: apt-get install dataset-fashion-mnist"
         )
     train_images, train_labels, test_images, test_labels = (_idx(place / name) for name in FASHION_FILES)

@@ -59,7 +59,7 @@ def validation():
 
 
 def test():
-    """Looked at once, at the end."""
+    """Evaluated once, at the end."""
     return batches(DATA, "test")
 
 

@@ -46,10 +46,10 @@ def run_demo(
 
 
 def _shown(ours: Result, greedy: Result, seconds: Mapping[str, float]) -> list[RenderableType]:
-    looks = list(ours.best.looks)
+    splits = list(ours.best.splits)
 
     def row(label: str, found: Scored, passes: float) -> list[str]:
-        scores = [number(found.score, found.stderr), *(number(*found.looks[name]) for name in looks)]
+        scores = [number(found.score, found.stderr), *(number(*found.splits[name]) for name in splits)]
         return [label, str(found.recipe.size), *scores, share(passes)]
 
     rows = [
@@ -57,7 +57,7 @@ def _shown(ours: Result, greedy: Result, seconds: Mapping[str, float]) -> list[R
         row("greedy", greedy.best, greedy.passes.total),
         row("adaptive, the default", ours.best, ours.passes.total),
     ]
-    columns = ["", "members", "validation", *(name.removeprefix("shifts/") for name in looks), "passes"]
+    columns = ["", "members", "validation", *(name.removeprefix("shifts/") for name in splits), "passes"]
     return [
         closing_table(ours),
         *closing_lines(ours),

@@ -75,7 +75,7 @@ class CheckedTask:
 
 @dataclass(frozen=True, eq=False)
 class Checked:
-    """What headers, content, distances and a batch tell. ``geometry``, ``spread``: None where not looked at."""
+    """What headers, content, distances and a batch tell. ``geometry``, ``spread``: None where not measured."""
 
     pool: Pool
     geometry: Geometry | None

@@ -134,8 +134,9 @@ class Workers:
         if worker.deaths >= _TRIES:
             how = f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
             raise RadinError(
-                f"a worker process ended twice over the same soup ({how}). Out of memory? Fewer --workers need less. "
-                "Nothing finished is lost; the same command goes on from here."
+                f"a worker process ended twice over the same soup ({how}). Out of memory? Fewer --jobs need less. "
+                "A script of your own must call cook under if __name__ == '__main__'. "
+                "Nothing finished is lost; the same command continues from here."
             )
         worker.pipe.close()
         new = self._begin(worker.device)

@@ -2,7 +2,7 @@
 
 The averaged outputs put class j above the true class t of an example only if some member does: where every member has
 y_t > y_j, every recipe has. So a pair (example, j) can bind only if y_j >= y_t for some member, and only those pairs'
-outputs are looked at again. Axis names: members N, classes C, pairs P, examples in a block b.
+outputs are read again. Axis names: members N, classes C, pairs P, examples in a block b.
 """
 
 from __future__ import annotations

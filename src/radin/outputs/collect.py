@@ -193,7 +193,7 @@ class _CannotResume(Exception):
 
 
 def _read_into(store: OutputStore, fingerprints: Sequence[str], passing: _Pass) -> tuple[str, NDArray[Any]]:
-    """Fill the store by one reading; goes on from a killed one by the same members where its rows are good."""
+    """Fill the store by one reading; continues a killed one by the same members where its rows are good."""
     for resume in (True, False):
         reading = PendingOutputs(store, fingerprints, resume=resume) if fingerprints else None
         try:

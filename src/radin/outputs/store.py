@@ -2,7 +2,7 @@
 
 One file per member, ``<fingerprint>.safetensors``, holding one (examples, classes) array, so that the batch size of a
 reading leaves no trace. While a reading is under way the rows go to ``.partial`` files, and every few seconds a note
-records how many are safe on disk and the fingerprint of the data that gave them: a killed reading goes on from there.
+records how many are safe on disk and the fingerprint of the data that gave them: a killed reading continues from there.
 """
 
 from __future__ import annotations

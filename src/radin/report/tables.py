@@ -28,8 +28,8 @@ def closing_rows(result: Result) -> tuple[str, list[str], list[list[str]]]:
     """
     direction = "higher is better" if result.higher_is_better else "lower is better"
     title = f"{result.metric} ({direction}), {result.examples} validation examples"
-    looks, further = list(result.best.looks), list(result.best.further)
-    columns = ["", "members", "validation", *(name.removeprefix(_SHIFTS) for name in looks), *further]
+    splits, further = list(result.best.splits), list(result.best.further)
+    columns = ["", "members", "validation", *(name.removeprefix(_SHIFTS) for name in splits), *further]
     chosen = "chosen soup"
     if result.best.recipe.is_single:
         chosen = "chosen: the best single"
@@ -43,7 +43,7 @@ def closing_rows(result: Result) -> tuple[str, list[str], list[list[str]]]:
         ("logit ensemble", result.ensemble),
     ):
         if scored is not None:
-            cells = [number(*scored.looks.get(name, (None, None))) for name in looks]
+            cells = [number(*scored.splits.get(name, (None, None))) for name in splits]
             cells += [number(*scored.further.get(name, (None, None))) for name in further]
             rows.append([label, str(scored.recipe.size), _validation(scored), *cells])
     return title, columns, rows

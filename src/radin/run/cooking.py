@@ -36,7 +36,7 @@ from radin.weights import Pool, integer_source
 
 __all__ = ["cook", "versions"]
 
-# The uniform soup is worth a pass where that is at most an eighth of the budget.
+# The uniform soup gets a pass where that is at most an eighth of the budget.
 UNIFORM_FROM = 8
 # Where any question costs more than this share of a pass, asking about some of the examples gains nothing.
 _READING = 0.5
@@ -75,7 +75,7 @@ def cook(
     members' own passes are not in it. A soup may be evaluated on some examples only and then costs its share of a
     pass. Where reading all of the data is more than half of the work, only whole soups are evaluated; where BatchNorm
     statistics are estimated again, a pass is the validation examples and the calibration examples, and starting a soup
-    costs the latter. out: the run directory; if the run is there already, it goes on where it stopped. strategy,
+    costs the latter. out: the run directory; if the run is there already, it continues where it stopped. strategy,
     options: see radin.search.strategies. uniform: whether to spend a pass on the average of all members first; by
     default from a budget of 8 on. workers: processes on this machine that evaluate soups side by side (a Command has
     its ``jobs``).
@@ -169,8 +169,8 @@ def cook(
             directory.record(asked)
             outcome = _spend(job, engine, evaluator, known, rates, asked, choose_on_half)
             outcome.session.write(outcome.best())
-            outcome.look(engine.splits)
-            evaluator.bind_looks(job, asked)
+            outcome.evaluate_splits(engine.splits)
+            evaluator.bind_splits(job, asked)
             result = outcome.result(asked)
         finally:
             ledger.close()

@@ -59,7 +59,7 @@ class Evaluator(ABC):
 
     @abstractmethod
     def cached(self, job: Job) -> int:
-        """How many members need no pass, because what it would give is there before the run begins."""
+        """How many members need no pass, because what it would give is there before the run starts."""
 
     @abstractmethod
     def members(self, job: Job) -> Known:
@@ -69,8 +69,8 @@ class Evaluator(ABC):
     def bind(self, job: Job, known: Known, asked: Mapping[str, Any]) -> Rates:
         """Bind run and engine to the data; what questions cost."""
 
-    def bind_looks(self, job: Job, asked: Mapping[str, Any]) -> None:
-        """Bind the run to the further data that were looked at."""
+    def bind_splits(self, job: Job, asked: Mapping[str, Any]) -> None:
+        """Bind the run to the other splits that were evaluated."""
         return
 
     def some_examples(self, job: Job, known: Known, examples: Indices) -> Known:
@@ -178,8 +178,8 @@ class TaskEvaluator(Evaluator):
         self.engine.bind(known.data, rates)
         return rates
 
-    def bind_looks(self, job: Job, asked: Mapping[str, Any]) -> None:
-        """Test and shifts, whose content is known once they were looked at."""
+    def bind_splits(self, job: Job, asked: Mapping[str, Any]) -> None:
+        """Test and shifts, whose content is known once they were evaluated."""
         for split in self.engine.splits:
             if split in self.engine.data:
                 job.directory.bind(_named(split), self.engine.data[split], asked)

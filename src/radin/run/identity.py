@@ -22,7 +22,7 @@ _LIBRARIES = tuple(
     {str(Path(sysconfig.get_paths()[name]).resolve()) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
 )
 _GLOBAL_LOADS = frozenset(dis.opmap[name] for name in ("LOAD_GLOBAL", "LOAD_NAME") if name in dis.opmap)
-_SAYS_NOTHING = ("EXTENDED_ARG", "RESUME", "NOP")  # a part of the next argument, or where a line begins
+_SAYS_NOTHING = ("EXTENDED_ARG", "RESUME", "NOP")  # a part of the next argument, or where a line starts
 _CALL_FLAGS = 0x04 | 0x08 | 0x20 | 0x80 | 0x200  # *args, **kwargs, generator, coroutine, asynchronous generator
 _SIMPLE = (bool, int, float, complex, str, bytes, type(None), type(Ellipsis))
 

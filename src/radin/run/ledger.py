@@ -113,7 +113,7 @@ class SessionEntry:
 
 
 class Ledger:
-    """What one run directory has evaluated. ``read_only``: of a run that is only looked at; nothing is changed."""
+    """What one run directory has evaluated. ``read_only``: of a run that is only read; nothing is changed."""
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         """Raises RunError when the file is damaged, not a ledger, in use, or another version's."""
@@ -151,7 +151,7 @@ class Ledger:
         text = str(error)
         if "locked" in text or "busy" in text:
             return RunError(f"{self.path} is in use by another process. Wait for it, and give the same command again.")
-        return RunError(f"{self.path} cannot be used: {text}. It is not damaged by that; mend the cause and go on.")
+        return RunError(f"{self.path} cannot be used: {text}. It is not damaged by that; mend the cause and continue.")
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -174,7 +174,7 @@ class Ledger:
             (identity, json.dumps(recipe), kind, split, *_columns(found), time.time()),
         )
 
-    def begin_session(self, settings: Mapping[str, Any]) -> int:
+    def start_session(self, settings: Mapping[str, Any]) -> int:
         """Record what decides the questions of this session; its number."""
         with self._transaction():
             row = self._db.execute(

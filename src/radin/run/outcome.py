@@ -1,4 +1,4 @@
-"""From what a run has evaluated to its result: scores, the look at test, the gain and how sure it is."""
+"""From what a run has evaluated to its result: scores, also on test, the gain and how sure it is."""
 
 from __future__ import annotations
 
@@ -60,10 +60,10 @@ class Outcome:
             return self.session.search.best[0]
         return max([self.best_single(), *self.complete()], key=self._utility)
 
-    def look(self, splits: Sequence[str]) -> None:
-        """Look at test and the shifts for the three models that are reported."""
+    def evaluate_splits(self, splits: Sequence[str]) -> None:
+        """Evaluate the three models that are reported on test and the shifts."""
         three = dict.fromkeys((self.best_single(), self.job.uniform_recipe, self.best()))
-        self.session.look([(recipe, split) for recipe in three for split in splits])
+        self.session.evaluate_splits([(recipe, split) for recipe in three for split in splits])
 
     def result(self, asked: Mapping[str, Any]) -> Result:
         """Everything that result.json says."""
@@ -71,7 +71,7 @@ class Outcome:
         top, best, complete = self.best_single(), self.best(), self.complete()
         names = {top: f"best single ({job.names[top.members[0]]})", uniform: "uniform soup"}
         names.setdefault(best, f"chosen soup, {best.size} members")
-        looked = {recipe: self._looked_at(recipe) for recipe in (top, uniform, best)}
+        on_splits = {recipe: self._on_splits(recipe) for recipe in (top, uniform, best)}
         estimates = self._estimates([*complete, uniform])
 
         def scored(recipe: Recipe, name: str) -> Scored:
@@ -83,7 +83,7 @@ class Outcome:
                 found.stderr if found else None,
                 estimates.get(recipe),
                 found.seconds if found else None,
-                looked.get(recipe, {}),
+                on_splits.get(recipe, {}),
             )
 
         # A single member's averaged outputs are its own: then the average of all is the one to compare with.
@@ -91,10 +91,11 @@ class Outcome:
         ensemble = self._ensemble(together)
         evaluations = tuple(scored(r, f"soup {i + 1}, {r.size} members") for i, r in enumerate(complete))
         paired = self._paired(best, top)
-        flattery = self._optimism(best, complete)
+        bias = self._optimism(best, complete)
         job.seconds["total"] = sum(job.seconds.values())
         examples = self.known.examples if self.choose is None else len(self.choose)
         return Result(
+            soup_name=self.session.soup.name,
             out=job.directory.path,
             metric=job.metric.name,
             higher_is_better=job.metric.higher_is_better,
@@ -107,7 +108,7 @@ class Outcome:
             ensemble=None if ensemble is None else Scored("logit ensemble", together, *ensemble),
             gain=Gain(paired.difference, paired.stderr) if paired else Gain(0.0, 0.0),
             paired=paired,
-            optimism=flattery,
+            optimism=bias,
             evaluations=evaluations,
             passes=Passes(
                 len(job.pool) - asked["cached_members"],
@@ -118,7 +119,7 @@ class Outcome:
             ),
             strategy={"name": asked["strategy"], **asked["options"], "seed": asked["seed"]},
             seconds=dict(job.seconds),
-            notes=(*self._duplicates(), *job.pool.notes, *job.notes, *self._failed(), *self._halves(flattery)),
+            notes=(*self._duplicates(), *job.pool.notes, *job.notes, *self._failed(), *self._halves(bias)),
             reasons=self._reasons(evaluations) if best.is_single else None,
             versions=asked["versions"],
             searched=None if self.choose is None else self.known.examples - len(self.choose),
@@ -145,10 +146,10 @@ class Outcome:
         score = float(known.estimator.scores(np.array([recipe.weights]))[0])
         return score, float(np.sqrt(score * (1 - score) / max(len(known.targets) - 1, 1)))
 
-    def _looked_at(self, recipe: Recipe) -> dict[str, tuple[float, float]]:
-        """(score, stderr) on test and every shift, where it was looked at."""
-        looked = {split: self.job.known(recipe, split) for split in self.job.ledger.splits()}
-        return {split: (found.score, found.stderr) for split, found in looked.items() if found is not None}
+    def _on_splits(self, recipe: Recipe) -> dict[str, tuple[float, float]]:
+        """(score, stderr) on test and every shift, where it was evaluated."""
+        answers = {split: self.job.known(recipe, split) for split in self.job.ledger.splits()}
+        return {split: (found.score, found.stderr) for split, found in answers.items() if found is not None}
 
     def _failed(self) -> list[str]:
         return [
@@ -170,7 +171,7 @@ class Outcome:
         return unpaired_difference(*scores, soup.examples, higher)
 
     def _optimism(self, best: Recipe, complete: Sequence[Recipe]) -> Optimism | None:
-        """How much choosing among members and soups flatters the best; None where there are no numbers per example.
+        """The selection bias of the best among members and soups; None where there are no numbers per example.
 
         A soup that was started and not continued was a candidate too. On the examples where it is not known it is taken
         to do as the best does: it was dropped by what it did on the others. On a half that only chooses, only members
@@ -190,27 +191,27 @@ class Outcome:
                 values = self.session.account.values(recipe)
                 rows.append(np.where(np.isnan(values), chosen.values, values))
         higher = self.job.metric.higher_is_better
-        flattery = optimism(np.array(rows, dtype=np.float32), higher, incumbents=len(singles))
-        # The score is that of the best complete one: what a soup seen in part would have is not known.
+        bias = optimism(np.array(rows, dtype=np.float32), higher, incumbents=len(singles))
+        # The score is that of the best complete one: what a partly evaluated soup would have is not known.
         sign = 1.0 if higher else -1.0
-        assert flattery.gain_optimism is not None
+        assert bias.gain_optimism is not None
         gain = chosen.score - (self.found(self.best_single()) or chosen).score
         return replace(
-            flattery,
+            bias,
             score=chosen.score,
-            corrected=chosen.score - sign * flattery.optimism,
-            corrected_gain=gain - sign * flattery.gain_optimism,
+            corrected=chosen.score - sign * bias.optimism,
+            corrected_gain=gain - sign * bias.gain_optimism,
         )
 
-    def _halves(self, flattery: Optimism | None) -> list[str]:
+    def _halves(self, bias: Optimism | None) -> list[str]:
         if self.choose is None:
             return []
         searched, chosen = self.known.examples - len(self.choose), len(self.choose)
         text = f"searched on {searched:,} examples of validation, chosen and scored on the other {chosen:,}"
-        if flattery is not None:
+        if bias is not None:
             text += (
-                f"; the choice among {flattery.candidates} there flatters the score by about "
-                f"{max(flattery.optimism, 0):.4f}: corrected {flattery.corrected:.4f}"
+                f"; the choice among {bias.candidates} there has a selection bias of about "
+                f"{max(bias.optimism, 0):.4f}: corrected {bias.corrected:.4f}"
             )
         return [text]
 

@@ -96,11 +96,11 @@ def _digest(batch: Batch) -> str:
 
 
 def _check_apart(validation: Batch, test: Batch) -> None:
-    """Raise TaskError when both begin with the same examples: a test set that was chosen on says nothing."""
+    """Raise TaskError when both start with the same examples: a test set that was chosen on says nothing."""
     shared = min(validation.size, test.size)
     heads = [next(iter(rebatched([batch], shared))) for batch in (validation, test)]
     if _digest(heads[0]) == _digest(heads[1]):
         raise TaskError(
-            f"validation() and test() begin with the same {shared} examples. The recipe is chosen on validation(), so "
+            f"validation() and test() start with the same {shared} examples. The recipe is chosen on validation(), so "
             "test() must hold other examples; leave test() out if you have none."
         )

@@ -15,7 +15,7 @@ from radin.run.reasons import Reasons
 from radin.stats.optimism import Optimism
 from radin.stats.paired import PairedDifference
 
-Looks = Mapping[str, tuple[float, float]]
+SplitScores = Mapping[str, tuple[float, float]]
 _NAN = float("nan")
 _SHIFTS = "shifts/"
 
@@ -25,8 +25,8 @@ class Scored:
     """A recipe with what is known of it.
 
     score, stderr: on validation, in the metric's units; None when its soup was never evaluated. estimate: the score of
-    its averaged outputs, None where there are none. looks: split ("test", "shifts/NAME") -> (score, stderr) where it
-    was looked at. further: the same for what came along with an evaluation, by name.
+    its averaged outputs, None where there are none. splits: split ("test", "shifts/NAME") -> (score, stderr) where it
+    was evaluated. further: the same for further sets that a program scored, by name.
     """
 
     name: str
@@ -35,8 +35,8 @@ class Scored:
     stderr: float | None
     estimate: float | None = None
     seconds: float | None = None
-    looks: Looks = field(default_factory=dict)
-    further: Looks = field(default_factory=dict)
+    splits: SplitScores = field(default_factory=dict)
+    further: SplitScores = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Gain:
 
 @dataclass(frozen=True)
 class Result:
-    """A finished run. ``best`` is what soup.safetensors holds; it is never worse on validation than best_single.
+    """A finished run. ``best`` is what ``soup`` holds; it is never worse on validation than best_single.
 
     examples: those that scores are over; where validation was halved, the half that chose, and ``searched`` the number
     of the others. ensemble: averaged outputs, None where a run has no outputs. evaluations: the fully evaluated soups.
@@ -97,11 +97,12 @@ class Result:
     reasons: Reasons | None
     versions: Mapping[str, str]
     searched: int | None = None
+    soup_name: str = "soup.safetensors"
 
     @property
     def soup(self) -> Path:
-        """The file that holds the soup."""
-        return self.out / "soup.safetensors"
+        """The file that holds the soup; a folder where a program's members are folders."""
+        return self.out / self.soup_name
 
     @property
     def confidence(self) -> tuple[str, ...]:
@@ -122,13 +123,17 @@ class Result:
         return result_html(self)
 
     def save(self, path: str | Path) -> Path:
-        """Copy the soup to ``path`` (.safetensors). Raises RunError for another ending."""
+        """Copy the soup to ``path``, with the ending that it has. Raises RunError for another one."""
         target = Path(path)
-        if target.suffix != ".safetensors":
-            raise RunError(f"the soup is a safetensors file; {target} must end in .safetensors")
+        if target.suffix != self.soup.suffix:
+            kind = f"is a {self.soup.suffix} file; {target} must end so" if self.soup.suffix else "is a folder"
+            raise RunError(f"the soup {kind}")
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(target.name + ".partial")
-        shutil.copyfile(self.soup, partial)
+        if self.soup.is_dir():
+            shutil.copytree(self.soup, partial)
+        else:
+            shutil.copyfile(self.soup, partial)
         partial.replace(target)
         return target
 
@@ -163,7 +168,7 @@ class Result:
             "evaluations": [self._scored(e) for e in self.evaluations],
             "test": self._on("test"),
             "shifts": {
-                split.removeprefix(_SHIFTS): self._on(split) for split in self.best.looks if split.startswith(_SHIFTS)
+                split.removeprefix(_SHIFTS): self._on(split) for split in self.best.splits if split.startswith(_SHIFTS)
             },
             "further": {name: self._on(name, further=True) for name in self.best.further},
             "strategy": dict(self.strategy),
@@ -206,10 +211,10 @@ class Result:
         }
 
     def _on(self, name: str, *, further: bool = False) -> dict[str, Any] | None:
-        """Scores of the three models that are looked at elsewhere."""
+        """Scores of the three models on another split, or on a further set."""
         three = {"best_single": self.best_single, "uniform": self.uniform, "best": self.best}
-        looks = {key: scored.further if further else scored.looks for key, scored in three.items()}
-        pairs = {key: found[name] for key, found in looks.items() if name in found}
+        scores = {key: scored.further if further else scored.splits for key, scored in three.items()}
+        pairs = {key: found[name] for key, found in scores.items() if name in found}
         return {key: {"score": _number(score), "stderr": _number(err)} for key, (score, err) in pairs.items()} or None
 
 
@@ -235,8 +240,8 @@ def _read(value: Mapping[str, Any], out: Path | None) -> Result:
         if found["seconds"] is not None:  # it was evaluated: what is not there was not a number
             score, stderr = _float(score), _float(stderr)
         known = (score, stderr, found["estimate"], found["seconds"])
-        looks = {"test": value["test"], **{_SHIFTS + name: look for name, look in value["shifts"].items()}}
-        return Scored(found["name"], recipe, *known, _looks(looks, key), _looks(value["further"], key))
+        splits = {"test": value["test"], **{_SHIFTS + name: on for name, on in value["shifts"].items()}}
+        return Scored(found["name"], recipe, *known, _split_scores(splits, key), _split_scores(value["further"], key))
 
     passes = value["passes"]
     _require(passes, (*Passes.__dataclass_fields__, "total"), "passes")
@@ -251,6 +256,7 @@ def _read(value: Mapping[str, Any], out: Path | None) -> Result:
         optimism = Optimism(**_floats(optimism, ("stderr",)))
     return Result(
         out=Path(value["soup"]).parent if out is None else out,
+        soup_name=Path(value["soup"]).name,
         metric=value["metric"]["name"],
         higher_is_better=value["metric"]["higher_is_better"],
         examples=value["examples"],
@@ -286,12 +292,12 @@ def _require(value: Any, keys: Any, where: str) -> None:
         raise RunError(f"this is no result of this version of radin:{place or ' it'} {' and '.join(parts)}")
 
 
-def _looks(found: Mapping[str, Any], key: str | None) -> dict[str, tuple[float, float]]:
-    """Where one of the three models was looked at: name -> (score, stderr)."""
+def _split_scores(found: Mapping[str, Any], key: str | None) -> dict[str, tuple[float, float]]:
+    """Where one of the three models was evaluated: name -> (score, stderr)."""
     return {
-        name: (_float(look[key]["score"]), _float(look[key]["stderr"]))
-        for name, look in found.items()
-        if key is not None and look is not None and key in look
+        name: (_float(on[key]["score"]), _float(on[key]["stderr"]))
+        for name, on in found.items()
+        if key is not None and on is not None and key in on
     }
 
 

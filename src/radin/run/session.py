@@ -1,4 +1,4 @@
-"""One session of a run: asks what the search asks, has it answered, records both, and goes on where another stopped."""
+"""One session of a run: asks what the search asks, has it answered, records both, continues where another stopped."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Session:
         """Soups that were given no answer, and why."""
         self._in_a_row = 0
         self._replay()
-        self._number = job.ledger.begin_session(self._settings)
+        self._number = job.ledger.start_session(self._settings)
 
     def _clear(self) -> None:
         self._numbers: dict[Question, int] = {}
@@ -98,6 +98,7 @@ class Session:
         self._tell(earlier)
         if not self._repeat(sorted(events, key=lambda event: event[0])):
             # Another version decides otherwise: nothing that was answered is lost, what was open is asked anew.
+            self.failed.clear()
             self.search = self._build()
             self._clear()
             self._tell(asked)
@@ -256,7 +257,7 @@ class Session:
             score = float(found.values[self._choose].mean())
         return self._job.metric.utility(score)
 
-    def look(self, pairs: Iterable[tuple[Recipe, str]]) -> None:
+    def evaluate_splits(self, pairs: Iterable[tuple[Recipe, str]]) -> None:
         """Evaluate members and soups on splits other than validation; each once, then kept in the ledger."""
         left = [Question(recipe, None, split) for recipe, split in pairs if self._job.known(recipe, split) is None]
         working = 0

@@ -2,7 +2,7 @@
 
 For users who have no cached outputs. Near a minimum a soup is better than its members are on average, the more so the
 further apart they lie: for a quadratic loss by exactly the dispersion of their weights. Far away that ends, and a pool
-says itself whether its far members are lost ones: there they are the bad ones. So a recipe p promises
+says itself whether its far members are outliers: there they are the bad ones. So a recipe p promises
 
     sum_i p_i s_i + sum_ij p_i p_j G_ij,     G = (best - median score) (2 (1 - t) near + t (1.25 - 4 far)),
 
@@ -75,7 +75,7 @@ class ScorePrior:
         return result
 
     def estimate(self, ratios: Floats) -> Floats:
-        """Expected utilities (S,) of mixing ratios (S, N): the singles' own; of soups, what remains of their promise."""
+        """Expected utilities (S,) of ratios (S, N): the singles' own; of soups, what remains of their promise."""
         promise = self.promise(ratios)
         lost = (1 - _REMAINS) * self.mixed(ratios)
         result: Floats = (1 - lost) * promise + lost * (np.median(self.singles[self.usable]) if lost.any() else 0.0)

@@ -187,7 +187,7 @@ class Search:
                     return None
                 self._answer_with(None)
             elif opens:
-                # The strategy goes on when it is asked again: by then this may be answered.
+                # The strategy continues when it is asked again: by then this may be answered.
                 ticket = Ticket()
                 self._tickets.append((ticket, recipe, part))
                 self._answer_with(ticket)
@@ -199,7 +199,7 @@ class Search:
                 return question
 
     def _answer_with(self, reply: Any) -> None:
-        """What the strategy is sent when it goes on, at the next step of ``ask``."""
+        """What the strategy is sent when it continues, at the next step of ``ask``."""
         self._reply, self._replies = reply, True
 
     def _question(self, recipe: Recipe, part: Slice | None) -> Question | None:

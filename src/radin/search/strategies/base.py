@@ -45,14 +45,14 @@ class Ticket:
 
 @dataclass(frozen=True, eq=False)
 class Open:
-    """Ask, and go on before it is answered."""
+    """Ask, and continue before it is answered."""
 
     ask: Floats | Slice
 
 
 @dataclass(frozen=True)
 class Wait:
-    """Go on when one of the open questions has been answered."""
+    """Continue when one of the open questions has been answered."""
 
 
 Ask = Floats | Slice | Open | Wait
@@ -60,8 +60,8 @@ Ask = Floats | Slice | Open | Wait
 Asks = Generator[Ask, Any, None]
 """A running strategy. It yields mixing ratios (N,) and is sent the utility of their soup; or a Slice, and is sent the
 soup's utilities on those examples (m,), NaN where its outputs are not finite. Or it opens either and is sent a Ticket:
-with one question open at a time the ticket is answered before the strategy goes on. A Slice or an opened question that
-the budget does not allow is answered with None."""
+with one question open at a time the ticket is answered before the strategy continues. A Slice or an opened question
+that the budget does not allow is answered with None."""
 
 
 @dataclass(frozen=True)
