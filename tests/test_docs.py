@@ -70,7 +70,7 @@ def project(toy_folder, tmp_path, monkeypatch):
         model = toy.model().eval()
         model.load_state_dict(load_file(path))
         with torch.no_grad():
-            np.save(tmp_path / "logits" / f"{path.stem}.npy", model(torch.from_numpy(images)).numpy())
+            np.save(tmp_path / "logits" / f"{path.stem}-model.npy", model(torch.from_numpy(images)).numpy())
     (tmp_path / "my_project.py").write_text(PROJECT)
     (tmp_path / "my_eval.py").write_text(MY_EVAL)
     (tmp_path / "score.py").write_text(PYTHON[0])

@@ -126,8 +126,8 @@ class Result:
         """Copy the soup to ``path``, with the ending that it has. Raises RunError for another one."""
         target = Path(path)
         if target.suffix != self.soup.suffix:
-            kind = f"is a {self.soup.suffix} file; {target} must end so" if self.soup.suffix else "is a folder"
-            raise RunError(f"the soup {kind}")
+            ending = f"a {self.soup.suffix} file" if self.soup.suffix else "a folder"
+            raise RunError(f"the soup is {ending}; {target} must end in {self.soup.suffix or 'no suffix'}")
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(target.name + ".partial")
         if self.soup.is_dir():
