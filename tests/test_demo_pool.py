@@ -19,7 +19,8 @@ import pools
 from radin import Pool, RadinError, Task
 from radin.demo import build, data, pool
 from radin.demo.data import Images
-from radin.demo.training import Hyperparameters, affine, augment, logits, network, one_thread, train
+from radin.demo.training import Hyperparameters, affine, augment, logits, network, train
+from radin.estimate.threads import one_thread
 
 SMALL = {"pretraining": 40, "finetuning": 64, "validation": 100, "test": 100}
 

@@ -50,12 +50,12 @@ def as_it_was() -> Iterator[None]:
 
     slices = import_module("radin.search.strategies.slices")
     adaptive = import_module("radin.search.strategies.adaptive")
-    before = slices.normal_below, adaptive.normal_below, adaptive.knowledge_gradient
-    slices.normal_below, adaptive.normal_below, adaptive.knowledge_gradient = below, below, gradient  # type: ignore[attr-defined]
+    before = slices.normal_below, adaptive.normal_below, adaptive.expected_improvement
+    slices.normal_below, adaptive.normal_below, adaptive.expected_improvement = below, below, gradient  # type: ignore[attr-defined]
     try:
         yield
     finally:
-        slices.normal_below, adaptive.normal_below, adaptive.knowledge_gradient = before  # type: ignore[attr-defined]
+        slices.normal_below, adaptive.normal_below, adaptive.expected_improvement = before  # type: ignore[attr-defined]
 
 
 def demo_pool(folder: Path) -> Path:

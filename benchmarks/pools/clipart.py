@@ -36,7 +36,8 @@ from torch.nn import functional
 
 from radin import RadinError
 from radin.demo import data
-from radin.demo.training import affine, one_thread
+from radin.demo.training import affine
+from radin.estimate.threads import one_thread
 from radin.weights import save
 
 ROOT = Path(__file__).parents[2]

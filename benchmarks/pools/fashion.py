@@ -28,7 +28,8 @@ from radin import RadinError
 from radin.demo import data
 from radin.demo.data import BATCH_SIZE, Images
 from radin.demo.pool import rotated
-from radin.demo.training import Augmentation, Hyperparameters, logits, network, one_thread, train
+from radin.demo.training import Augmentation, Hyperparameters, logits, network, train
+from radin.estimate.threads import one_thread
 from radin.weights import save
 
 POOLS = Path(__file__).parents[2] / ".pools"

@@ -43,7 +43,7 @@ from transformers import AutoTokenizer, BertConfig, BertModel
 from transformers.models.bert.modeling_bert import BertLayer
 
 from radin import RadinError
-from radin.demo.training import one_thread
+from radin.estimate.threads import one_thread
 from radin.weights import save
 
 ROOT = Path(__file__).resolve().parents[2]

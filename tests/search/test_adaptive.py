@@ -9,9 +9,10 @@ from scipy.stats import norm
 from radin import metrics
 from radin.recipe import Recipe
 from radin.search import Search
-from radin.search.strategies.adaptive import candidates, knowledge_gradient, softened, thinned, without_traces
+from radin.search.strategies.adaptive import candidates, softened, thinned, without_traces
+from radin.search.strategies.normal import expected_improvement, normal_below
 from radin.search.strategies.process import Prior, Process, expected, nonlinearity
-from radin.search.strategies.slices import Reading, Slices, normal_below
+from radin.search.strategies.slices import Reading, Slices
 
 
 @pytest.fixture
@@ -37,12 +38,22 @@ def process(search):
 @pytest.mark.parametrize(("lead", "spread"), [(-0.05, 0.1), (-0.2, 0.1), (0.0, 0.01)])
 def test_the_knowledge_gradient_is_the_integral(lead, spread):
     expected, _ = quad(lambda u: u * norm.pdf(u, lead, spread), 0, lead + 12 * spread)
-    assert knowledge_gradient(np.array([lead]), np.array([spread]))[0] == pytest.approx(expected, rel=1e-3, abs=1e-9)
+    assert expected_improvement(np.array([lead]), np.array([spread]))[0] == pytest.approx(expected, rel=1e-3, abs=1e-9)
 
 
 def test_the_normal_distribution_is_that_of_scipy():
     z = np.linspace(-6, 6, 1001)
-    np.testing.assert_allclose(normal_below(z), norm.cdf(z), atol=1e-6)
+    np.testing.assert_allclose(normal_below(z), norm.cdf(z), rtol=1e-12)
+
+
+def test_far_in_the_tail_an_improvement_is_small_and_never_negative():
+    z = np.linspace(-38, 0, 4000)
+    found = expected_improvement(z, np.ones(4000))
+    assert (found >= 0).all()
+    far = (z < -6) & (z > -30)
+    phi = norm.pdf(z[far])
+    # phi / z^2 (1 - 3 / z^2 + 15 / z^4 - ...): Mills' ratio, expanded
+    np.testing.assert_allclose(found[far], phi / z[far] ** 2 * (1 - 3 / z[far] ** 2 + 15 / z[far] ** 4), rtol=3e-3)
 
 
 def test_candidates_are_distinct_recipes_with_every_member_alone_and_every_size(search):

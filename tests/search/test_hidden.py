@@ -12,7 +12,8 @@ from radin.recipe import Recipe
 from radin.search import Search
 from radin.search.prior import ScorePrior, far_is_bad, gain_scale, relative_distances
 from radin.search.simplex import projected
-from radin.search.strategies.scores_only import Proposals, expected_improvement
+from radin.search.strategies.normal import expected_improvement
+from radin.search.strategies.scores_only import Proposals
 from radin.search.surrogate import Surrogate
 
 

@@ -20,8 +20,9 @@ from safetensors.torch import load_file
 
 from radin.demo import data as images
 from radin.demo.data import Images
-from radin.demo.training import Augmentation, Hyperparameters, affine, network, one_thread, train
+from radin.demo.training import Augmentation, Hyperparameters, affine, network, train
 from radin.errors import RadinError
+from radin.estimate.threads import one_thread
 from radin.progress import Progress
 from radin.weights import save
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -66,17 +64,6 @@ def network(width: int = 8, classes: int = 10) -> nn.Sequential:
     model = nn.Sequential(*layers)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's type stubs lack this form
     return model
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Run torch on one thread: layers this small gain little from more, and sums keep their order on any machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def train(model: nn.Module, data: Images, how: Hyperparameters) -> nn.Module:

@@ -18,7 +18,6 @@ Axis names: members N, candidates K, evaluations n.
 from __future__ import annotations
 
 from dataclasses import replace
-from math import pi, sqrt
 from typing import Annotated
 
 import numpy as np
@@ -26,9 +25,10 @@ import numpy as np
 from radin.search.candidates import equal_weights, monte_carlo, prefixes
 from radin.search.sources import SubsetMemory, best_recipes, default_sources
 from radin.search.strategies.base import Asks, Examples, Floats, Open, Problem, Slice, Ticket, Wait, strategy
+from radin.search.strategies.normal import expected_improvement, normal_below
 from radin.search.strategies.process import Prior, Process, expected
 from radin.search.strategies.scores_only import search_scores
-from radin.search.strategies.slices import Reading, Slices, normal_below
+from radin.search.strategies.slices import Reading, Slices
 
 _ANCHORS = 8
 _SOFTENING = 0.3  # of the typical margin
@@ -85,7 +85,7 @@ def _whole(problem: Problem, weights: Floats, process: Process) -> Asks:
             noise = np.zeros(len(believed))
             mean, variance = model.posterior([*seen, *pending], np.array(believed), noise, choose=False)
         best = max([problem.singles.max(), *truth])
-        value = knowledge_gradient(mean - best, np.sqrt(variance)) if seen or pending else mean
+        value = expected_improvement(mean - best, np.sqrt(variance)) if seen or pending else mean
         chosen = int(np.flatnonzero(open_)[np.argmax(value[open_])])
         ticket = yield Open(weights[chosen])
         if ticket is not None:
@@ -201,7 +201,7 @@ class _Race:
         started = level > 0
         started[list(self.pending)] = True
         gap = np.abs(mean - _best_other(mean, self._singles | started))
-        value = knowledge_gradient(-gap, learned) / np.where(open_, cost, 1.0)
+        value = expected_improvement(-gap, learned) / np.where(open_, cost, 1.0)
         return int(np.flatnonzero(open_)[np.argmax(value[open_])])
 
     def _expected(self, level: int) -> float:
@@ -317,15 +317,6 @@ def _best_other(mean: Floats, among: np.ndarray) -> Floats:
     result = np.full(len(mean), mean[ranked[0]])
     result[ranked[0]] = mean[ranked[1]] if len(ranked) > 1 else -np.inf
     return result
-
-
-def knowledge_gradient(lead: Floats, spread: Floats) -> Floats:
-    """E[max(lead + spread Z, 0)] for Z standard normal: what is gained where ``lead`` is at most 0."""
-    wide = np.maximum(spread, 1e-12)
-    z = np.clip(lead / wide, -38, 38)
-    # Far below zero the two terms nearly cancel: what is left of them is rounding, never less than nothing.
-    gradient: Floats = wide * np.maximum(np.exp(-0.5 * z**2) / sqrt(2 * pi) + z * normal_below(z), 0.0)
-    return gradient
 
 
 def softened(examples: Examples, weights: Floats, estimates: Floats) -> Floats:

@@ -10,7 +10,6 @@ else. Axis names: members N, recipes S, evaluations n.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import pi, sqrt
 
 import numpy as np
 
@@ -18,7 +17,7 @@ from radin.search.candidates import equal_weights, prefixes
 from radin.search.prior import ScorePrior
 from radin.search.simplex import projected
 from radin.search.strategies.base import Asks, Floats, Open, Problem, Ticket, Wait
-from radin.search.strategies.slices import normal_below
+from radin.search.strategies.normal import expected_improvement
 from radin.search.surrogate import Surrogate
 
 _TRUSTS = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the gain expected, for recipes from even to few members
@@ -167,11 +166,3 @@ class Proposals:
             rows = rows[np.abs(rows - row).max(axis=1) > _SAME]
         _, first = np.unique(rows, axis=0, return_index=True)
         return rows[np.sort(first)]
-
-
-def expected_improvement(lead: Floats, spread: Floats) -> Floats:
-    """E[max(lead + spread Z, 0)] for Z standard normal, (S,)."""
-    wide = np.maximum(spread, 1e-12)
-    z = np.clip(lead / wide, -38, 38)
-    improvement: Floats = wide * (np.exp(-0.5 * z**2) / sqrt(2 * pi) + z * normal_below(z))
-    return improvement

@@ -16,21 +16,11 @@ from math import sqrt
 import numpy as np
 
 from radin.search.strategies.base import Floats, Indices
+from radin.search.strategies.normal import normal_below
 
 # Slices, as shares of the examples: the first tells a soup that lies out of the basin from others, the last gives the
 # score of one inside it almost exactly.
 LEVELS = (0.1, 0.2, 0.35)
-
-
-def normal_below(z: Floats) -> Floats:
-    """Share of a standard normal distribution below z, to the precision of float64, in the tails too."""
-    import torch  # a search by other ways does not wait for it
-
-    from radin.estimate.threads import one_thread
-
-    with one_thread():
-        result: Floats = torch.special.ndtr(torch.from_numpy(np.ascontiguousarray(z, dtype=np.float64))).numpy()
-    return result
 
 
 class Reading:
