@@ -322,6 +322,16 @@ def test_a_run_that_is_under_way_gives_the_same_figures(cooked, toy_pool, tmp_pa
     assert the(found, "estimate against truth").level == "note"
 
 
+def test_a_run_is_looked_at_and_left_as_it_is(cooked, toy_pool, tmp_path):
+    shutil.copytree(cooked, tmp_path / "run")
+    ledger = tmp_path / "run" / "ledger.sqlite"
+    ledger.chmod(0o444)
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in ledger.parent.rglob("*") if path.is_file()}
+    radin.doctor(toy_pool, run=tmp_path / "run")
+    after = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in ledger.parent.rglob("*") if path.is_file()}
+    assert after == before
+
+
 def test_an_estimate_far_above_the_truth_is_a_warning(cooked, toy_pool, tmp_path):
     shutil.copytree(cooked, tmp_path / "run")
     written = json.loads((tmp_path / "run" / "result.json").read_text())
