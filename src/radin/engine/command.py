@@ -170,6 +170,7 @@ class CommandEngine(Engine):
         thread.start()
 
     def wait(self, timeout: float | None = None) -> list[tuple[Question, Answer | Failure]]:
+        """What has been answered. What makes further questions pointless is raised after the answers at hand."""
         found: list[tuple[Question, Answer | Failure]] = []
         while self._threads:
             at_once = bool(found) or self._error is not None  # then only what else is there already

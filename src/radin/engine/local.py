@@ -86,7 +86,10 @@ class LocalEngine(Engine):
         self._workers.submit(question, self._statistics.get(question.recipe), dict(self.data))
 
     def wait(self, timeout: float | None = None) -> list[tuple[Question, Answer | Failure]]:
-        """What has been answered. The user's own errors are raised: they would meet every further question too."""
+        """What has been answered. The user's own errors are raised, once the answers that came with them are taken.
+
+        They would meet every further question too.
+        """
         if self._workers is None:
             if not self._queue:
                 return []

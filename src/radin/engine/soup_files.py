@@ -108,6 +108,7 @@ class SoupFiles:
             return target
 
     def release(self, slot: int) -> None:
+        """Remove what a slot holds."""
         shutil.rmtree(self.folder / f"{_SLOT}{slot}", ignore_errors=True)
 
     def remove(self, *, failed: bool = False) -> None:

@@ -47,6 +47,7 @@ class Template:
 
     @property
     def placeholders(self) -> frozenset[str]:
+        """Those that occur, by name."""
         return frozenset(field for _, field, _ in self.parts if field)
 
     def fill(self, values: Mapping[str, str]) -> str:

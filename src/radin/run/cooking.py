@@ -68,7 +68,9 @@ def cook(
     integers_from: str | None = None,
     progress: Progress | None = None,
 ) -> Result:
-    """Find the best soup of ``pool`` that ``budget`` validation passes can buy; write it to ``out``/soup.safetensors.
+    """Find the best soup of ``pool`` that ``budget`` validation passes can buy; write it into ``out``.
+
+    The soup is ``out``/soup.safetensors; where a program evaluates, in the members' own format.
 
     pool: a Pool, or what Pool.open takes. task: a Task, what Task.load takes, a Command (any program that scores a
     checkpoint) or an Engine of your own. budget: passes spent on soups in total over all sessions of this run; the

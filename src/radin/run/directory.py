@@ -42,10 +42,12 @@ class RunDirectory:
 
     @property
     def outputs(self) -> Path:
+        """The folder of the members' outputs, unless runs share one."""
         return self.path / "outputs"
 
     @property
     def ledger(self) -> Path:
+        """Where asks and tells are recorded."""
         return self.path / "ledger.sqlite"
 
     @property
@@ -89,6 +91,7 @@ class RunDirectory:
 
     @property
     def is_new(self) -> bool:
+        """Whether no run was started here yet."""
         return not (self.path / "run.json").exists()
 
     def read(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The ledger: what was asked and what was told, on disk the moment it is known, so that nothing is ever paid for twice.
+"""The ledger: what was asked and what was told, on disk the moment it is known, so that no answer is paid for twice.
 
 SQLite. Every call that writes is committed and synced before it returns. Questions and answers share one sequence of
 numbers, so that a run with several open questions can be replayed in the order in which things happened.
@@ -329,6 +329,7 @@ class Ledger:
         ]
 
     def close(self) -> None:
+        """Let go of the file."""
         self._db.close()
 
 

@@ -55,6 +55,7 @@ class Passes:
 
     @property
     def total(self) -> float:
+        """Of members and soups."""
         return self.members + self.soups
 
 

@@ -100,7 +100,7 @@ class Problem:
 
     ``singles`` (N,) utilities of the members, known from their outputs.
     ``estimate(ratios (S, N)) -> (S,)`` utilities of the averaged outputs.
-    ``budget``: how many soups may be evaluated in all.
+    ``budget``: passes over the examples, in all; a whole soup costs one.
     ``fit() -> (N,)``: the mixing ratios with the least cross-entropy, or squared error, of the averaged outputs; None
     where the targets allow neither.
     ``gram`` (N, N): inner products of the members' weights about any origin; None where they are not known.
