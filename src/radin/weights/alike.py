@@ -11,13 +11,12 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from radin.errors import CheckpointError
+from radin.files import replacing, replacing_folder
 from radin.weights import safetensors_file, torch_file
 from radin.weights.formats import SAFETENSORS_SUFFIXES, SUFFIXES, Checkpoint, Part, folder_file, is_index
 from radin.weights.saving import (
     FOLDER_METADATA,
     read_metadata,
-    replacing,
-    replacing_folder,
     write_safetensors,
     write_torch,
 )

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
-import shutil
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from radin.errors import CheckpointError
+from radin.files import replacing
 from radin.weights import safetensors_file
 from radin.weights.layout import find_aliases
 
@@ -130,56 +128,3 @@ def write_torch(content: Any, path: Path, metadata: Mapping[str, str]) -> None:
     if metadata:
         with zipfile.ZipFile(path, "a") as archive:
             archive.writestr(zipfile.ZipInfo(_TORCH_METADATA), json.dumps(dict(metadata)))
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside ``path`` that takes its place when the context ends well, and is removed if not."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        temporary.touch(exist_ok=False)
-        mode = temporary.stat().st_mode
-        yield temporary
-        temporary.chmod(mode)  # safetensors puts a file of its own there, which only the owner may read
-        _sync(temporary)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.absolute().parent)
-
-
-@contextmanager
-def replacing_folder(path: Path) -> Iterator[Path]:
-    """The same for a folder: a temporary one that takes the place of ``path``, files in it or not."""
-    token = secrets.token_hex(4)
-    temporary, before = (path.with_name(f".{path.name}.{token}.{end}") for end in ("tmp", "old"))
-    try:
-        temporary.mkdir()
-        yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                _sync(file)
-        if path.exists():  # a folder that is not empty cannot be replaced in one step
-            os.replace(path, before)
-        os.replace(temporary, path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if before.exists() and not path.exists():
-            os.replace(before, path)
-        raise
-    shutil.rmtree(before, ignore_errors=True)
-    _sync_folder(path.absolute().parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "posix":  # Windows cannot open a folder; there the rename is already durable enough
-        _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
