@@ -25,6 +25,17 @@ _LEFT = re.compile(r"\..+\.([0-9a-f]{8})-(\d{1,10})-[0-9a-f]{8}\.(tmp|old)")
 
 
 @contextmanager
+def attributed(path: Path) -> Iterator[None]:
+    """Give an OSError that names no file, such as a full disk's, the one that was being written."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(path)
+        raise
+
+
+@contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary file beside ``path`` that takes its place when the context ends well, and is removed if not."""
     temporary = _beside(path, "tmp")

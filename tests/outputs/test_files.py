@@ -5,6 +5,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from radin import OutputsError, Pool
+from radin.checksums import BLANK, KEY, seal
 from radin.outputs.files import read_outputs
 
 RNG = np.random.default_rng(0)
@@ -21,6 +22,12 @@ def pool(tmp_path_factory):
     return Pool.open(folder / "run*" / "best.safetensors")
 
 
+def save_as_radin(path, outputs, member):
+    metadata = {"member": member, "data": "d", "precision": "float32", KEY: BLANK}
+    save_file({"outputs": outputs}, path, metadata=metadata)
+    seal(path)
+
+
 @pytest.fixture
 def folder(tmp_path, pool):
     """One member's outputs in each of the forms: .npy, .safetensors, and as radin itself writes them."""
@@ -28,8 +35,7 @@ def folder(tmp_path, pool):
     np.save(tmp_path / "run0/best.npy", OUTPUTS[0])
     save_file({"logits": OUTPUTS[1], "other": np.zeros(2)}, tmp_path / "run1_best.safetensors")
     print_ = pool[2].fingerprint
-    metadata = {"member": print_, "data": "d", "precision": "float32"}
-    save_file({"outputs": OUTPUTS[2]}, tmp_path / f"{print_[:32]}.safetensors", metadata=metadata)
+    save_as_radin(tmp_path / f"{print_[:32]}.safetensors", OUTPUTS[2], print_)
     np.save(tmp_path / "targets.npy", TARGETS)
     return tmp_path
 
@@ -69,8 +75,7 @@ def test_what_is_missing_or_does_not_fit_is_named(folder, pool):
     refused("run1_best.safetensors: which of its tensors are the outputs? Call them outputs or logits")
     save_file({"a": TARGETS}, folder / "run1_best.safetensors")
     refused("run1_best.safetensors: outputs are stored as I64; expected F64, F32, F16")
-    metadata = {"member": pool[0].fingerprint, "data": "d", "precision": "float32"}
-    save_file({"outputs": OUTPUTS[1]}, folder / "run1_best.safetensors", metadata=metadata)
+    save_as_radin(folder / "run1_best.safetensors", OUTPUTS[1], pool[0].fingerprint)
     refused(f"run1_best.safetensors holds the outputs of other weights ({pool[0].fingerprint[:12]})")
     (folder / "run1_best.safetensors").write_bytes(b"12345678901")
     refused("run1_best.safetensors is not a whole .safetensors file")

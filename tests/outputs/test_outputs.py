@@ -122,12 +122,22 @@ def test_data_that_change_between_readings_are_refused(toy_pool, toy_task, tmp_p
         collect(task, toy_pool, tmp_path, Device.create("cpu", members_at_once=3))
 
 
-def test_a_cut_outputs_file_is_refused_by_name(toy_pool, toy_task, tmp_path):
+@pytest.mark.parametrize("where", [3, 40, 4000, 5000, -1, "cut"])
+def test_a_damaged_outputs_file_is_named_and_made_again_and_no_other(toy_pool, toy_task, tmp_path, where):
     collect(toy_task, toy_pool, tmp_path)
     path = OutputStore(tmp_path).path(toy_pool[2].fingerprint)
-    os.truncate(path, path.stat().st_size - 100)
+    whole = path.read_bytes()
+    if where == "cut":
+        os.truncate(path, path.stat().st_size - 100)
+    else:
+        damaged = bytearray(whole)
+        damaged[where] ^= 4
+        path.write_bytes(damaged)
     with pytest.raises(OutputsError, match=f"{path.name} is not a whole outputs file"):
-        collect(toy_task, toy_pool, tmp_path)
+        StoredOutputs.open(path)
+    found = collect(toy_task, toy_pool, tmp_path)
+    assert found.passes == 1
+    assert path.read_bytes() == whole
 
 
 def test_outputs_of_other_weights_are_never_served(toy_pool, toy_task, tmp_path):

@@ -6,7 +6,7 @@ fastest exact way for a metric.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -87,6 +87,7 @@ def estimator(
     cache: Path | None = None,
     keys: Keys | None = None,
     names: Sequence[str] | None = None,
+    told: Callable[[str], None] | None = None,
 ) -> Estimator:
     """The fastest exact estimator for a metric.
 
@@ -95,7 +96,8 @@ def estimator(
 
     outputs: (M, C) for each of N members, in memory or on disk; targets (M, ...). ``cache``, with ``keys``: a file
     to keep compiled accuracy in; where it holds some of the members, only the others are read. ``names``: of the
-    members, for messages. Raises OutputsError, naming the member, or TaskError when outputs and targets do not fit,
+    members, for messages. ``told``: is given a sentence when ``cache`` was damaged and is made again. Raises
+    OutputsError, naming the member, or TaskError when outputs and targets do not fit,
     and OutputsError when ``cache`` belongs to other data.
     """
     from radin.estimate.loss import LossEstimator
@@ -117,7 +119,7 @@ def estimator(
     elif keys is None:
         raise OutputsError("compiled outputs can only be kept with keys that say what they belong to")
     else:
-        margins = _cached(reader, labels, cache, keys)
+        margins = _cached(reader, labels, cache, keys, told)
     return estimator_of(margins, metric, device=device)
 
 
@@ -141,7 +143,7 @@ def estimator_of(margins: Margins, metric: Metric, *, device: str = "cpu") -> Es
     raise OutputsError(f"these margins were not compiled for metric {metric.name!r}: compile the outputs for it")
 
 
-def _cached(reader: Reader, targets: Array, path: Path, keys: Keys) -> Margins:
+def _cached(reader: Reader, targets: Array, path: Path, keys: Keys, told: Callable[[str], None] | None) -> Margins:
     """Compiled accuracy from the file, brought up to date with the pool, or made and kept there."""
     from radin.estimate.extend import update_margins
     from radin.estimate.margins import compile_margins
@@ -149,11 +151,14 @@ def _cached(reader: Reader, targets: Array, path: Path, keys: Keys) -> Margins:
 
     if len(keys.members) != reader.members:
         raise OutputsError(f"{reader.members} members have outputs but {len(keys.members)} have keys")
-    if not path.exists():
+    try:
+        old, old_keys = load_margins(path)
+    except OutputsError as error:  # not there, or damaged: it is made again from the outputs
+        if told is not None and path.exists():
+            told(f"made again: {error}")
         margins = compile_margins(reader, targets, extendable=True)
         save_margins(margins, path, keys)
         return margins
-    old, old_keys = load_margins(path)
     if old_keys.data != keys.data or old.classes != reader.classes or not np.array_equal(old.targets, targets):
         raise OutputsError(
             f"{path} was compiled from other data (data {old_keys.data[:12]}, {old.examples} examples, "

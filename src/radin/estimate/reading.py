@@ -6,8 +6,11 @@ Axis names: members N, examples M, classes C.
 from __future__ import annotations
 
 import os
+import threading
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from contextlib import contextmanager
+from itertools import count, pairwise
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -35,6 +38,44 @@ class ArrayLike2D(Protocol):
 Outputs = Sequence[ArrayLike2D] | Array
 
 
+class _OpenFiles:
+    """The files read last, kept open; not all of them: a process may have a few hundred, and a pool as many members."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._lock = threading.Lock()
+        self._idle: OrderedDict[int, int] = OrderedDict()
+
+    @contextmanager
+    def file(self, owner: int, path: str) -> Iterator[int]:
+        """A descriptor of its owner's file, this caller's alone while the context is open."""
+        with self._lock:
+            descriptor = self._idle.pop(owner, None)
+        if descriptor is None:
+            descriptor = os.open(path, os.O_RDONLY)
+        try:
+            yield descriptor
+        finally:
+            with self._lock:
+                spare = [self._idle.pop(owner)] if owner in self._idle else []
+                self._idle[owner] = descriptor
+                while len(self._idle) > self._most:
+                    spare.append(self._idle.popitem(last=False)[1])
+            for old in spare:
+                os.close(old)
+
+    def drop(self, owner: int) -> None:
+        """Close what an owner leaves open."""
+        with self._lock:
+            descriptor = self._idle.pop(owner, None)
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+_OPEN = _OpenFiles(64)
+_OWNERS = count()
+
+
 class FileArray:
     """An (M, C) array inside a file, read with positioned reads, so that no page of it stays resident.
 
@@ -45,9 +86,9 @@ class FileArray:
         """Raises OutputsError when the file is shorter than offset and shape say."""
         self.shape, self.dtype = shape, np.dtype(dtype)
         self._path, self._offset = os.fspath(path), offset
+        self._owner = next(_OWNERS)
         self._row = shape[1] * self.dtype.itemsize
-        self._file = os.open(self._path, os.O_RDONLY)
-        needed, size = offset + shape[0] * self._row, os.fstat(self._file).st_size
+        needed, size = offset + shape[0] * self._row, os.stat(self._path).st_size
         if size < needed:
             raise OutputsError(f"{self._path} is cut short: {needed} bytes expected, {size} there. Make it again.")
 
@@ -61,15 +102,15 @@ class FileArray:
         """Read rows lo, lo + 1, ... into ``out`` (b, C), contiguous and of this dtype."""
         view = out.reshape(-1).view(np.uint8).data
         at = self._offset + lo * self._row
-        while view:
-            count = os.preadv(self._file, [view], at)
-            if count == 0:
-                raise OutputsError(f"{self._path} was cut short while it was read. Make it again.")
-            view, at = view[count:], at + count
+        with _OPEN.file(self._owner, self._path) as file:
+            while view:
+                got = os.preadv(file, [view], at)
+                if got == 0:
+                    raise OutputsError(f"{self._path} was cut short while it was read. Make it again.")
+                view, at = view[got:], at + got
 
     def __del__(self) -> None:
-        if hasattr(self, "_file"):
-            os.close(self._file)
+        _OPEN.drop(self._owner)
 
 
 def _as_source(outputs: ArrayLike2D) -> ArrayLike2D:

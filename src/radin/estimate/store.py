@@ -6,17 +6,20 @@ Axis names: members N.
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from radin.checksums import BLANK, KEY, damage, seal
 from radin.errors import OutputsError
 from radin.estimate.margins import Dropped, Margins
+from radin.estimate.reading import Array
+from radin.files import parse_json, replacing
 
 FORMAT = "radin-margins-1"
 
@@ -56,37 +59,50 @@ def save_margins(margins: Margins, path: Path, keys: Keys) -> None:
         "purpose": margins.purpose,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        save_file(tensors, part, {"radin": json.dumps(about)})
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, {"radin": json.dumps(about), KEY: BLANK})
+        seal(temporary)
 
 
 def load_margins(path: Path) -> tuple[Margins, Keys]:
     """Read a compiled form and what it belongs to. Raises OutputsError when the file is damaged or something else."""
     try:
+        wrong = damage(path)
+        if wrong is not None:
+            raise OutputsError(f"{path} is damaged, or holds no compiled margins: {wrong}")
         with safe_open(path, framework="numpy") as file:
-            about: dict[str, Any] = json.loads((file.metadata() or {}).get("radin", "{}"))
-            if about.get("format") != FORMAT:
-                raise OutputsError(f"{path} holds no compiled margins of format {FORMAT}. Delete it to make it again.")
+            about = parse_json((file.metadata() or {}).get("radin", "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise OutputsError(f"{path} is damaged ({error}). Delete it to compile the outputs again.") from None
+        return _from_tensors(about, tensors)
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise OutputsError(f"{path} is damaged, or holds no compiled margins of format {FORMAT} ({error})") from None
+
+
+def _from_tensors(about: Any, tensors: Mapping[str, Array]) -> tuple[Margins, Keys]:
+    """Raises KeyError, TypeError or ValueError for anything that cannot have been written here."""
+    if about["format"] != FORMAT:
+        raise ValueError(f"its format is {about['format']!r}")
+    names = ("example", "rival", "logits", "truth", "targets", "allowed")
+    example, rival, logits, truth, targets, allowed = (tensors[name] for name in names)
+    rows, examples, members, classes = len(example), len(targets), len(about["members"]), int(about["classes"])
     dropped = None
     if "dropped_by" in tensors:
         dropped = Dropped(tensors["dropped_example"], tensors["dropped_rival"], tensors["dropped_by"])
-    margins = Margins(
-        tensors["example"],
-        tensors["rival"],
-        tensors["logits"],
-        tensors["truth"],
-        tensors["targets"],
-        about["classes"],
-        tensors["allowed"],
-        about["top"],
-        about["purpose"],
-        dropped,
-    )
-    return margins, Keys.of(about["members"], about["data"])
+        gone = len(dropped.by)
+        _require("dropped", (dropped.example, dropped.rival, dropped.by), [(gone,)] * 3, (examples, classes, rows))
+    _require("rows", (example, rival, targets), [(rows,), (rows,), (examples,)], (examples, classes, classes))
+    shapes = [(rows, members), (examples, members), (examples,)]
+    if [logits.shape, truth.shape, allowed.shape] != shapes or np.any(np.diff(example) < 0):
+        raise ValueError("its arrays do not fit together")
+    top, purpose = int(about["top"]), about["purpose"]
+    margins = Margins(example, rival, logits, truth, targets, classes, allowed, top, purpose, dropped)
+    return margins, Keys.of([str(member) for member in about["members"]], str(about["data"]))
+
+
+def _require(what: str, arrays: Sequence[Array], shapes: Sequence[tuple[int]], below: Sequence[int]) -> None:
+    """Raise ValueError unless these are whole numbers of these shapes, from 0 and below these bounds."""
+    for array, shape, bound in zip(arrays, shapes, below, strict=True):
+        if array.shape != shape or array.dtype.kind not in "iu" or (array.size and not array.min() >= 0):
+            raise ValueError(f"its {what} are no whole numbers of the shape expected")
+        if array.size and array.max() >= bound:
+            raise ValueError(f"its {what} are out of range")

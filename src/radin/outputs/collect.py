@@ -200,9 +200,6 @@ def _read_into(store: OutputStore, fingerprints: Sequence[str], passing: _Pass) 
             return _attempt(reading, passing)
         except _CannotResume:
             continue
-        finally:
-            if reading is not None:
-                reading.close()
     raise AssertionError("a reading from the start needs nothing to resume")
 
 

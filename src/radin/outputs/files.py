@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from radin.checksums import KEY, damage, opened
 from radin.errors import OutputsError
-from radin.outputs.store import StoredOutputs
+from radin.files import open_regular, parse_json, read_json
+from radin.outputs.store import StoredOutputs, map_array
 from radin.weights.pool import Member, Pool
 
 _SUFFIXES = (".npy", ".safetensors")
@@ -75,10 +76,12 @@ def outputs_at(path: Path) -> list[tuple[str, Path]]:
     files = [file for file in sorted(path.glob("*.safetensors")) if re.fullmatch("[0-9a-f]{32}", file.stem)]
     if not files:
         raise OutputsError(f"{path} holds no members' outputs; give files, or the outputs folder of a run")
-    names: dict[str, str] = {}
-    if (path.parent / "run.json").is_file():
-        members = json.loads((path.parent / "run.json").read_text())["identity"]["members"]
-        names = {fingerprint[:32]: name for fingerprint, name in members.items()}
+    names: dict[str, str]
+    try:  # only for the names: a run's file that cannot be read is not needed for them
+        members = opened(read_json(path.parent / "run.json"))["identity"]["members"]
+        names = {str(fingerprint)[:32]: str(name) for fingerprint, name in members.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        names = {}
     return [(names.get(file.stem, file.stem[:12]), file) for file in files]
 
 
@@ -108,6 +111,10 @@ def open_targets(path: Path) -> NDArray[Any]:
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
+    header, _ = _header(path)
+    wrong = damage(path) if KEY in header.get("__metadata__", {}) else None
+    if wrong is not None:
+        raise OutputsError(f"{path} is damaged: {wrong}. The same cook command makes it again.")
     try:
         return load_file(path)["targets"]
     except (SafetensorError, KeyError) as error:
@@ -131,7 +138,7 @@ def _open_safetensors(path: Path, fingerprint: str | None) -> NDArray[Any]:
     if entry["dtype"] not in _DTYPES:
         raise OutputsError(f"{path}: outputs are stored as {entry['dtype']}; expected {', '.join(_DTYPES)}")
     offset, shape = start + entry["data_offsets"][0], tuple(entry["shape"])
-    return np.memmap(path, np.dtype(_DTYPES[entry["dtype"]]), "r", offset, shape)
+    return map_array(path, np.dtype(_DTYPES[entry["dtype"]]), shape, offset)
 
 
 def _header(path: Path) -> tuple[dict[str, Any], int]:
@@ -139,9 +146,11 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, "np"), path.open("rb") as file:  # the library's own checks of the file
+        with open_regular(path) as file, safe_open(path, "np"):  # the library's own checks of the file
             length = int.from_bytes(file.read(8), "little")
-            header: dict[str, Any] = json.loads(file.read(length))
+            header = parse_json(file.read(length).decode())
+        if not isinstance(header, dict):
+            raise ValueError("its header is no JSON object")
     except (SafetensorError, OSError, ValueError) as error:
         raise OutputsError(f"{path} is not a whole .safetensors file ({error})") from None
     return header, 8 + length
@@ -149,7 +158,10 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
 
 def _open_npy(path: Path) -> NDArray[Any]:
     try:
-        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-        return array
+        with open_regular(path):
+            found = np.load(path, mmap_mode="r", allow_pickle=False)
+        if isinstance(found, np.memmap) and found.flags.c_contiguous and found.size:
+            return map_array(path, found.dtype, found.shape, found.offset)
+        return np.asarray(found)
     except (ValueError, OSError, EOFError) as error:
         raise OutputsError(f"{path} is not a whole .npy array of numbers ({error})") from None

@@ -2,19 +2,22 @@
 
 One file per member, ``<fingerprint>.safetensors``, holding one (examples, classes) array, so that the batch size of a
 reading leaves no trace. While a reading is under way the rows go to ``.partial`` files, and every few seconds a note
-records how many are safe on disk and the fingerprint of the data that gave them: a killed reading continues from there.
+records how many are safe on disk, their checksums, and the fingerprint of the data that gave them: a killed reading
+continues from there. Whole files carry a checksum of their own.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,13 +26,16 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from radin.checksums import BLANK, KEY, damage, opened, seal, sealed, sealed_header
 from radin.data.batches import DataFingerprint
 from radin.errors import OutputsError
+from radin.files import attributed, open_regular, read_json, replacing, sync, sync_folder, write_json
 
 _TENSOR = "outputs"
 _HEADER_BYTES = 4096  # reserved at the head of a partial file, so that finishing it moves no data
 _SAFE_EVERY = 5.0  # seconds of work a kill may cost while outputs are being made
 _DTYPES = {"float32": "F32", "float16": "F16"}
+_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -46,21 +52,23 @@ class StoredOutputs:
 
     def array(self) -> NDArray[Any]:
         """The outputs (examples, classes), memory-mapped: only what is used is read."""
-        return np.memmap(self.path, self.dtype, "r", self.offset, self.shape)
+        return map_array(self.path, self.dtype, self.shape, self.offset)
 
     @classmethod
     def open(cls, path: Path) -> StoredOutputs:
-        """Raises OutputsError when the file is not a whole outputs file of radin's."""
+        """Raises OutputsError when the file is not a whole outputs file of radin's: all of it is read for that."""
         try:
-            with safe_open(path, "np") as file:
-                metadata = file.metadata() or {}
-                part = file.get_slice(_TENSOR)
-                shape = tuple(part.get_shape())
-                kind = part.get_dtype()
+            wrong = damage(path)
+            if wrong is None:
+                with safe_open(path, "np") as file:
+                    metadata = file.metadata() or {}
+                    part = file.get_slice(_TENSOR)
+                    shape = tuple(part.get_shape())
+                    kind = part.get_dtype()
         except (SafetensorError, OSError) as error:
-            raise OutputsError(
-                f"{path} is not a whole outputs file ({error}). Delete it; it will be made again."
-            ) from None
+            wrong = str(error)
+        if wrong is not None:
+            raise OutputsError(f"{path} is not a whole outputs file ({wrong}). Delete it; it will be made again.")
         dtype = {code: np.dtype(name) for name, code in _DTYPES.items()}.get(kind)
         if dtype is None or len(shape) != 2 or not {"member", "data", "precision"} <= set(metadata):
             raise OutputsError(f"{path} does not hold outputs as radin writes them. Move it away.")
@@ -69,8 +77,28 @@ class StoredOutputs:
         return cls(path, metadata["member"], metadata["data"], size, dtype, metadata["precision"], offset)
 
 
+def map_array(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...], offset: int) -> np.memmap[Any, Any]:
+    """An array in a file, memory-mapped, read-only. Unlike numpy's own it keeps no file open: there may be hundreds.
+
+    Raises OSError, and ValueError when the file is shorter than that or no regular file.
+    """
+    end = offset + math.prod(shape) * dtype.itemsize
+    with open_regular(path) as file:
+        if os.fstat(file.fileno()).st_size < end:
+            raise ValueError(f"truncated: {end:,} bytes expected")
+    storage: Any = torch.UntypedStorage.from_file(str(path), False, end)
+    content: NDArray[np.uint8] = torch.empty(0, dtype=torch.uint8).set_(storage).numpy()
+    content.flags.writeable = False
+    found = content[offset:].view(dtype).reshape(shape).view(np.memmap)
+    found.filename, found.offset, found.mode = str(path), offset, "r"
+    return found
+
+
 class OutputStore:
-    """The folder of cached outputs. ``dtype``: "float32", or "float16" for half the disk."""
+    """The folder of cached outputs. ``dtype``: "float32", or "float16" for half the disk.
+
+    Each file is read whole once, to see that it is as it was written; one that is not is made again, as ``notes`` say.
+    """
 
     def __init__(self, folder: Path, *, precision: str = "float32", dtype: str = "float32") -> None:
         if dtype not in _DTYPES:
@@ -78,6 +106,8 @@ class OutputStore:
         self.folder = folder
         self.precision = precision
         self.dtype = np.dtype(dtype)
+        self.notes: list[str] = []
+        self._whole: dict[str, StoredOutputs] = {}
         folder.mkdir(parents=True, exist_ok=True)
 
     @contextmanager
@@ -93,11 +123,20 @@ class OutputStore:
         return self.folder / f"{member[:32]}.safetensors"
 
     def get(self, member: str) -> StoredOutputs | None:
-        """The stored outputs of this fingerprint, or None. Raises OutputsError if they are another's."""
+        """The stored outputs of this fingerprint, or None, also where they are damaged.
+
+        Raises OutputsError if they are another's.
+        """
+        if member in self._whole:
+            return self._whole[member]
         path = self.path(member)
         if not path.exists():
             return None
-        stored = StoredOutputs.open(path)
+        try:
+            stored = StoredOutputs.open(path)
+        except OutputsError as error:
+            self.notes.append(f"made again: {error}")
+            return None
         if stored.member != member:
             raise OutputsError(f"{path} holds the outputs of other weights ({stored.member[:12]}). Delete it.")
         for what, asked, found in (
@@ -106,58 +145,59 @@ class OutputStore:
         ):
             if asked != found:
                 raise OutputsError(f"{path} was {what} {found}, now {asked} is asked. Use another folder for outputs.")
+        self._whole[member] = stored
         return stored
 
     def save_targets(self, targets: NDArray[Any], data: str) -> None:
         """Write targets.safetensors beside the outputs, whole or not at all."""
-        path = self.folder / "targets.safetensors"
-        partial = path.with_suffix(".partial")
-        save_file({"targets": targets}, partial, metadata={"data": data})
-        _sync(partial)
-        os.replace(partial, path)
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+        with replacing(self.folder / "targets.safetensors") as temporary:
+            save_file({"targets": targets}, temporary, metadata={"data": data, KEY: BLANK})
+            seal(temporary)
 
 
 class PendingOutputs:
     """The partial files of one reading by some members: rows appended batch by batch, resumable.
 
     ``examples``: rows that are on disk already when the reading starts (0 without ``resume``), made by the data whose
-    fingerprint up to there is ``resume_data``.
+    fingerprint up to there is ``resume_data``. No file is kept open: there may be hundreds of members.
     """
 
     def __init__(self, store: OutputStore, members: Sequence[str], *, resume: bool) -> None:
         self._store = store
         self._members = members
         self._note = store.folder / "reading.json"
+        self._digests = [hashlib.sha256() for _ in members]
         note = self._read_note() if resume else None
         self.examples: int = note["examples"] if note else 0
         self.resume_data: str = note["data"] if note else ""
         self._classes: int = note["classes"] if note else 0
         self._saved_at = time.monotonic()
-        self._files: list[BinaryIO] = []
+        if note is None:
+            self._digests = [hashlib.sha256() for _ in members]
         for member in members:
-            file = self._partial(member).open("r+b" if note else "wb")
-            file.truncate(_HEADER_BYTES + self.examples * self._classes * store.dtype.itemsize)
-            file.seek(0, os.SEEK_END)
-            self._files.append(file)
+            with attributed(self._partial(member)), self._partial(member).open("r+b" if note else "wb") as file:
+                file.truncate(self._size(self.examples, self._classes))
 
     def _partial(self, member: str) -> Path:
         return self._store.path(member).with_suffix(".partial")
 
+    def _size(self, examples: int, classes: int) -> int:
+        return _HEADER_BYTES + examples * classes * self._store.dtype.itemsize
+
     def _read_note(self) -> dict[str, Any] | None:
-        """The note of an unfinished reading by these members, if its rows are all there."""
+        """The note of an unfinished reading by these members, if its rows are all there and as they were written."""
         try:
-            note: dict[str, Any] = json.loads(self._note.read_text())
-            same = {**note, **self._settings()} == note
-            needed = _HEADER_BYTES + note["examples"] * note["classes"] * self._store.dtype.itemsize
-            whole = all(self._partial(m).stat().st_size >= needed for m in self._members)
+            note = opened(read_json(self._note))
+            if {**note, **self._settings()} != note:
+                return None
+            size = self._size(note["examples"], note["classes"])
+            for member, digest, expected in zip(self._members, self._digests, note["checksums"], strict=True):
+                if not _feed(digest, self._partial(member), size) or digest.hexdigest() != expected:
+                    self._store.notes.append(f"made again: {self._partial(member)} is not as it was written")
+                    return None
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        return note if same and whole else None
+        return note
 
     def _settings(self) -> dict[str, Any]:
         return {
@@ -169,7 +209,7 @@ class PendingOutputs:
     def append(self, outputs: Sequence[torch.Tensor], data: DataFingerprint) -> None:
         """Add each member's rows; now and then make them safe."""
         self._classes = outputs[0].shape[1]
-        for member, file, rows in zip(self._members, self._files, outputs, strict=True):
+        for member, digest, rows in zip(self._members, self._digests, outputs, strict=True):
             with np.errstate(over="ignore"):
                 stored = rows.numpy().astype(self._store.dtype)
             if not np.isfinite(stored).all():
@@ -177,35 +217,36 @@ class PendingOutputs:
                     f"outputs of the member {member[:12]} reach {float(rows.abs().max()):.3g}, more than "
                     f"{self._store.dtype} holds: store them as float32"
                 )
-            file.write(stored.tobytes())
+            written = stored.tobytes()
+            with attributed(self._partial(member)), self._partial(member).open("ab") as file:
+                file.write(written)
+            digest.update(written)
         self.examples += len(outputs[0])
         if time.monotonic() - self._saved_at > _SAFE_EVERY:
             self._save(data)
             self._saved_at = time.monotonic()
 
     def _save(self, data: DataFingerprint) -> None:
-        for file in self._files:
-            file.flush()
-            os.fsync(file.fileno())
+        for member in self._members:
+            sync(self._partial(member))
         note = self._settings() | {
             "classes": self._classes,
             "examples": self.examples,
             "data": data.hexdigest(),
+            "checksums": [digest.hexdigest() for digest in self._digests],
         }
-        partial = self._note.with_suffix(".partial")
-        partial.write_text(json.dumps(note))
-        os.replace(partial, self._note)
+        write_json(self._note, sealed(note))
 
     def finish(self, data: str) -> None:
         """Write the headers and give the files their names."""
-        for member, file in zip(self._members, self._files, strict=True):
-            file.seek(0)
-            file.write(self._header(member, data))
-            file.flush()
-            os.fsync(file.fileno())
-            file.close()
-            os.replace(self._partial(member), self._store.path(member))
-        self._files = []
+        for member, digest in zip(self._members, self._digests, strict=True):
+            partial = self._partial(member)
+            with attributed(partial), partial.open("r+b") as file:
+                file.write(sealed_header(self._header(member, data), digest))
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, self._store.path(member))
+        sync_folder(self._store.folder)
         self._note.unlink(missing_ok=True)
 
     def _header(self, member: str, data: str) -> bytes:
@@ -217,12 +258,23 @@ class PendingOutputs:
                 "member": member,
                 "data": data,
                 "precision": self._store.precision,
+                KEY: BLANK,
             },
             _TENSOR: {"dtype": _DTYPES[self._store.dtype.name], "shape": shape, "data_offsets": [0, size]},
         }
         text = json.dumps(header).encode().ljust(_HEADER_BYTES - 8)
         return len(text).to_bytes(8, "little") + text
 
-    def close(self) -> None:
-        for file in self._files:
-            file.close()
+
+def _feed(digest: hashlib._Hash, path: Path, size: int) -> bool:
+    """Feed the rows of a partial file of which ``size`` bytes are safe; whether they are all there."""
+    left = size - _HEADER_BYTES
+    with path.open("rb") as file:
+        file.seek(_HEADER_BYTES)
+        while left > 0:
+            chunk = file.read(min(left, _CHUNK))
+            if not chunk:
+                return False
+            digest.update(chunk)
+            left -= len(chunk)
+    return True

@@ -104,6 +104,7 @@ class TaskEvaluator(Evaluator):
         self.engine = LocalEngine(pool, task, placed, spec=spec, integers_from=integers_from, workers=workers)
         self._task = task
         self._outputs, self._dtype, self._keep = outputs, outputs_dtype, keep_outputs
+        self._kept: OutputStore | None = None
         self._first = preflight(task, pool.shapes, pool[0].name, lambda: pool.tensors(0), placed, self.metric)
         self._calibrates = bool(self._first.batchnorm_layers) and task.calibration is not None
         self.about = (self._first.batchnorm_layers, self._calibrates, self._first.notes)
@@ -167,8 +168,11 @@ class TaskEvaluator(Evaluator):
         return collect(job, self.engine, self._first, self._store(job))
 
     def _store(self, job: Job) -> OutputStore:
-        folder = Path(self._outputs or job.directory.outputs)
-        return OutputStore(folder, precision=self.engine.device.precision, dtype=self._dtype)
+        """One for the session: what it has found to be whole is not read again."""
+        if self._kept is None:
+            folder = Path(self._outputs or job.directory.outputs)
+            self._kept = OutputStore(folder, precision=self.engine.device.precision, dtype=self._dtype)
+        return self._kept
 
     def bind(self, job: Job, known: Known, asked: Mapping[str, Any]) -> Rates:
         """A pass is the validation and the calibration examples."""

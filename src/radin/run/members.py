@@ -12,17 +12,19 @@ from numpy.typing import NDArray
 
 from radin.engine.base import Engine
 from radin.engine.local import LocalEngine
-from radin.errors import RunError
+from radin.errors import OutputsError, RunError
 from radin.estimate import (
     Estimator,
     Keys,
     MarginCompiler,
+    Margins,
     estimator,
     estimator_of,
     load_margins,
     save_margins,
 )
 from radin.outputs.collect import collect_outputs, stream_outputs
+from radin.outputs.files import open_array
 from radin.outputs.store import OutputStore
 from radin.question import VALIDATION, Answer, Failure, Question, answer_from_outputs, answer_from_values
 from radin.recipe import Recipe
@@ -81,7 +83,9 @@ def stored_outputs(job: Job, engine: LocalEngine, first: FirstBatch, store: Outp
         cache=store.folder / "compiled.safetensors",
         keys=Keys.of(job.pool.fingerprints, cached.data),
         names=job.names,
+        told=store.notes.append,
     )
+    job.notes += tuple(store.notes)
     return Known(cached.data, len(cached.targets), estimates, cached.targets, cached.outputs)
 
 
@@ -90,7 +94,8 @@ def streamed_outputs(job: Job, engine: LocalEngine, first: FirstBatch, store: Ou
     path = store.folder / "compiled.safetensors"
     expected = job.directory.identity[VALIDATION]
     device = str(engine.device.device)
-    if expected is not None and path.exists():
+    kept = _kept(job, path) if expected is not None and path.exists() else None
+    if kept is not None:
         _check_same_values(job, first)
         data, targets = stream_outputs(
             engine.task,
@@ -102,7 +107,7 @@ def streamed_outputs(job: Job, engine: LocalEngine, first: FirstBatch, store: Ou
             progress=job.progress,
             readings=engine.evaluator.readings,
         )
-        margins, keys = load_margins(path)
+        margins, keys = kept
         if keys.data != expected or set(keys.members) != set(job.pool.fingerprints):
             raise RunError(f"{path} was compiled from other weights or data. Delete it to make it again.")
         margins = margins.reordered([keys.members.index(f) for f in job.pool.fingerprints])
@@ -132,6 +137,15 @@ def streamed_outputs(job: Job, engine: LocalEngine, first: FirstBatch, store: Ou
         job.add(Recipe.single(k, len(job.pool)), VALIDATION, answer_from_values(np.concatenate(parts), 0.0, data))
     save_margins(margins, path, Keys.of(job.pool.fingerprints, data))
     return Known(data, len(targets), estimator_of(margins, job.metric, device=device), targets)
+
+
+def _kept(job: Job, path: Path) -> tuple[Margins, Keys] | None:
+    """What was compiled before, or None where it is damaged: then it takes the members' passes again."""
+    try:
+        return load_margins(path)
+    except OutputsError as error:
+        job.notes += (f"made again by a reading of all members: {error}",)
+        return None
 
 
 def asked_scores(job: Job, engine: Engine, given: Sequence[float] | None) -> Known:
@@ -215,7 +229,7 @@ def some_examples(job: Job, engine: LocalEngine, known: Known, examples: NDArray
     for k, outputs in enumerate(known.outputs):
         path = folder / f"{k}.npy"
         np.save(path, outputs[examples])
-        copies.append(np.load(path, mmap_mode="r"))
+        copies.append(open_array(path))
     targets = known.targets[examples]
     estimates = estimator(copies, targets, job.metric, device=str(engine.device.device), names=job.names)
     return replace(known, examples=len(examples), estimator=estimates, targets=targets, outputs=tuple(copies))
