@@ -3,8 +3,33 @@
 from __future__ import annotations
 
 
+def printable(text: object, keep: str = "") -> str:
+    """``str(text)`` on one line for a terminal, a log or a page, every character in it visible.
+
+    Whatever ``repr`` would escape is escaped in the same way: control characters (C0, DEL, C1), line separators, those
+    that change the direction of text or have no width, and lone surrogates, which stand for the bytes of a file name
+    that are not UTF-8. ``keep``: characters left as they are. A backslash stays, so escaping twice changes nothing.
+    """
+    whole = str(text)
+    if whole.isprintable():
+        return whole
+    return "".join(c if c.isprintable() or c in keep else repr(c)[1:-1] for c in whole)
+
+
+def printable_lines(text: object) -> str:
+    """The same for a text of several lines, such as a traceback: its line breaks and tabs stay."""
+    return printable(text, keep="\n\t")
+
+
 class RadinError(Exception):
-    """Something the user can mend. The message says what, where, expected and got, and what to do."""
+    """Something the user can mend. The message says what, where, expected and got, and what to do.
+
+    Control characters in it are escaped; line breaks stay, so a name that is put in must be ``printable`` where a line
+    of its own could be taken for radin's.
+    """
+
+    def __init__(self, message: object = "", *more: object) -> None:
+        super().__init__(printable_lines(message), *more)
 
 
 class CheckpointError(RadinError):
