@@ -50,3 +50,7 @@ class OutputsError(RadinError):
 
 class RunError(RadinError):
     """A run directory is in use, damaged, or belongs to another pool, data set or metric."""
+
+
+class StorageError(RadinError):
+    """The operating system refused: the disk is full or read-only, no permission, too many open files."""

@@ -5,6 +5,7 @@ A killed process may leave a temporary file: ``sweep`` removes what processes th
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -16,12 +17,75 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+from radin.errors import StorageError
 
 JSON_BYTES = 64 * 2**20  # what a JSON file of radin's or a library's may have: far more than any has
 
-# .NAME.HOST-PID-TOKEN.tmp while it is written; .old is a folder on its way out.
+# .NAME.HOST-PID-TOKEN.tmp while it is written; .old is a folder on its way out. safetensors makes a .tmp of its own.
 _LEFT = re.compile(r"\..+\.([0-9a-f]{8})-(\d{1,10})-[0-9a-f]{8}\.(tmp|old)")
+_SAFETENSORS_LEFT = re.compile(r"\.tmp[0-9A-Za-z]{6}")
+
+
+def storage_error(error: OSError, path: Path | None = None, *, doing: str = "written", needs: int = 0) -> StorageError:
+    """An error of the operating system's as a message: which file, what is the matter, what to do.
+
+    path: where the error itself names none. doing: what was done with it: "read", "written". needs: bytes, if known.
+    """
+    name = error.filename if isinstance(error.filename, str) else path
+    where = Path(name) if name is not None else None
+    room = ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT) and where is not None:
+        with suppress(OSError):
+            folder = next(parent for parent in where.absolute().parents if parent.is_dir())
+            room = f" ({shutil.disk_usage(folder).free:,} bytes are free" + (f", {needs:,} needed)" if needs else ")")
+    kind, todo = _CAUSES.get(error.errno or 0, (error.strerror or str(error), "Mend the cause"))
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        kind += _open_files_limit()
+    return StorageError(
+        f"{where if where is not None else 'a file'} cannot be {doing}: {kind}{room}. {todo}, and give the same "
+        "command again: nothing that was finished is lost."
+    )
+
+
+_HIDDEN = re.compile(r"\(os error (\d+)\)")  # how libraries written in Rust say it
+_CAUSES = {
+    errno.ENOSPC: ("no space is left on the disk", "Make room"),
+    errno.EDQUOT: ("the disk quota is used up", "Make room"),
+    errno.EACCES: ("no permission", "Change the permissions of the file and its folder"),
+    errno.EPERM: ("the system does not permit it", "Change the permissions of the file and its folder"),
+    errno.EROFS: ("the file system is read-only", "Give a folder on another one, or mount it to be written to"),
+    errno.EMFILE: ("too many files are open", "Raise the limit (ulimit -n)"),
+    errno.ENFILE: ("too many files are open on this machine", "Close other programs"),
+    errno.EIO: ("the disk gave an input/output error", "Check the disk"),
+    errno.EFBIG: ("files may not become so large here", "Raise the limit (ulimit -f), or use another disk"),
+    errno.ENOENT: ("it is not there, or its folder is gone", "Put it back"),
+    errno.ENOMEM: ("the system has no memory left", "Close other programs"),
+    errno.ESTALE: ("the network disk has lost it", "Mount it again"),
+}
+
+
+def _open_files_limit() -> str:
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return ""
+    return f"; this process may have {resource.getrlimit(resource.RLIMIT_NOFILE)[0]:,}"
+
+
+@contextmanager
+def told(path: Path | None = None, *, doing: str = "written", needs: int = 0) -> Iterator[None]:
+    """Turn the operating system's errors into StorageErrors, see ``storage_error``; also those that a library hides."""
+    try:
+        yield
+    except OSError as error:
+        raise storage_error(error, path, doing=doing, needs=needs) from error
+    except Exception as error:
+        if hidden := _HIDDEN.search(str(error)):
+            cause = OSError(int(hidden.group(1)), os.strerror(int(hidden.group(1))))
+            raise storage_error(cause, path, doing=doing, needs=needs) from error
+        raise
 
 
 @contextmanager
@@ -35,22 +99,48 @@ def attributed(path: Path) -> Iterator[None]:
         raise
 
 
+class Writer:
+    """A file open for writing, for a library that hides why a write failed: ``error`` is the system's own."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, content: bytes) -> int:
+        """As a file's."""
+        try:
+            return self._file.write(content)
+        except OSError as error:
+            self.error = self.error or error
+            raise
+
+    def flush(self) -> None:
+        """As a file's."""
+        self._file.flush()
+
+
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside ``path`` that takes its place when the context ends well, and is removed if not."""
+def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
+    """A temporary file beside ``path`` that takes its place when the context ends well, and is removed if not.
+
+    durable: have it on disk before; without, a power cut may leave an empty file.
+    """
     temporary = _beside(path, "tmp")
     try:
-        temporary.touch(exist_ok=False)
-        mode = temporary.stat().st_mode
-        yield temporary
-        temporary.chmod(mode)  # safetensors puts a file of its own there, which only the owner may read
-        sync(temporary)
-        os.replace(temporary, path)
+        with attributed(path):
+            temporary.touch(exist_ok=False)
+            mode = temporary.stat().st_mode
+            yield temporary
+            temporary.chmod(mode)  # safetensors puts a file of its own there, which only the owner may read
+            if durable:
+                sync(temporary)
+            os.replace(temporary, path)
     except BaseException:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
-    sync_folder(path.absolute().parent)
+    if durable:
+        sync_folder(path.absolute().parent)
 
 
 @contextmanager
@@ -107,7 +197,7 @@ def parse_json(text: str) -> Any:
         raise ValueError("nested too deeply") from None
 
 
-def open_regular(path: Path) -> Any:
+def open_regular(path: Path) -> BinaryIO:
     """Open a regular file for reading bytes. Raises OSError, and ValueError for a pipe, a device or a folder."""
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -126,13 +216,19 @@ def sweep(folder: Path, *, held: bool = False) -> list[Path]:
     with suppress(OSError):
         for entry in sorted(folder.iterdir()):
             left = _LEFT.fullmatch(entry.name)
-            if left and (held or (left.group(1) == _host() and not _runs(int(left.group(2))))):
+            ours = left is not None and left.group(1) == _host() and not _runs(int(left.group(2)))
+            if ours or (held and (left or _SAFETENSORS_LEFT.fullmatch(entry.name))):
                 if entry.is_dir() and not entry.is_symlink():
                     shutil.rmtree(entry, ignore_errors=True)
                 else:
                     entry.unlink(missing_ok=True)
                 removed.append(entry)
     return removed
+
+
+def is_left(name: str) -> bool:
+    """Whether a file is called as what is half written is."""
+    return bool(_LEFT.fullmatch(name) or _SAFETENSORS_LEFT.fullmatch(name))
 
 
 def sync(path: Path) -> None:

@@ -216,7 +216,7 @@ def test_a_directory_of_something_else_is_left_alone(toy_pool, toy_task, tmp_pat
 def test_a_directory_that_a_killed_start_left_behind_is_taken(toy_pool, toy_task, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".lock").touch()
-    (tmp_path / "run" / "run.json.partial").write_text('{"form')
+    (tmp_path / "run" / ".run.json.0123abcd-123-0123abcd.tmp").write_text('{"form')
     assert radin.cook(toy_pool, toy_task, budget=1, out=tmp_path / "run").passes.soups == 1
 
 

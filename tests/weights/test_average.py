@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import importlib
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.torch import load_file, load_model, save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from radin.errors import CheckpointError, PoolError
+from radin.errors import CheckpointError, PoolError, StorageError
 from radin.recipe import Recipe
 from radin.weights import (
     Pool,
@@ -279,7 +282,9 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full_disk)
-    with pytest.raises(CheckpointError, match="cannot be written: No space left on device"):
+    with pytest.raises(
+        StorageError, match=rf"soup{suffix} cannot be written: no space is left .*, 800 needed.*Make room"
+    ):
         save({"a": torch.zeros(200)}, path)
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
@@ -302,3 +307,21 @@ def test_outputs_that_cannot_be_written_are_refused_before_work(tmp_path: Path) 
     with pytest.raises(CheckpointError, match=r"safetensors cannot store torch\.complex128"):
         save({"a": torch.ones(1, dtype=torch.complex128)}, tmp_path / "soup.safetensors")
     assert not (tmp_path / "soup.safetensors").exists()
+
+
+def test_the_same_soup_has_the_same_bytes_in_every_process(tmp_path):
+    code = """
+import sys, torch
+from radin.weights import save
+metadata = {f"radin.{k}": "é \\x01 \\\\" * k for k in range(9)}
+save({"b": torch.arange(5.0), "a": torch.ones(3, dtype=torch.bfloat16)}, sys.argv[1], metadata=metadata)
+"""
+    written = []
+    for k in range(3):
+        path = tmp_path / f"{k}.safetensors"
+        subprocess.run([sys.executable, "-c", code, str(path)], check=True)
+        written.append(path.read_bytes())
+        with safe_open(path, "pt") as file:
+            assert file.metadata()["radin.3"] == "é \x01 \\" * 3
+            assert file.get_tensor("b").tolist() == [0, 1, 2, 3, 4]
+    assert len(set(written)) == 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from radin.errors import RadinError
+from radin.files import replacing
 
 Bytes = NDArray[np.uint8]
 Integers = NDArray[np.int64]
@@ -158,9 +158,8 @@ def save(file: Path, splits: Mapping[str, Images]) -> None:
     arrays: dict[str, Any] = {}
     for name, part in splits.items():
         arrays |= {f"{name}.images": part.images, f"{name}.labels": part.labels}
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.npz")
-    np.savez(temporary, **arrays)  # not compressed: every pass over the data reads it
-    os.replace(temporary, file)
+    with replacing(file) as temporary, temporary.open("wb") as out:
+        np.savez(out, **arrays)  # not compressed: every pass over the data reads it
 
 
 def load(file: str | Path, name: str) -> Images:

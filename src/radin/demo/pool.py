@@ -7,7 +7,6 @@ set is small and one label in five is wrong, so each member learns mistakes of i
 from __future__ import annotations
 
 import json
-import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from radin.demo.data import Images
 from radin.demo.training import Augmentation, Hyperparameters, affine, network, train
 from radin.errors import RadinError
 from radin.estimate.threads import one_thread
+from radin.files import write_text
 from radin.progress import Progress
 from radin.weights import save
 
@@ -121,9 +121,9 @@ def build(
         recipes = tuple(hyperparameters(seed, index) for index in range(members))
         paths = tuple(folder / "members" / f"{index:02d}-{how.name}.safetensors" for index, how in enumerate(recipes))
         _train_missing(folder, paths, recipes, seed, progress)
-        _write(folder / "task.py", _TASK.format(shift=SHIFT_NAMES[name]))
+        write_text(folder / "task.py", _TASK.format(shift=SHIFT_NAMES[name]))
         table = {path.name: asdict(how) for path, how in zip(paths, recipes, strict=True)}
-        _write(folder / "hyperparameters.json", json.dumps(table, indent=2) + "\n")
+        write_text(folder / "hyperparameters.json", json.dumps(table, indent=2) + "\n")
     return DemoPool(folder, paths, folder / "task.py", recipes, name, time.monotonic() - started)
 
 
@@ -218,10 +218,4 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
                 "choose another folder or remove it"
             )
     else:
-        _write(file, json.dumps(settings, indent=2) + "\n")
-
-
-def _write(file: Path, text: str) -> None:
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    temporary.write_text(text)
-    os.replace(temporary, file)
+        write_text(file, json.dumps(settings, indent=2) + "\n")

@@ -20,6 +20,7 @@ from radin.errors import OutputsError, RunError, TaskError
 from radin.estimate import estimator
 from radin.metrics import Metric
 from radin.outputs.collect import stream_outputs
+from radin.outputs.files import open_targets
 from radin.outputs.store import StoredOutputs
 from radin.progress import Progress
 from radin.question import Answer, answer_from_outputs
@@ -299,7 +300,8 @@ def examine_run(directory: Path, pool: Pool, task: Task | None = None) -> Histor
     """
     if not (directory / "run.json").is_file() or not (directory / "ledger.sqlite").is_file():
         raise RunError(f"{directory} is not a run directory: it has no run.json and ledger.sqlite. Give cook's --out.")
-    identity = RunDirectory(directory, {}).read()["identity"]
+    found = RunDirectory(directory, {}).read()
+    identity = found["identity"]
     members = identity["members"]
     if set(members) != set(pool.fingerprints):
         gone = [name for fingerprint, name in members.items() if fingerprint not in pool.fingerprints]
@@ -308,7 +310,7 @@ def examine_run(directory: Path, pool: Pool, task: Task | None = None) -> Histor
             f"{directory} is a run of another pool (only in the run: {', '.join(gone) or 'none'}; only in this pool: "
             f"{', '.join(new) or 'none'}). Give the paths that the run was started with."
         )
-    ledger = Ledger(directory / "ledger.sqlite", read_only=True)
+    ledger = Ledger(directory / "ledger.sqlite", run=found["run"], read_only=True)
     try:
         entries = ledger.soups()
         singles = [e.evaluation for e in ledger.entries("member", "validation")]
@@ -355,10 +357,8 @@ def _estimates(directory: Path, soups: Sequence[Entry], pool: Pool, metric: str,
     targets = directory / "outputs" / "targets.safetensors"
     chosen = _metric(metric, task)
     if missing and chosen is not None and targets.is_file() and all(path.is_file() for path in outputs.values()):
-        from safetensors.numpy import load_file
-
         arrays = [StoredOutputs.open(path).array() for path in outputs.values()]
-        estimates = estimator(arrays, load_file(targets)["targets"], chosen, names=pool.member_names)
+        estimates = estimator(arrays, open_targets(targets), chosen, names=pool.member_names)
         recipes = [Recipe.from_json(e.recipe, pool.fingerprints).weights for e in missing]
         scores = estimates.scores(np.array(recipes))
         known |= {e.identity: float(score) for e, score in zip(missing, scores, strict=True)}

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from radin.checksums import BLANK, KEY, damage, seal
 from radin.errors import OutputsError
@@ -60,7 +60,8 @@ def save_margins(margins: Margins, path: Path, keys: Keys) -> None:
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
-        save_file(tensors, temporary, {"radin": json.dumps(about), KEY: BLANK})
+        # not save_file, which writes to a file of its own there, and leaves it behind when it is killed
+        temporary.write_bytes(save(tensors, {"radin": json.dumps(about), KEY: BLANK}))
         seal(temporary)
 
 

@@ -24,7 +24,7 @@ import torch
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from radin.checksums import BLANK, KEY, damage, opened, seal, sealed, sealed_header
 from radin.data.batches import DataFingerprint
@@ -151,7 +151,7 @@ class OutputStore:
     def save_targets(self, targets: NDArray[Any], data: str) -> None:
         """Write targets.safetensors beside the outputs, whole or not at all."""
         with replacing(self.folder / "targets.safetensors") as temporary:
-            save_file({"targets": targets}, temporary, metadata={"data": data, KEY: BLANK})
+            temporary.write_bytes(save({"targets": targets}, metadata={"data": data, KEY: BLANK}))
             seal(temporary)
 
 

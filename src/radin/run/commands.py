@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +10,12 @@ from typing import Any
 import numpy as np
 
 from radin import metrics
+from radin.checksums import opened
 from radin.data.task import Task
 from radin.engine.device import Device
 from radin.engine.evaluate import Evaluator
 from radin.errors import RadinError, TaskError
+from radin.files import read_json
 from radin.outputs.files import open_array, open_targets, outputs_at
 from radin.progress import Progress
 from radin.recipe import Recipe
@@ -153,7 +154,8 @@ def _recipe(pool: Pool, ratios: str | None, recipe_file: Path | None) -> Recipe:
         raise RadinError("give --ratios or --recipe, not both")
     if recipe_file is not None:
         try:
-            value = json.loads(recipe_file.read_text())
+            value = read_json(recipe_file)
+            value = opened(value) if "checksum" in value else value  # one that was written by hand has none
             return Recipe.from_json(value.get("recipe", value), pool.fingerprints)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise RadinError(f"{recipe_file} is not a recipe of radin's ({error})") from None

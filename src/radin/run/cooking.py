@@ -13,14 +13,16 @@ import numpy as np
 import torch
 
 import radin
+from radin.checksums import sealed
 from radin.data.task import Task
 from radin.engine.base import Engine
 from radin.engine.command import Command, CommandEngine
-from radin.errors import RadinError
+from radin.errors import RadinError, RunError
+from radin.files import told, write_json
 from radin.progress import Progress, logged
 from radin.question import Floats, Indices, Rates
 from radin.recipe import Recipe
-from radin.run.directory import RunDirectory, write_json
+from radin.run.directory import RunDirectory, way_on
 from radin.run.evaluators import EngineEvaluator, Evaluator, TaskEvaluator
 from radin.run.job import Job
 from radin.run.ledger import Ledger
@@ -151,14 +153,19 @@ def cook(
         "uniform": budget >= UNIFORM_FROM if uniform is None else uniform,
         "versions": versions(),
     }
-    with RunDirectory(Path(out), identity) as directory, evaluator.engine as engine:
+    with told(Path(out), doing="used"), RunDirectory(Path(out), identity) as directory, evaluator.engine as engine:
         recorded = directory.read().get("settings", {})
         if not recorded:
             directory.record(asked)  # before anything else is written: from here on the folder is known as a run's
         asked |= {name: recorded[name] for name in ("cached_members", "rates") if name in recorded}
-        ledger = Ledger(directory.ledger)
+        if directory.ledger_is_gone:
+            raise RunError(
+                f"{directory.ledger} is gone or empty, and with it all that was evaluated. {way_on(directory.path)}"
+            )
+        ledger = Ledger(directory.ledger, run=directory.run)
         try:
             job = Job(pool, chosen, directory, ledger, progress, *evaluator.about)
+            job.notes += tuple(ledger.notes)
             job.spent("open", time.monotonic() - started)
             engine.progress = job.advance if progress else None
             evaluator.verify(job, asked)
@@ -177,8 +184,8 @@ def cook(
         finally:
             ledger.close()
             shutil.rmtree(directory.searched_half, ignore_errors=True)
-        write_json(directory.path / "recipe.json", result.to_json()["best"])
-        write_json(directory.path / "result.json", result.to_json())
+        write_json(directory.path / "recipe.json", sealed(result.to_json()["best"]))
+        write_json(directory.path / "result.json", sealed(result.to_json()))
         return result
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -11,20 +10,11 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from radin.checksums import opened, sealed
 from radin.errors import RunError
+from radin.files import is_left, read_json, sweep, write_json
 
-FORMAT = 2
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w") as file:
-        json.dump(value, file, indent=2)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+FORMAT = 3
 
 
 class RunDirectory:
@@ -39,6 +29,7 @@ class RunDirectory:
         self.path = path
         self.identity = dict(identity)
         self._lock = FileLock(path / ".lock")
+        self._run = secrets.token_hex(16)
 
     @property
     def outputs(self) -> Path:
@@ -60,7 +51,7 @@ class RunDirectory:
         if self.path.exists() and not self.path.is_dir():
             raise RunError(f"{self.path} is a file; give a directory for the run")
         if self.path.is_dir() and self.is_new:
-            unexpected = [p.name for p in self.path.iterdir() if p.name not in (".lock", "run.json.partial")]
+            unexpected = [p.name for p in self.path.iterdir() if p.name != ".lock" and not is_left(p.name)]
             if unexpected:
                 raise RunError(
                     f"{self.path} is not empty and not a radin run (found {', '.join(sorted(unexpected)[:3])}). "
@@ -74,7 +65,10 @@ class RunDirectory:
                 f"{self.path} is in use by another radin process. Wait for it, or give another directory."
             ) from None
         try:
+            sweep(self.path, held=True)
+            sweep(self.outputs)
             self._check_identity()
+            self._run = str(self.read().get("run", self._run))
             # What was bound stays bound; a new session learns of its own data only by reading them.
             for name, value in self.read().get("identity", {}).items():
                 if self.identity.get(name) is None:
@@ -100,12 +94,25 @@ class RunDirectory:
         if not path.exists():
             return {}
         try:
-            found: dict[str, Any] = json.loads(path.read_text())
-        except ValueError as error:
-            raise RunError(f"{path} is damaged ({error}). Give a new directory, or move this one away.") from None
-        if found.get("format") != FORMAT:
-            raise RunError(f"{path} was written by another version of radin (format {found.get('format')!r})")
+            found = opened(read_json(path))
+            if found["format"] != FORMAT:
+                raise RunError(f"{path} was written by another version of radin (format {found['format']!r})")
+            if not all(isinstance(found[part], dict) for part in ("identity", "settings")) or "run" not in found:
+                raise ValueError("it is no run's")
+        except (ValueError, KeyError) as error:
+            raise RunError(f"{path} is damaged ({error}). {way_on(self.path)}") from None
         return found
+
+    @property
+    def run(self) -> str:
+        """What the run's files know each other by: drawn when it began."""
+        return self._run
+
+    @property
+    def ledger_is_gone(self) -> bool:
+        """Whether this run had a ledger and has none, or an empty one."""
+        began = "cached_members" in self.read().get("settings", {})
+        return began and not (self.ledger.exists() and self.ledger.stat().st_size)
 
     def _check_identity(self) -> None:
         recorded = self.read().get("identity")
@@ -132,7 +139,8 @@ class RunDirectory:
 
     def record(self, settings: Mapping[str, Any]) -> None:
         """Write run.json: the identity and the settings of this session (budget, strategy, seed, versions)."""
-        write_json(self.path / "run.json", {"format": FORMAT, "identity": self.identity, "settings": dict(settings)})
+        value = {"format": FORMAT, "run": self._run, "identity": self.identity, "settings": dict(settings)}
+        write_json(self.path / "run.json", sealed(value))
 
     def bind(self, name: str, value: Any, settings: Mapping[str, Any]) -> None:
         """Bind the run to something that has just become known. Raises RunError when it was bound to another before."""
@@ -141,6 +149,14 @@ class RunDirectory:
         self.identity[name] = value
         self._check_identity()
         self.record(settings)
+
+
+def way_on(folder: Path) -> str:
+    """What to do when one of the two files of a run that nothing can be made again from is damaged or gone."""
+    return (
+        "Put a copy of it back if you have one. Otherwise start anew with another --out; with --outputs "
+        f"{folder / 'outputs'} the members need no passes again."
+    )
 
 
 def _shown(value: Any) -> str:

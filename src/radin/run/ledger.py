@@ -1,27 +1,33 @@
 """The ledger: what was asked and what was told, on disk the moment it is known, so that no answer is paid for twice.
 
 SQLite. Every call that writes is committed and synced before it returns. Questions and answers share one sequence of
-numbers, so that a run with several open questions can be replayed in the order in which things happened.
+numbers, so that a run with several open questions can be replayed in the order in which things happened. Every row has
+a checksum of its other columns; all are compared when the file is opened.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import sqlite3
 import time
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from radin.errors import RunError
+from radin.checksums import row_checksum
+from radin.errors import RadinError, RunError
+from radin.files import storage_error
 from radin.question import VALIDATION, Answer, Floats, Indices, answer_from_values
+from radin.run.directory import way_on
 
-VERSION = 2
+VERSION = 3
+_APPLICATION = 0x7261646E  # SQLite's application_id: "radn"
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS evaluations (
@@ -38,12 +44,14 @@ CREATE TABLE IF NOT EXISTS evaluations (
     bits INTEGER NOT NULL,       -- 1: example_values are packed bits (correct or not), 0: float64
     example_values BLOB,         -- zlib; NULL when the metric is not a mean over examples
     created REAL NOT NULL,
+    checksum TEXT,               -- of the columns before it
     UNIQUE (identity, kind, split)
 );
 CREATE TABLE IF NOT EXISTS sessions (
     id INTEGER PRIMARY KEY,
     settings TEXT NOT NULL,      -- JSON: all that decides what is asked
-    created REAL NOT NULL
+    created REAL NOT NULL,
+    checksum TEXT
 );
 CREATE TABLE IF NOT EXISTS questions (
     id INTEGER PRIMARY KEY,
@@ -63,13 +71,39 @@ CREATE TABLE IF NOT EXISTS questions (
     data TEXT,
     bits INTEGER,
     example_values BLOB,         -- zlib, in the order of the examples; NULL: a score alone, or outputs not finite
-    created REAL NOT NULL
+    created REAL NOT NULL,
+    checksum TEXT
 );
 CREATE TABLE IF NOT EXISTS pauses (
     place INTEGER PRIMARY KEY,   -- in the sequence: nothing was to be asked until an open question was answered
-    session INTEGER NOT NULL REFERENCES sessions (id)
+    session INTEGER NOT NULL REFERENCES sessions (id),
+    checksum TEXT
+);
+CREATE TABLE IF NOT EXISTS runs (
+    id INTEGER PRIMARY KEY,
+    run TEXT NOT NULL,           -- the run that it belongs to, as run.json names it
+    checksum TEXT
+);
+CREATE TABLE IF NOT EXISTS soups (
+    id INTEGER PRIMARY KEY,
+    identity TEXT NOT NULL,      -- the recipe of the soup in the run's folder; the last row is the present one
+    content TEXT NOT NULL,       -- SHA-256 of the file, or of all files in the folder
+    checksum TEXT
 );
 """
+_TABLE_NAMES = ("evaluations", "sessions", "questions", "pauses", "runs", "soups")
+
+
+# What SQLite says of the operating system -> the system's own number for it.
+_SYSTEM = {
+    sqlite3.SQLITE_FULL: errno.ENOSPC,
+    sqlite3.SQLITE_IOERR: errno.EIO,
+    sqlite3.SQLITE_CANTOPEN: errno.EACCES,
+    sqlite3.SQLITE_PERM: errno.EACCES,
+    sqlite3.SQLITE_AUTH: errno.EACCES,
+    sqlite3.SQLITE_READONLY: errno.EROFS,
+    sqlite3.SQLITE_NOMEM: errno.ENOMEM,
+}
 
 
 @dataclass(frozen=True)
@@ -115,43 +149,98 @@ class SessionEntry:
 class Ledger:
     """What one run directory has evaluated. ``read_only``: of a run that is only read; nothing is changed."""
 
-    def __init__(self, path: Path, *, read_only: bool = False) -> None:
-        """Raises RunError when the file is damaged, not a ledger, in use, or another version's."""
+    def __init__(self, path: Path, *, run: str | None = None, read_only: bool = False) -> None:
+        """``run``: the run that it must belong to; a new ledger belongs to it.
+
+        Raises RunError when the file is damaged, not a ledger, in use, another run's, or another version's.
+        """
         self.path = path
+        self.notes: list[str] = []
+        """What was damaged and is made again."""
         try:
             if read_only:
                 self._db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
             else:
                 self._db = sqlite3.connect(path)
                 self._db.execute("PRAGMA synchronous = FULL")
-            self._check_version(read_only)
-            places = (
-                "SELECT max(asked) FROM questions UNION SELECT max(told) FROM questions"
-                " UNION SELECT max(place) FROM pauses"
-            )
-            last = max((row[0] or 0 for row in self._db.execute(places)), default=0)
-        except sqlite3.OperationalError as error:
+            # A damaged text need not be UTF-8; its checksum tells.
+            self._db.text_factory = lambda text: text.decode("utf-8", "surrogateescape")
+            self._check_version(read_only, run)
+            self._verify(read_only)
+            if run is not None:
+                self._check_run(run)
+            self._next = self._last() + 1
+        except sqlite3.Error as error:
             raise self._failed(error) from None
-        except sqlite3.DatabaseError as error:
-            raise RunError(f"{path} is damaged, or not a radin ledger ({error}). Move it away to start anew.") from None
-        self._next = last + 1
 
-    def _check_version(self, read_only: bool) -> None:
-        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+    def _check_version(self, read_only: bool, run: str | None) -> None:
+        found = [self._db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")]
         tables = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        if tables and version != VERSION:
-            raise RunError(f"{self.path} was written by another version of radin. Give a new directory with --out.")
         if not tables:
             if read_only:
                 raise RunError(f"{self.path} is empty: the run has not evaluated anything yet")
-            self._db.executescript(f"BEGIN; {_TABLES} PRAGMA user_version = {VERSION}; COMMIT;")
+            pragmas = f"PRAGMA application_id = {_APPLICATION}; PRAGMA user_version = {VERSION};"
+            self._db.executescript(f"BEGIN; {_TABLES} {pragmas} COMMIT;")
+            if run is not None:
+                with self._transaction():
+                    self._add("INSERT INTO runs (run) VALUES (?)", (run,), "runs")
+        elif found[0] == _APPLICATION and found[1] != VERSION:
+            raise RunError(f"{self.path} was written by another version of radin. Give a new directory with --out.")
+        elif found[0] != _APPLICATION or self._schema(self._db) != self._schema(None):
+            raise self._damaged("it is not laid out as radin does it")
 
-    def _failed(self, error: sqlite3.OperationalError) -> RunError:
-        """What an error of the operating system, or of another process, means. The ledger itself is whole."""
-        text = str(error)
-        if "locked" in text or "busy" in text:
+    @staticmethod
+    def _schema(db: sqlite3.Connection | None) -> list[tuple[str, ...]]:
+        """The statements that made its tables; None: those of this version."""
+        with closing(sqlite3.connect(":memory:")) as fresh:
+            if db is None:
+                fresh.executescript(_TABLES)
+            return list((db or fresh).execute("SELECT type, name, sql FROM sqlite_master ORDER BY name"))
+
+    def _verify(self, read_only: bool) -> None:
+        """Compare all checksums. What can be made again from cached outputs is; else RunError."""
+        wrong = self._db.execute("PRAGMA integrity_check(1)").fetchone()[0]
+        if wrong != "ok":
+            raise self._damaged(wrong)
+        for table in _TABLE_NAMES:
+            for row in self._db.execute(f"SELECT * FROM {table} ORDER BY 1"):
+                if row[-1] == row_checksum(*row[:-1]):
+                    continue
+                where = f"row {row[0]} of its {table} does not match its checksum"
+                if read_only or table not in ("evaluations", "soups"):
+                    raise self._damaged(where)
+                with self._transaction():
+                    self._db.execute(f"DELETE FROM {table} WHERE id = ?", (row[0],))
+                self.notes.append(f"made again: {self.path} is damaged, {where}")
+
+    def _check_run(self, run: str) -> None:
+        """Raise RunError unless it is this run's."""
+        if [run] != [found for (found,) in self._db.execute("SELECT run FROM runs")]:
+            raise RunError(f"{self.path} is another run's: it was put here. Put the run's own back.")
+
+    def _last(self) -> int:
+        """The last place in the sequence that is taken. Raises RunError when one before it is missing."""
+        places = (
+            "SELECT asked FROM questions UNION ALL SELECT told FROM questions WHERE told IS NOT NULL"
+            " UNION ALL SELECT place FROM pauses ORDER BY 1"
+        )
+        found = [place for (place,) in self._db.execute(places)]
+        if found != list(range(1, len(found) + 1)):
+            raise self._damaged("what was asked and told is not all there")
+        return len(found)
+
+    def _damaged(self, what: str) -> RunError:
+        return RunError(f"{self.path} is damaged: {what}. {way_on(self.path.parent)}")
+
+    def _failed(self, error: sqlite3.Error) -> RadinError:
+        """What an error of SQLite's means: of the operating system, of another process, or a damaged file."""
+        code = getattr(error, "sqlite_errorcode", None)
+        primary = None if code is None else code & 0xFF
+        if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             return RunError(f"{self.path} is in use by another process. Wait for it, and give the same command again.")
-        return RunError(f"{self.path} cannot be used: {text}. It is not damaged by that; mend the cause and continue.")
+        if primary in _SYSTEM:
+            return storage_error(OSError(_SYSTEM[primary], str(error)), self.path)
+        return self._damaged(str(error))
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -159,8 +248,21 @@ class Ledger:
         try:
             with self._db:
                 yield
-        except sqlite3.OperationalError as error:
+        except sqlite3.Error as error:
             raise self._failed(error) from None
+
+    def _add(self, statement: str, values: Sequence[Any], table: str) -> int:
+        """Insert a row with its checksum, inside a transaction; its number, 0 where it was there already."""
+        row = self._db.execute(statement, values)
+        if row.rowcount != 1 or row.lastrowid is None:
+            return 0
+        self._seal(table, row.lastrowid)
+        return row.lastrowid
+
+    def _seal(self, table: str, number: int) -> None:
+        """Give a row the checksum of what it holds now."""
+        row = self._db.execute(f"SELECT * FROM {table} WHERE rowid = ?", (number,)).fetchone()
+        self._db.execute(f"UPDATE {table} SET checksum = ? WHERE rowid = ?", (row_checksum(*row[:-1]), number))
 
     def add(self, identity: str, recipe: Mapping[str, Any], kind: str, split: str, found: Answer) -> None:
         """Record an evaluation of a member, or of a soup on a split other than validation; one there already stays."""
@@ -168,21 +270,21 @@ class Ledger:
             self._insert(identity, recipe, kind, split, found)
 
     def _insert(self, identity: str, recipe: Mapping[str, Any], kind: str, split: str, found: Answer) -> None:
-        self._db.execute(
+        self._add(
             "INSERT OR IGNORE INTO evaluations (identity, recipe, kind, split, score, stderr, examples, seconds,"
             " data, bits, example_values, created) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (identity, json.dumps(recipe), kind, split, *_columns(found), time.time()),
+            "evaluations",
         )
 
     def start_session(self, settings: Mapping[str, Any]) -> int:
         """Record what decides the questions of this session; its number."""
         with self._transaction():
-            row = self._db.execute(
+            return self._add(
                 "INSERT INTO sessions (settings, created) VALUES (?, ?)",
                 (json.dumps(settings, sort_keys=True), time.time()),
+                "sessions",
             )
-        assert row.lastrowid is not None
-        return row.lastrowid
 
     def sessions(self) -> list[SessionEntry]:
         """All sessions so far, the first one first."""
@@ -205,13 +307,12 @@ class Ledger:
             mask[examples] = True
             blob = zlib.compress(np.packbits(mask).tobytes())
         with self._transaction():
-            row = self._db.execute(
+            return self._add(
                 "INSERT INTO questions (session, origin, identity, recipe, total, asked_examples, asked, created)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (session, origin, identity, json.dumps(recipe), total, blob, self._place(), time.time()),
+                "questions",
             )
-        assert row.lastrowid is not None
-        return row.lastrowid
 
     def tell(self, number: int, answer: Answer) -> None:
         """Record the answer to a question, and its scores on further sets: all or nothing."""
@@ -221,6 +322,7 @@ class Ledger:
                 " example_values = ? WHERE id = ? AND told IS NULL",
                 (self._place(), *_columns(answer), number),
             )
+            self._seal("questions", number)
             if answer.further:
                 row = self._db.execute("SELECT identity, recipe FROM questions WHERE id = ?", (number,)).fetchone()
                 for name, (score, stderr) in answer.further.items():
@@ -230,6 +332,7 @@ class Ledger:
         """Record that a question was given no answer."""
         with self._transaction():
             self._db.execute("UPDATE questions SET told = ?, error = ? WHERE id = ?", (self._place(), why, number))
+            self._seal("questions", number)
 
     def reopen_failures(self) -> None:
         """Take back the failures since the last answer, and what was asked after the first of them.
@@ -244,12 +347,16 @@ class Ledger:
         with self._transaction():
             self._db.execute("DELETE FROM questions WHERE asked > ?", (place,))
             self._db.execute("DELETE FROM pauses WHERE place > ?", (place,))
+            taken_back = list(self._db.execute("SELECT id FROM questions WHERE told >= ?", (place,)))
             self._db.execute("UPDATE questions SET told = NULL, error = NULL WHERE told >= ?", (place,))
+            for (number,) in taken_back:
+                self._seal("questions", number)
+        self._next = self._last() + 1
 
     def pause(self, session: int) -> None:
         """Record that there was nothing to ask, though a question was open: the search had to wait for its answer."""
         with self._transaction():
-            self._db.execute("INSERT INTO pauses (place, session) VALUES (?, ?)", (self._place(), session))
+            self._add("INSERT INTO pauses (place, session) VALUES (?, ?)", (self._place(), session), "pauses")
 
     def pauses(self) -> list[tuple[int, int]]:
         """(place in the sequence, session) of each pause."""
@@ -312,6 +419,16 @@ class Ledger:
         ).fetchone()
         return None if row is None else str(row[0])
 
+    def wrote(self, identity: str, content: str) -> None:
+        """Record which soup was written into the run's folder, and the hash of its content."""
+        with self._transaction():
+            self._add("INSERT INTO soups (identity, content) VALUES (?, ?)", (identity, content), "soups")
+
+    def written(self) -> tuple[str, str] | None:
+        """The recipe's identity and the content's hash of the soup written last; None where there is none."""
+        row = self._db.execute("SELECT identity, content FROM soups ORDER BY id DESC LIMIT 1").fetchone()
+        return None if row is None else (str(row[0]), str(row[1]))
+
     def splits(self) -> list[str]:
         """The splits besides validation on which anything was evaluated."""
         rows = self._db.execute("SELECT split FROM evaluations GROUP BY split ORDER BY min(id)")
@@ -347,6 +464,8 @@ def _columns(answer: Answer) -> tuple[float, float, int, float, str, int, bytes 
 def _answer(columns: list[Any]) -> Answer:
     score, stderr, examples, seconds, data, bits, blob = columns
     values = _unpacked(bits, blob, examples)
+    if values is not None:  # the score is theirs, and no other
+        return answer_from_values(values, seconds, data)
     return Answer(_number(score), _number(stderr), examples, seconds, data, values)
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from radin.checksums import opened
 from radin.errors import RadinError, RunError
+from radin.files import read_json, replacing, replacing_folder, told
 from radin.recipe import Recipe
 from radin.run.reasons import Reasons
 from radin.stats.optimism import Optimism
@@ -130,12 +131,13 @@ class Result:
             ending = f"a {self.soup.suffix} file" if self.soup.suffix else "a folder"
             raise RunError(f"the soup is {ending}; {target} must end in {self.soup.suffix or 'no suffix'}")
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(target.name + ".partial")
-        if self.soup.is_dir():
-            shutil.copytree(self.soup, partial)
-        else:
-            shutil.copyfile(self.soup, partial)
-        partial.replace(target)
+        with told(target):
+            if self.soup.is_dir():
+                with replacing_folder(target) as temporary:
+                    shutil.copytree(self.soup, temporary, dirs_exist_ok=True)
+            else:
+                with replacing(target) as temporary:
+                    shutil.copyfile(self.soup, temporary)
         return target
 
     @classmethod
@@ -147,7 +149,7 @@ class Result:
                 f"no finished run in {directory}: there is no result.json. Run 'radin cook' with --out {directory}"
             )
         try:
-            value = json.loads(path.read_text())
+            value = opened(read_json(path))
         except (OSError, ValueError) as error:
             raise RunError(f"{path} is damaged ({error}); run 'radin cook' again to rewrite it") from None
         return cls.from_json(value, Path(directory))

@@ -11,15 +11,16 @@ from typing import Any
 
 import numpy as np
 
+from radin.checksums import file_checksum
 from radin.engine.base import Engine
-from radin.errors import RadinError, RunError
+from radin.errors import RunError
+from radin.files import told
 from radin.question import Answer, Failure, Indices, Question, answer_from_values
 from radin.recipe import Recipe
 from radin.run.job import Job
 from radin.run.ledger import Asked
 from radin.search import Search
 from radin.search.account import Account
-from radin.weights import read_recipe
 
 _FAILURES = 3  # questions in a row without an answer, after which a run stops
 
@@ -282,18 +283,25 @@ class Session:
         found = self.answer(recipe)
         if found is not None and self._utility(found) > self._best:
             self._best = self._utility(found)
-            self._engine.write(recipe, self.soup)
+            self._put(recipe)
 
     def write(self, best: Recipe) -> None:
         """Make sure that the soup on disk is the best recipe's; it is already unless a kill came in between."""
         if not self._holds(best):
-            self._engine.write(best, self.soup)
+            if self.soup.exists() and self._job.ledger.written() is not None:
+                self._job.notes += (f"made again: {self.soup} was not as it was written",)
+            self._put(best)
+
+    def _put(self, recipe: Recipe) -> None:
+        with told(self.soup, needs=self._job.pool.bytes):
+            self._engine.write(recipe, self.soup)
+            self._job.ledger.wrote(self._job.identity(recipe), file_checksum(self.soup))
 
     def _holds(self, recipe: Recipe) -> bool:
-        """Whether the soup on disk says that it is this recipe's; one that cannot be read is written again."""
+        """Whether the soup on disk is this recipe's, to the last bit."""
         try:
-            return Recipe.from_json(read_recipe(self.soup), self._job.pool.fingerprints) == recipe
-        except RadinError:
+            return self._job.ledger.written() == (self._job.identity(recipe), file_checksum(self.soup))
+        except OSError:
             return False
 
     def _announce(self, question: Question, working: int) -> None:

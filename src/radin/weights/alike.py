@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from radin.errors import CheckpointError
-from radin.files import replacing, replacing_folder
+from radin.files import replacing, replacing_folder, told
 from radin.weights import safetensors_file, torch_file
 from radin.weights.formats import SAFETENSORS_SUFFIXES, SUFFIXES, Checkpoint, Part, folder_file, is_index
 from radin.weights.saving import (
@@ -38,9 +38,8 @@ def write_alike(tensors: Mapping[str, Tensor], like: Checkpoint, path: Path, met
     when the disk refuses or a file of ``like`` has gone.
     """
     try:
-        return _write(tensors, like, path, metadata)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}") from error
+        with told(path, needs=like.bytes):
+            return _write(tensors, like, path, metadata)
     except SafetensorError as error:
         raise CheckpointError(f"{path}: cannot be written: {error}") from error
 
@@ -49,15 +48,13 @@ def save_alike(tensors: Mapping[str, Tensor], like: Checkpoint, path: Path, meta
     """As ``write_alike``, whole or not at all; a file, or a folder that radin wrote, is replaced."""
     try:
         if suffix_of(like):
-            with replacing(path) as temporary:
+            with told(path, needs=like.bytes), replacing(path) as temporary:
                 _write(tensors, like, temporary, metadata)
             return
         if path.exists() and not (path.is_dir() and (read_metadata(path) or not any(path.iterdir()))):
             raise CheckpointError(f"{path}: is there already and no soup of radin's; it was left as it is")
-        with replacing_folder(path) as temporary:
+        with told(path, needs=like.bytes), replacing_folder(path) as temporary:
             _write(tensors, like, temporary, metadata)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}") from error
     except SafetensorError as error:
         raise CheckpointError(f"{path}: cannot be written: {error}") from error
 

@@ -19,8 +19,8 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 
+from radin.files import replacing
 from radin.weights.content import VERSION, Content, examine, require_finite
 from radin.weights.formats import Checkpoint
 from radin.weights.layout import short
@@ -114,18 +114,11 @@ def _remember(folder: Path, checkpoint: Checkpoint, states: tuple[FileState, ...
     }
     text = json.dumps(entry)
     place = _place(folder, checkpoint)
-    temporary: Path | None = None
-    try:
+    with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with NamedTemporaryFile("w", dir=folder, suffix=".partial", delete=False, encoding="ascii") as file:
-            temporary = Path(file.name)
-            file.write(f"{_checksum(text)}\n{text}")
-        temporary.replace(place)
+        with replacing(place, durable=False) as temporary:
+            temporary.write_text(f"{_checksum(text)}\n{text}", encoding="ascii")
         _bound(folder)
-    except OSError:
-        if temporary is not None:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
 
 
 def _about(checkpoint: Checkpoint, states: tuple[FileState, ...]) -> str:

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from radin.errors import CheckpointError
-from radin.files import replacing
+from radin.files import Writer, replacing, told
 from radin.weights import safetensors_file
 from radin.weights.layout import find_aliases
 
@@ -41,15 +41,21 @@ def save(tensors: Mapping[str, Tensor], path: str | Path, *, metadata: Mapping[s
     check_output(path)
     strings = {str(name): str(value) for name, value in (metadata or {}).items()}
     try:
-        with replacing(path) as temporary:
+        with told(path, needs=_bytes(tensors)), replacing(path) as temporary:
             if path.suffix == ".safetensors":
                 write_safetensors(tensors, temporary, strings)
             else:
                 write_torch({name: tensor.detach() for name, tensor in tensors.items()}, temporary, strings)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}") from error
     except SafetensorError as error:
         raise CheckpointError(f"{path}: cannot be written: {error}") from error
+
+
+def _bytes(tensors: Mapping[str, Tensor]) -> int:
+    """Of all tensors, tied ones once."""
+    return sum(
+        tensor.numel() * tensor.dtype.itemsize
+        for tensor in {id(tensor): tensor for tensor in tensors.values()}.values()
+    )
 
 
 def check_output(path: str | Path) -> None:
@@ -117,14 +123,36 @@ def write_safetensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mappi
     try:
         # transformers loads only files that say which framework wrote them
         safetensors.torch.save_file(whole, path, metadata={"format": "pt", **aliases, **metadata})
+        _sort_metadata(path)
     except KeyError as error:  # how the library says that it knows no such dtype
         raise CheckpointError(f"safetensors cannot store {error}; write a .pt file instead") from error
+
+
+def _sort_metadata(path: Path) -> None:
+    """Put the metadata of a safetensors file in order: the library's differs from one process to the next.
+
+    The same tensors then give the same bytes, for programs that know a file by its hash.
+    """
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= length:  # as long as before, but for escapes that Python writes shorter
+            file.seek(8)
+            file.write(text.ljust(length))
 
 
 def write_torch(content: Any, path: Path, metadata: Mapping[str, str]) -> None:
     """torch.save ``content``, a state dict or what holds one, and the metadata with it."""
     with path.open("wb") as file:
-        torch.save(content, file)
+        writer: Any = Writer(file)
+        try:
+            torch.save(content, writer)
+        except RuntimeError:
+            if writer.error is not None:
+                raise writer.error from None
+            raise
     if metadata:
         with zipfile.ZipFile(path, "a") as archive:
             archive.writestr(zipfile.ZipInfo(_TORCH_METADATA), json.dumps(dict(metadata)))
