@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 import radin
 import toy
 from radin import Pool, RadinError, Task
+from radin.checksums import sealed
 from radin.diagnose.examine import first_examples, spearman
 from radin.errors import PoolError, RunError, TaskError
 from radin.recipe import Recipe
@@ -337,7 +338,7 @@ def test_an_estimate_far_above_the_truth_is_a_warning(cooked, toy_pool, tmp_path
     written = json.loads((tmp_path / "run" / "result.json").read_text())
     for entry in written["evaluations"]:
         entry["estimate"] = 1.2 - 0.1 * entry["score"]
-    (tmp_path / "run" / "result.json").write_text(json.dumps(written))
+    (tmp_path / "run" / "result.json").write_text(json.dumps(sealed(written)))
     found = radin.doctor(toy_pool, run=tmp_path / "run")
     assert found.run.spearman == pytest.approx(-1.0)
     assert the(found, "estimate against truth").level == "warning"

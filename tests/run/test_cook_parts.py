@@ -167,9 +167,9 @@ def test_a_larger_budget_goes_on_from_complete_and_started_soups(straight, toy_p
 def test_a_run_of_an_older_version_is_refused_and_left_as_it_is(toy_pool, task, tmp_path):
     cook(toy_pool, task, budget=1, out=tmp_path / "run", strategy="paper")
     path = tmp_path / "run" / "run.json"
-    path.write_text(path.read_text().replace('"format": 2', '"format": 1'))
+    path.write_text(path.read_text().replace('"format": 3', '"format": 2'))
     before = path.read_bytes()
-    with pytest.raises(RunError, match="written by another version of radin \\(format 1\\)"):
+    with pytest.raises(RunError, match="written by an older version of radin \\(format 2\\)"):
         cook(toy_pool, task, budget=2, out=tmp_path / "run")
     assert path.read_bytes() == before
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from made import result, scored
+from radin.checksums import sealed
 from radin.errors import RunError
 from radin.recipe import Recipe
 from radin.run.reasons import Outlier, Reasons, TrainingRun
@@ -106,7 +107,7 @@ def test_what_is_no_object_is_one_error(value):
 
 
 def test_it_is_read_from_where_the_run_is_now(tmp_path):
-    (tmp_path / "result.json").write_text(json.dumps(result().to_json()))
+    (tmp_path / "result.json").write_text(json.dumps(sealed(result().to_json())))
     found = Result.load(tmp_path)
     assert found.soup == tmp_path / "soup.safetensors"
     assert Result.from_json(result().to_json()).soup == Path("run/soup.safetensors")

@@ -15,6 +15,7 @@ from radin.errors import RunError
 from radin.files import is_left, read_json, sweep, write_json
 
 FORMAT = 3
+_SEALED = 3  # the first format that carries a checksum
 
 
 class RunDirectory:
@@ -94,7 +95,10 @@ class RunDirectory:
         if not path.exists():
             return {}
         try:
-            found = opened(read_json(path))
+            found = read_json(path)
+            if isinstance(found, dict) and isinstance(found.get("format"), int) and found["format"] < _SEALED:
+                raise RunError(f"{path} was written by an older version of radin (format {found['format']})")
+            found = opened(found)
             if found["format"] != FORMAT:
                 raise RunError(f"{path} was written by another version of radin (format {found['format']!r})")
             if not all(isinstance(found[part], dict) for part in ("identity", "settings")) or "run" not in found:
