@@ -49,7 +49,8 @@ def storage_error(error: OSError, path: Path | None = None, *, doing: str = "wri
     )
 
 
-_HIDDEN = re.compile(r"\(os error (\d+)\)")  # how libraries written in Rust say it
+# How safetensors and torch say it.
+_HIDDEN = re.compile(r"\(os error (\d+)\)|unable to (?:mmap|open) .*\((\d+)\)", re.DOTALL)
 _CAUSES = {
     errno.ENOSPC: ("no space is left on the disk", "Make room"),
     errno.EDQUOT: ("the disk quota is used up", "Make room"),
@@ -82,10 +83,18 @@ def told(path: Path | None = None, *, doing: str = "written", needs: int = 0) ->
     except OSError as error:
         raise storage_error(error, path, doing=doing, needs=needs) from error
     except Exception as error:
-        if hidden := _HIDDEN.search(str(error)):
-            cause = OSError(int(hidden.group(1)), os.strerror(int(hidden.group(1))))
-            raise storage_error(cause, path, doing=doing, needs=needs) from error
+        if (hidden := hidden_error(error)) is not None:
+            raise storage_error(hidden, path, doing=doing, needs=needs) from error
         raise
+
+
+def hidden_error(error: Exception) -> OSError | None:
+    """The operating system's error that a library tells of in words; None where it is something else."""
+    found = _HIDDEN.search(str(error))
+    if found is None:
+        return None
+    number = int(found.group(1) or found.group(2))
+    return OSError(number, os.strerror(number))
 
 
 @contextmanager

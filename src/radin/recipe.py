@@ -109,13 +109,32 @@ class Recipe:
 
     @classmethod
     def from_json(cls, value: dict[str, Any], fingerprints: Sequence[str]) -> Recipe:
-        """The recipe over a pool with these fingerprints. Raises RadinError if a member is not in the pool."""
+        """The recipe over a pool with these fingerprints. Raises RadinError if a member is not in the pool.
+
+        So too for a value of another shape: nothing is known of it.
+        """
         position = {fingerprint: k for k, fingerprint in enumerate(fingerprints)}
         weights = [0.0] * len(fingerprints)
-        for member in value["members"]:
+        for member in _members(value):
             if member["fingerprint"] not in position:
                 raise RadinError(
                     f"the recipe names {member['name']} ({member['fingerprint'][:12]}), which is not in this pool"
                 )
             weights[position[member["fingerprint"]]] = float(member["weight"])
         return cls(tuple(weights))
+
+
+def _members(value: Any) -> list[dict[str, Any]]:
+    """The "members" of a recipe's JSON form. Raises RadinError when they are not as ``to_json`` gives them."""
+    members: Any = value.get("members") if isinstance(value, dict) else None
+    kinds = {"name": str, "fingerprint": str, "weight": int | float}
+    whole = isinstance(members, list) and all(
+        isinstance(member, dict) and all(isinstance(member.get(key), kind) for key, kind in kinds.items())
+        for member in members
+    )
+    if not whole:
+        raise RadinError(
+            'this is no recipe: expected {"members": [{"name": ..., "fingerprint": ..., "weight": ...}, ...]}'
+        )
+    found: list[dict[str, Any]] = members
+    return found

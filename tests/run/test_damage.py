@@ -14,7 +14,7 @@ import pytest
 
 import radin
 import toy
-from radin.checksums import file_checksum, sealed
+from radin.checksums import damage, file_checksum, sealed
 from radin.errors import OutputsError, RadinError, RunError
 from radin.run.result import Result
 
@@ -166,7 +166,7 @@ def test_margins_without_outputs_are_made_again_by_a_reading(toy_pool, whole, tm
     before = path.read_bytes()
     flip(path, 8 * len(before) - 100)
     again = radin.cook(toy_pool, task, budget=2, out=tmp_path / "run", keep_outputs=False)
-    assert path.read_bytes() == before
+    assert damage(path) is None
     assert again.best.recipe == first.best.recipe
     assert any("made again by a reading of all members" in note for note in again.notes)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from radin.errors import RadinError
+from radin.files import parse_json
 
 _NAMES = ("name", "path", "member", "model", "checkpoint", "file")
 _SCORES = ("score", "value")
@@ -84,7 +85,13 @@ def _ends(path: Path, length: int) -> tuple[tuple[str, ...], ...]:
 
 
 def _seen_from(key: str, folder: Path) -> tuple[Path, ...]:
-    path = Path(key).expanduser()
+    try:
+        path = Path(key).expanduser()
+        os.stat(folder / path)
+    except OSError:
+        pass
+    except (ValueError, RuntimeError):  # what no file can be called, or a home that is not there
+        return ()
     return path.absolute(), folder / path
 
 
@@ -98,7 +105,7 @@ def _some(names: Sequence[str]) -> str:
 
 def _from_json(path: Path, text: str) -> Iterator[tuple[str, float]]:
     try:
-        found: Any = json.loads(text)
+        found: Any = parse_json(text)
     except ValueError as error:
         raise RadinError(f"{path}: is not JSON ({error})") from None
     if isinstance(found, dict) and isinstance(found.get("members"), list):
@@ -121,7 +128,10 @@ def _from_json(path: Path, text: str) -> Iterator[tuple[str, float]]:
 def _from_csv(path: Path, text: str) -> Iterator[tuple[str, float]]:
     first = next((line for line in text.splitlines() if line.strip()), "")
     delimiter = max("\t;,", key=first.count)
-    rows = [[cell.strip() for cell in row] for row in csv.reader(text.splitlines(), delimiter=delimiter)]
+    try:
+        rows = [[cell.strip() for cell in row] for row in csv.reader(text.splitlines(), delimiter=delimiter)]
+    except csv.Error as error:
+        raise RadinError(f"{path}: is no table of names and scores ({error})") from None
     rows = [row for row in rows if any(row) and not row[0].startswith("#")]
     if not rows:
         raise RadinError(f"{path}: holds no scores")
@@ -163,4 +173,7 @@ def _score(path: Path, key: str, value: Any) -> float:
         return float(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise RadinError(f"{path}: the score of {key} must be a number; got {value!r}")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise RadinError(f"{path}: the score of {key} is too large for a number") from None

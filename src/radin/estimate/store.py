@@ -19,7 +19,7 @@ from radin.checksums import BLANK, KEY, damage, seal
 from radin.errors import OutputsError
 from radin.estimate.margins import Dropped, Margins
 from radin.estimate.reading import Array
-from radin.files import parse_json, replacing
+from radin.files import hidden_error, parse_json, replacing
 
 FORMAT = "radin-margins-1"
 
@@ -66,7 +66,10 @@ def save_margins(margins: Margins, path: Path, keys: Keys) -> None:
 
 
 def load_margins(path: Path) -> tuple[Margins, Keys]:
-    """Read a compiled form and what it belongs to. Raises OutputsError when the file is damaged or something else."""
+    """Read a compiled form and what it belongs to. Raises OutputsError when the file is damaged or something else.
+
+    Raises OSError where it cannot be read.
+    """
     try:
         wrong = damage(path)
         if wrong is not None:
@@ -75,7 +78,11 @@ def load_margins(path: Path) -> tuple[Margins, Keys]:
             about = parse_json((file.metadata() or {}).get("radin", "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         return _from_tensors(about, tensors)
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except FileNotFoundError:
+        raise OutputsError(f"{path} is not there") from None
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if (hidden := hidden_error(error)) is not None:
+            raise hidden from None
         raise OutputsError(f"{path} is damaged, or holds no compiled margins of format {FORMAT} ({error})") from None
 
 

@@ -163,5 +163,7 @@ def _open_npy(path: Path) -> NDArray[Any]:
         if isinstance(found, np.memmap) and found.flags.c_contiguous and found.size:
             return map_array(path, found.dtype, found.shape, found.offset)
         return np.asarray(found)
-    except (ValueError, OSError, EOFError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # numpy reads the header as Python, and raises whatever that does
         raise OutputsError(f"{path} is not a whole .npy array of numbers ({error})") from None

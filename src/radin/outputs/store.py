@@ -29,7 +29,7 @@ from safetensors.numpy import save
 from radin.checksums import BLANK, KEY, damage, opened, seal, sealed, sealed_header
 from radin.data.batches import DataFingerprint
 from radin.errors import OutputsError
-from radin.files import attributed, open_regular, read_json, replacing, sync, sync_folder, write_json
+from radin.files import attributed, hidden_error, open_regular, read_json, replacing, sync, sync_folder, write_json
 
 _TENSOR = "outputs"
 _HEADER_BYTES = 4096  # reserved at the head of a partial file, so that finishing it moves no data
@@ -56,7 +56,10 @@ class StoredOutputs:
 
     @classmethod
     def open(cls, path: Path) -> StoredOutputs:
-        """Raises OutputsError when the file is not a whole outputs file of radin's: all of it is read for that."""
+        """Raises OutputsError when the file is not a whole outputs file of radin's: all of it is read for that.
+
+        Raises OSError where it cannot be read.
+        """
         try:
             wrong = damage(path)
             if wrong is None:
@@ -65,7 +68,9 @@ class StoredOutputs:
                     part = file.get_slice(_TENSOR)
                     shape = tuple(part.get_shape())
                     kind = part.get_dtype()
-        except (SafetensorError, OSError) as error:
+        except SafetensorError as error:
+            if (hidden := hidden_error(error)) is not None:  # the disk's fault, or the system's: not the file's
+                raise hidden from None
             wrong = str(error)
         if wrong is not None:
             raise OutputsError(f"{path} is not a whole outputs file ({wrong}). Delete it; it will be made again.")

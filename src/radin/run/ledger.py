@@ -12,13 +12,15 @@ import json
 import sqlite3
 import time
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from radin.checksums import row_checksum
 from radin.errors import RadinError, RunError
@@ -28,6 +30,9 @@ from radin.run.directory import way_on
 
 VERSION = 3
 _APPLICATION = 0x7261646E  # SQLite's application_id: "radn"
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS evaluations (
@@ -146,6 +151,21 @@ class SessionEntry:
     settings: dict[str, Any]
 
 
+def _reads(method: Callable[Concatenate[Ledger, P], R]) -> Callable[Concatenate[Ledger, P], R]:
+    """A method of Ledger that reads: whatever it finds that cannot be what was written is a RunError."""
+
+    @wraps(method)
+    def guarded(self: Ledger, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return method(self, *args, **kwargs)
+        except sqlite3.Error as error:
+            raise self._failed(error) from None
+        except (ValueError, TypeError, KeyError, zlib.error, OverflowError) as error:
+            raise self._damaged(f"{type(error).__name__}: {error}") from None
+
+    return guarded
+
+
 class Ledger:
     """What one run directory has evaluated. ``read_only``: of a run that is only read; nothing is changed."""
 
@@ -238,8 +258,19 @@ class Ledger:
         primary = None if code is None else code & 0xFF
         if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             return RunError(f"{self.path} is in use by another process. Wait for it, and give the same command again.")
+        if code == sqlite3.SQLITE_READONLY_ROLLBACK:
+            return RunError(
+                f"{self.path}: the last session was killed while it wrote here. The run's cook command mends that; "
+                "give it first."
+            )
         if primary in _SYSTEM:
             return storage_error(OSError(_SYSTEM[primary], str(error)), self.path)
+        try:  # a disk that fails can look like a damaged file
+            with self.path.open("rb") as file:
+                while file.read(1 << 20):
+                    pass
+        except OSError as reason:
+            return storage_error(reason, self.path, doing="read")
         return self._damaged(str(error))
 
     @contextmanager
@@ -286,6 +317,7 @@ class Ledger:
                 "sessions",
             )
 
+    @_reads
     def sessions(self) -> list[SessionEntry]:
         """All sessions so far, the first one first."""
         rows = self._db.execute("SELECT id, settings FROM sessions ORDER BY id")
@@ -334,6 +366,7 @@ class Ledger:
             self._db.execute("UPDATE questions SET told = ?, error = ? WHERE id = ?", (self._place(), why, number))
             self._seal("questions", number)
 
+    @_reads
     def reopen_failures(self) -> None:
         """Take back the failures since the last answer, and what was asked after the first of them.
 
@@ -358,6 +391,7 @@ class Ledger:
         with self._transaction():
             self._add("INSERT INTO pauses (place, session) VALUES (?, ?)", (self._place(), session), "pauses")
 
+    @_reads
     def pauses(self) -> list[tuple[int, int]]:
         """(place in the sequence, session) of each pause."""
         return list(self._db.execute("SELECT place, session FROM pauses ORDER BY place"))
@@ -366,6 +400,7 @@ class Ledger:
         place, self._next = self._next, self._next + 1
         return place
 
+    @_reads
     def questions(self) -> list[Asked]:
         """All questions about soups on validation, in the order in which they were asked."""
         rows = self._db.execute(
@@ -376,14 +411,14 @@ class Ledger:
         for number, session, origin, identity, recipe, total, mask, asked, told, error, *answer in rows:
             examples = None
             if mask is not None:
-                packed = np.frombuffer(zlib.decompress(mask), np.uint8)
-                examples = np.flatnonzero(np.unpackbits(packed, count=total))
+                examples = np.flatnonzero(_bits(zlib.decompress(mask), total))
             known = _answer(answer) if told is not None and error is None else None
             found.append(
                 Asked(number, session, origin, identity, json.loads(recipe), total, examples, asked, told, known, error)
             )
         return found
 
+    @_reads
     def soups(self) -> list[Entry]:
         """The soups evaluated on all of validation, in the order in which they were completed."""
         parts: dict[str, Floats] = {}
@@ -403,15 +438,18 @@ class Ledger:
                 complete[key] = Entry(key, asked.recipe, "soup", VALIDATION, whole)
         return list(complete.values())
 
+    @_reads
     def get(self, identity: str, kind: str, split: str) -> Answer | None:
         """The recorded evaluation, or None. Not for soups on validation: see ``questions``."""
         found = self._select("identity = ? AND kind = ? AND split = ?", (identity, kind, split))
         return found[0].evaluation if found else None
 
+    @_reads
     def entries(self, kind: str, split: str) -> list[Entry]:
         """All evaluations of a kind on a split, in the order in which they were made."""
         return self._select("kind = ? AND split = ?", (kind, split))
 
+    @_reads
     def data(self, split: str) -> str | None:
         """The fingerprint of the data that evaluations on a split were made with; None where there are none."""
         row = self._db.execute(
@@ -424,11 +462,13 @@ class Ledger:
         with self._transaction():
             self._add("INSERT INTO soups (identity, content) VALUES (?, ?)", (identity, content), "soups")
 
+    @_reads
     def written(self) -> tuple[str, str] | None:
         """The recipe's identity and the content's hash of the soup written last; None where there is none."""
         row = self._db.execute("SELECT identity, content FROM soups ORDER BY id DESC LIMIT 1").fetchone()
         return None if row is None else (str(row[0]), str(row[1]))
 
+    @_reads
     def splits(self) -> list[str]:
         """The splits besides validation on which anything was evaluated."""
         rows = self._db.execute("SELECT split FROM evaluations GROUP BY split ORDER BY min(id)")
@@ -486,5 +526,12 @@ def _unpacked(bits: int, blob: bytes | None, examples: int) -> Floats | None:
         return None
     raw = zlib.decompress(blob)
     if bits:
-        return np.unpackbits(np.frombuffer(raw, np.uint8), count=examples).astype(np.float64)
+        return _bits(raw, examples).astype(np.float64)
     return np.frombuffer(raw, np.float64).copy()
+
+
+def _bits(raw: bytes, count: int) -> NDArray[np.uint8]:
+    """The first ``count`` of packed bits. Raises ValueError when there are fewer."""
+    if not 0 <= count <= 8 * len(raw):
+        raise ValueError(f"{count} bits of {len(raw)} bytes")
+    return np.unpackbits(np.frombuffer(raw, np.uint8), count=count)

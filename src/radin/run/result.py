@@ -269,7 +269,7 @@ def _read(value: Mapping[str, Any], out: Path | None) -> Result:
         best_single=scored(value["best_single"], "best_single", "best_single"),
         uniform=scored(value["uniform"], "uniform", "uniform"),
         ensemble=None if value["ensemble"] is None else scored(value["ensemble"], "ensemble"),
-        gain=Gain(gain["difference"], _NAN if gain["stderr"] is None else gain["stderr"]),
+        gain=Gain(float(gain["difference"]), _float(gain["stderr"])),
         paired=paired,
         optimism=optimism,
         evaluations=tuple(scored(found, "evaluations") for found in value["evaluations"]),

@@ -1,0 +1,115 @@
+"""What the operating system refuses is said as what it is, and the same command goes on when the cause is mended."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import radin
+import toy
+from radin.errors import StorageError
+from radin.files import storage_error, told
+
+COOK = """
+import os, resource, sys
+from pathlib import Path
+import radin, radin.cli, torch
+kind, limit = sys.argv[1], int(sys.argv[2])
+import radin.run.cooking, radin.engine.local  # what is imported later opens files too
+if kind == "size":
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+if kind == "files":
+    used = len(os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + limit, used + limit))
+sys.argv[1:3] = []
+if kind == "nobody":
+    try:
+        radin.cli.main()  # imports all that another user may not be able to read
+    except SystemExit:
+        os.setuid(65534)
+radin.cli.main()
+"""
+
+
+def cook(folder: Path, out: Path, kind: str, limit: int = 0) -> subprocess.CompletedProcess[str]:
+    arguments = ["cook", folder, "--task", folder / "task.py", "--budget", "2", "--strategy", "paper", "--out", out]
+    places = [str(Path(toy.__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(places), "RADIN_CACHE": "off"}
+    command = [sys.executable, "-c", COOK, kind, str(limit), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+
+def refused(done: subprocess.CompletedProcess[str]) -> str:
+    """The one message."""
+    assert done.returncode == 2, done.stderr[-3000:]
+    assert "Traceback" not in done.stderr
+    assert "not a radin" not in done.stderr
+    (message,) = [line for line in done.stderr.splitlines() if line.startswith("radin: ")]
+    assert "nothing that was finished is lost" in message
+    return message
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits as Linux has them")
+@pytest.mark.parametrize("limit", [100, 4_000, 20_000])
+def test_files_that_may_not_grow_are_named_and_the_run_goes_on(toy_folder, tmp_path, limit):
+    message = refused(cook(toy_folder, tmp_path / "run", "size", limit))
+    assert str(tmp_path / "run") in message
+    assert "files may not become so large here" in message or "input/output error" in message  # SQLite's words
+    assert cook(toy_folder, tmp_path / "run", "none").returncode == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits as Linux has them")
+def test_too_few_open_files_are_said_with_the_limit(toy_folder, tmp_path):
+    for limit in (1, 2):
+        message = refused(cook(toy_folder, tmp_path / "run", "files", limit))
+        assert "too many files are open" in message or "no permission" in message
+    assert cook(toy_folder, tmp_path / "run", "none").returncode == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="only root may become another user")
+def test_a_folder_without_permission_is_said_to_be_one(toy_folder, tmp_path):
+    (tmp_path / "open").mkdir(mode=0o755)
+    for path in toy_folder.iterdir():
+        path.chmod(0o644)
+    for path in [toy_folder, tmp_path, *tmp_path.parents, *toy_folder.parents]:
+        if path.stat().st_uid == 0 and path != Path("/"):
+            path.chmod(path.stat().st_mode | 0o055)
+    message = refused(cook(toy_folder, tmp_path / "open" / "run", "nobody"))
+    assert "permission" in message
+
+
+def test_a_full_disk_while_outputs_are_made(toy_pool, toy_task, tmp_path, monkeypatch):
+    from radin.outputs.store import PendingOutputs
+
+    append, left = PendingOutputs.append, [3]
+
+    def full(self, outputs, data):
+        left[0] -= 1
+        if left[0] == 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        append(self, outputs, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PendingOutputs, "append", full)
+        with pytest.raises(StorageError, match=r"run cannot be used: no space is left on the disk \([\d,]+ bytes are"):
+            radin.cook(toy_pool, toy_task, budget=1, out=tmp_path / "run")
+    assert radin.cook(toy_pool, toy_task, budget=1, out=tmp_path / "run").passes.soups == 1
+
+
+def test_every_cause_has_a_sentence(tmp_path):
+    for number in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EMFILE, errno.EIO, errno.ENXIO):
+        message = str(storage_error(OSError(number, os.strerror(number)), tmp_path / "x", needs=5))
+        assert message.startswith(f"{tmp_path / 'x'} cannot be written: ")
+        assert message.endswith("give the same command again: nothing that was finished is lost.")
+    with (
+        pytest.raises(StorageError, match="x cannot be read: the disk gave an input/output error"),
+        told(tmp_path / "x", doing="read"),
+    ):
+        raise RuntimeError("Error: I/O error: Input/output error (os error 5)")
+    with pytest.raises(RuntimeError, match="mine"), told(tmp_path):
+        raise RuntimeError("mine")
