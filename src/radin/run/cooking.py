@@ -116,7 +116,8 @@ def cook(
     # engine of the user's is asked about recipes over the pool as the user has it.
     listed: Sequence[int] = range(len(pool))
     if not isinstance(task, Engine):
-        order = sorted(listed, key=lambda k: natural_key(pool[k].path))
+        places = [natural_key(member.path) for member in pool]
+        order = sorted(listed, key=places.__getitem__)
         listed, pool = np.argsort(order).tolist(), pool.reordered(order)
         if scores is not None and not isinstance(scores, str | Path) and len(scores) == len(pool):
             scores = [scores[k] for k in order]
