@@ -3,13 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
-
-try:
-    __version__ = version("radin")
-except PackageNotFoundError:  # run from a checkout that is not installed
-    __version__ = "0+unknown"
 
 # Where each public name lives. Loaded on first use, so that "import radin" does not wait for torch.
 _PLACES = {
@@ -38,6 +32,7 @@ _PLACES = {
 }
 
 if TYPE_CHECKING:
+    __version__: str
     from radin.data.task import Task
     from radin.diagnose.doctor import doctor
     from radin.engine.base import Engine
@@ -80,7 +75,20 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in _PLACES:
         return getattr(importlib.import_module(_PLACES[name]), name)
+    if name == "__version__":
+        globals()[name] = _version()
+        return globals()[name]
     raise AttributeError(f"module 'radin' has no attribute {name!r}")
+
+
+def _version() -> str:
+    """Of the package as it is installed; looked up when first asked for, since that takes a while."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("radin")
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        return "0+unknown"
 
 
 def __dir__() -> list[str]:

@@ -6,6 +6,8 @@ import logging
 import time
 from collections.abc import Callable
 
+from radin.errors import printable
+
 Progress = Callable[[str, float, float | None], None]
 """Called with (what, done, total or None)."""
 
@@ -25,6 +27,7 @@ class LoggedProgress:
         self._ended: str | None = None  # the last stage that reached its total
 
     def __call__(self, what: str, done: float, total: float | None) -> None:
+        what = printable(what)
         if self._progress is not None:
             self._progress(what, done, total)
         if self._stage is None or self._stage[0] != what:

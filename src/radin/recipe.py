@@ -11,6 +11,7 @@ from typing import Any
 from radin.errors import RadinError
 
 _SUM_TOLERANCE = 1e-6
+_LARGE = 1e100
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Recipe:
                     f"mixing ratios must be finite and not negative; ratio {index} is {weight}. "
                     "Task arithmetic with negative ratios is not a soup."
                 )
-        total = math.fsum(self.weights)
+        total = math.fsum(self.weights) if max(self.weights) <= 2 else max(self.weights)
         if abs(total - 1.0) > _SUM_TOLERANCE:
             raise RadinError(f"mixing ratios must sum to 1; these sum to {total:.6g}. Use Recipe.normalized.")
 
@@ -40,9 +41,15 @@ class Recipe:
     def normalized(cls, weights: Iterable[float]) -> Recipe:
         """The recipe proportional to ``weights`` (any non-negative numbers, not all zero)."""
         values = [float(w) for w in weights]
+        for index, value in enumerate(values):
+            if not math.isfinite(value) or value < 0:
+                raise RadinError(f"mixing ratios must be finite and not negative; ratio {index} is {value}")
+        largest = max(values, default=0.0)
+        if largest <= 0:
+            raise RadinError("mixing ratios must have a positive sum; " + ("all are 0" if values else "got none"))
+        if largest > _LARGE:  # their sum could be infinite
+            values = [value / largest for value in values]
         total = math.fsum(values)
-        if not math.isfinite(total) or total <= 0:
-            raise RadinError(f"mixing ratios must be finite with a positive sum; these sum to {total:.6g}")
         return cls(tuple(v / total for v in values))
 
     @classmethod

@@ -113,7 +113,7 @@ def test_json_of_the_command_has_the_findings(toy_folder, radin_command, tmp_pat
 
 
 def test_average_shows_its_progress(toy_folder, tmp_path, monkeypatch):
-    from radin import cli
+    from radin.cli.group import cli
     from radin.report import progress as shown
 
     told = []
@@ -121,7 +121,7 @@ def test_average_shows_its_progress(toy_folder, tmp_path, monkeypatch):
         shown.ConsoleProgress, "__call__", lambda self, what, done, total: told.append((what, done, total))
     )
     out = str(tmp_path / "soup.safetensors")
-    cli.cli.main(["average", str(toy_folder), "-o", out], standalone_mode=False)
+    cli.main(["average", str(toy_folder), "-o", out], standalone_mode=False)
     averaging = [(done, total) for what, done, total in told if what == "averaging"]
     assert averaging
     assert averaging[-1][0] == averaging[-1][1] > 0

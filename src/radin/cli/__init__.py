@@ -1,74 +1,99 @@
-"""The command line: one file per command. Parse, call, print. Heavy imports wait until a command runs."""
+"""The command line: one file per command. Parse, call, print. What is imported here is little: see ``interrupts``."""
 
 from __future__ import annotations
 
+import io
 import json
-import signal
+import os
 import sys
-import traceback
-from typing import NoReturn
+from contextlib import nullcontext, suppress
+from typing import Any, NoReturn
 
-import click
-
-from radin import __version__
-from radin.cli.average import average
-from radin.cli.check import check
-from radin.cli.cook import cook
-from radin.cli.demo import demo
-from radin.cli.doctor import doctor
-from radin.cli.evaluate import evaluate
-from radin.cli.metrics import metrics
-from radin.cli.rank import rank
-from radin.cli.report import report
-from radin.cli.strategies import strategies
-from radin.errors import RadinError
-
-
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="radin")
-def cli() -> None:
-    """Turn a folder of fine-tuned checkpoints into one better model: a model soup, within a budget of evaluations."""
-
-
-for command in (cook, check, doctor, evaluate, average, rank, strategies, metrics, report, demo):
-    cli.add_command(command)
-
-
-class _Terminated(BaseException):
-    """SIGTERM, as an exception: programs and worker processes are ended on the way out."""
-
-
-def _terminate(number: int, frame: object) -> NoReturn:
-    raise _Terminated
+from radin import interrupts
+from radin.cli import streams
 
 
 def main() -> NoReturn:
-    """Run the command line. Exit 0: done; 2: the user can mend it; 1: our fault; 130, 143: interrupted, terminated."""
-    signal.signal(signal.SIGTERM, _terminate)
+    """Run the command line.
+
+    Exit 0: done; 2: the user can mend it; 1: our fault; 129, 130, 143: hung up, interrupted, terminated; 141: nobody
+    reads what is printed.
+    """
+    with interrupts.handled():
+        streams.complete()
+        with streams.only_the_answer() if "--json" in sys.argv else nullcontext():
+            code = _run()
+        sys.exit(code)
+
+
+def _run() -> int:
+    """One command from start to end; its exit code. Whatever goes wrong is said in one message."""
     try:
+        return _command()
+    except interrupts.Stopped as stopped:
+        streams.say(interrupts.words(stopped.number, sys.argv))
+        return 128 + stopped.number
+    except KeyboardInterrupt:
+        streams.say("radin: interrupted.")
+        return 130
+
+
+def _command() -> int:
+    import click
+
+    from radin.errors import RadinError, printable_lines
+
+    try:
+        from radin.cli.group import cli
+
         code = cli.main(standalone_mode=False)
-        sys.exit(code if isinstance(code, int) else 0)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except (streams.Unread, BrokenPipeError):
+        streams.abandon(sys.stdout)
+        return 141
     except click.ClickException as error:
-        error.show()
-        sys.exit(2)
+        streams.say(printable_lines(_shown(error)).rstrip())
+        return 2
     except RadinError as error:
         shown = getattr(error, "traceback", None)
         if shown:
-            click.echo(shown, err=True)
-        click.echo(f"radin: {error}", err=True)
-        if "--json" in sys.argv:
-            click.echo(json.dumps({"error": {"kind": type(error).__name__, "message": str(error)}}))
-        sys.exit(2)
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("radin: interrupted. Nothing finished is lost; the same command continues from here.", err=True)
-        sys.exit(130)
-    except _Terminated:
-        click.echo("radin: terminated. Nothing finished is lost; the same command continues from here.", err=True)
-        sys.exit(143)
+            streams.say(printable_lines(shown))
+        # Further lines are set in: what a name says in one of them is no message of radin's.
+        streams.say("radin: " + str(error).replace("\n", "\n  "))
+        if streams.answer is not None:
+            with suppress(streams.Unread):
+                value = {"error": {"kind": type(error).__name__, "message": str(error)}}
+                streams.write(json.dumps(value) + "\n")
+        return 2
+    except SystemExit as error:
+        if "_RADIN_COMPLETE" in os.environ:  # click's answer to a shell
+            raise
+        streams.say(f"radin: code that is not radin's ended the command with sys.exit({error.code!r})")
+        return 2
+    except click.Abort as error:
+        if isinstance(error.__cause__, EOFError):
+            return _fault()
+        raise KeyboardInterrupt from None
     except Exception:
-        traceback.print_exc()
-        click.echo("radin: this is a fault of radin's own. Please report it with the lines above.", err=True)
-        sys.exit(1)
+        return _fault()
+
+
+def _fault() -> int:
+    import traceback
+
+    from radin.errors import printable_lines
+
+    streams.say(printable_lines(traceback.format_exc()).rstrip())
+    streams.say("radin: this is a fault of radin's own. Please report it with the lines above.")
+    return 1
+
+
+def _shown(error: Any) -> str:
+    """What click says of a command line that it cannot read."""
+    text = io.StringIO()
+    error.show(file=text)
+    return text.getvalue()
 
 
 if __name__ == "__main__":

@@ -16,7 +16,9 @@ from radin.errors import RadinError
     "--ratios",
     "--weights",
     "ratios",
-    help="Comma-separated mixing ratios in the order shown by check; scaled to sum 1.",
+    multiple=True,
+    help="Mixing ratios, scaled to sum 1: numbers separated by commas, in the order of the files; or NAME=NUMBER, "
+    "separated by commas or repeated, the other members 0.",
 )
 @click.option("--recipe", type=click.Path(path_type=Path), help="recipe.json of a run.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="A .safetensors or .pt file.")
@@ -28,7 +30,7 @@ from radin.errors import RadinError
 @JSON
 def average(
     paths: tuple[str, ...],
-    ratios: str | None,
+    ratios: tuple[str, ...],
     recipe: Path | None,
     output: Path,
     force: bool,
@@ -36,13 +38,18 @@ def average(
     key: str | None,
     as_json: bool,
 ) -> None:
-    """Average checkpoints without any data: uniformly, by --ratios, or by a --recipe."""
+    """Average checkpoints without any data: uniformly, by --ratios, or by a --recipe.
+
+    \b
+    radin average a.pt b.pt --ratios 3,1 -o soup.safetensors
+    radin average runs/*/best.pt --ratios run-7/best=3 --ratios run-2/best=1 -o soup.safetensors
+    """
     if output.exists() and not force:
         raise RadinError(f"{output} exists; give another name, or --force to replace it")
+    from radin.report.sentences import average_lines
     from radin.run.commands import average_pool
 
     with console_progress() as progress:
         pool = open_pool(paths, key, progress)
         found = average_pool(pool, ratios, recipe, output, integers_from, progress)
-    lines = (f"averaged {found.recipe.size} checkpoints into {output}", *found.notes)
-    show(found.to_json() if as_json else None, *lines)
+    show(found.to_json() if as_json else None, *average_lines(found))

@@ -137,6 +137,7 @@ def cook(
     from radin.search.strategies import base
 
     base.get(strategy).settings(given)
+    search = radin.cook  # imported before anything is begun
     evaluator: str | radin.Command
     if command is not None:
         evaluator = radin.Command(command, not lower_is_better, jobs, timeout, retries)
@@ -145,7 +146,7 @@ def cook(
         evaluator = task
     with console_progress() as progress:
         pool = open_pool(paths, key, progress)
-        result = radin.cook(
+        result = search(
             pool,
             evaluator,
             budget=budget,

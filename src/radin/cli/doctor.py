@@ -32,9 +32,10 @@ def doctor(
     import radin
     from radin.report.doctor import doctor_parts
 
+    examine = radin.doctor  # imported before anything is begun
     with console_progress() as progress:
         pool = open_pool(paths, key, progress)
-        found = radin.doctor(
+        found = examine(
             pool,
             task,
             directory,

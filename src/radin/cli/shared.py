@@ -44,21 +44,32 @@ def open_pool(paths: tuple[str, ...], key: str | None, progress: Progress) -> Po
 
 @contextmanager
 def console_progress() -> Iterator[Progress]:
-    """Progress on standard error and in logging, for as long as the context is open."""
+    """Progress on standard error and in logging, for as long as the context is open.
+
+    To be opened once a command has imported what it needs: from here on it ends in order when it is interrupted.
+    """
+    from radin import interrupts
     from radin.progress import logged
     from radin.report.progress import ConsoleProgress
 
-    with ConsoleProgress() as shown, closing(logged(shown)) as progress:
+    with ConsoleProgress() as shown, interrupts.at_once(shown.stop), closing(logged(shown)) as progress:
+        interrupts.running()
         yield progress
 
 
 def show(value: dict[str, Any] | None, *parts: RenderableType) -> None:
     """JSON on standard output when ``value`` is given, else the parts for people."""
+    from radin.cli import streams
+
     if value is not None:
-        click.echo(json.dumps(value))
+        streams.write(json.dumps(value) + "\n")
         return
     from rich.console import Console
 
+    from radin.errors import printable
+
     console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
-    for part in parts:
-        console.print(part, markup=False) if isinstance(part, str) else console.print(part)
+    with console.capture() as captured:
+        for part in parts:
+            console.print(printable(part), markup=False) if isinstance(part, str) else console.print(part)
+    streams.write(captured.get())

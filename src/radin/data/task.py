@@ -6,6 +6,7 @@ import copy
 import importlib
 import importlib.util
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from radin import metrics
+from radin import interrupts, metrics
 from radin.errors import RadinError, TaskError
 
 Batches = Iterable[Any]
@@ -50,10 +51,22 @@ def user_code(what: str) -> Iterator[None]:
         yield
     except RadinError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit, KeyboardInterrupt) as error:
+        if not isinstance(error, Exception) and not _from_the_code(error):
+            raise
         frames = _without_radin(error.__traceback__)
         text = "".join(traceback.format_exception(type(error), error, frames)).rstrip()
-        raise UserCodeError(f"{what} failed with {type(error).__name__}: {error}", text) from error
+        how = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        raise UserCodeError(f"{what} failed with {how}", text) from error
+
+
+def _from_the_code(error: BaseException) -> bool:
+    """Whether the user's code raised this itself, and no handler of a signal did while that code ran."""
+    number, usual = {
+        SystemExit: (signal.SIGTERM, (signal.SIG_DFL, signal.SIG_IGN, None)),
+        KeyboardInterrupt: (signal.SIGINT, (signal.SIG_IGN, None)),
+    }[SystemExit if isinstance(error, SystemExit) else KeyboardInterrupt]
+    return interrupts.installed() or signal.getsignal(number) in usual
 
 
 def _without_radin(frames: TracebackType | None) -> TracebackType | None:

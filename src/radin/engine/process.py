@@ -14,8 +14,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-# Seconds from SIGTERM to SIGKILL, and those that what a finished program left behind may still write.
+from radin import interrupts
+
+# Seconds from SIGTERM to SIGKILL: of a program that took too long, and where all of radin is asked to end. Then those
+# that what a finished program left behind may still write.
 GRACE = 5.0
+_STOP_GRACE = 0.5
 _LINGER = 1.0
 _POLL = 0.05  # seconds between looks at whether the program has ended
 _READ = 1 << 16
@@ -84,7 +88,8 @@ def run_shell(
     assert process.stdout is not None
     assert process.stderr is not None
     out, err = _Tail(STDOUT_BYTES), _Tail(STDERR_BYTES)
-    with process.stdout, process.stderr, selectors.DefaultSelector() as streams:
+    killed = interrupts.at_once(lambda: _signal_group(process, signal.SIGKILL))
+    with killed, process.stdout, process.stderr, selectors.DefaultSelector() as streams:
         streams.register(process.stdout, selectors.EVENT_READ, out)
         streams.register(process.stderr, selectors.EVENT_READ, err)
         try:
@@ -115,9 +120,11 @@ def _attend(
         if not ended and (stop.is_set() or (deadline is not None and now >= deadline)):
             ended = "stopped" if stop.is_set() else "timeout"
             _signal_group(process, signal.SIGTERM)
-            last = now + GRACE
+            last = now + (_STOP_GRACE if ended == "stopped" else GRACE)
+        elif ended == "timeout" and stop.is_set():
+            last = min(last, now + _STOP_GRACE)
         if _has_ended(process):
-            last = min(last, now + (GRACE if ended else _LINGER))
+            last = min(last, now + (GRACE if ended == "timeout" else _LINGER))
             # A pipe is open for as long as any process of the group that inherited it is there.
             if not streams.get_map():
                 return ended

@@ -6,7 +6,9 @@ import multiprocessing
 import os
 import pickle
 import signal
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -15,6 +17,7 @@ from typing import Any
 
 import torch
 
+from radin import interrupts
 from radin.data.task import Task
 from radin.engine.device import Device
 from radin.engine.worker import Statistics, Worker
@@ -25,6 +28,7 @@ from radin.weights import Pool
 
 _TRIES = 2  # processes that may die over one question
 _PATIENCE = 5.0  # seconds that a process has to end by itself
+_CLOSING = 0.3  # the same for one that has nothing to do, once its pipe is closed
 
 Done = tuple[Question, Answer, Statistics | None]
 
@@ -68,13 +72,22 @@ class Workers:
             ) from None
         threads = max(1, torch.get_num_threads() // count)
         self._start = (pool, source, integers_from, threads)
-        self._processes = [self._begin(_share(device, k)) for k in range(count)]
+        self._processes: list[_Process] = []
         self._error: Exception | None = None
+        self._last = ExitStack()
+        self._last.enter_context(interrupts.at_once(self._kill))
+        try:
+            for k in range(count):
+                self._processes.append(self._begin(_share(device, k)))
+        except BaseException:
+            self.close()
+            raise
 
     def _begin(self, device: Device) -> _Process:
         mine, theirs = self._context.Pipe()
         process = self._context.Process(target=_work, args=(theirs, device, *self._start), daemon=True)
-        process.start()
+        with _terminal_held_off():
+            process.start()
         theirs.close()
         return _Process(process, mine, device)
 
@@ -160,15 +173,24 @@ class Workers:
 
     def close(self) -> None:
         """End all processes, whatever they are at."""
+        self._last.close()
         for worker in self._processes:
             worker.pipe.close()
             if worker.question is not None:
                 worker.process.terminate()
+        until = time.monotonic() + _CLOSING
+        for worker in self._processes:
+            worker.process.join(max(until - time.monotonic(), 0))
+            worker.process.terminate()  # one that is still loading, if it is there
         for worker in self._processes:
             worker.process.join(_PATIENCE)
             if worker.process.is_alive():
                 worker.process.kill()
                 worker.process.join()
+
+    def _kill(self) -> None:
+        for worker in self._processes:
+            worker.process.kill()
 
 
 def _send(pipe: Connection, message: Any) -> None:
@@ -187,11 +209,26 @@ def _share(device: Device, index: int) -> Device:
     return replace(device, device=torch.device("cuda", index % torch.cuda.device_count()))
 
 
+@contextmanager
+def _terminal_held_off() -> Iterator[None]:
+    """A process started here is not reached by the terminal's interrupt, not even while it loads; this one is later."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _work(
     pipe: Connection, device: Device, pool: Pool, source: Task | str, integers_from: str | None, threads: int
 ) -> None:
     """What a worker process does until its pipe is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's interrupt is for the process that asks
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     # It ends with the process that started it, yet the user's loaders may start processes of their own.
     multiprocessing.process.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
     os.environ["OMP_NUM_THREADS"] = str(threads)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from radin.errors import RadinError
 from radin.files import parse_json
+from radin.weights.paths import Lookup
 
 _NAMES = ("name", "path", "member", "model", "checkpoint", "file")
 _SCORES = ("score", "value")
@@ -36,14 +36,14 @@ def read_scores(
         raise RadinError(f"{path}: cannot be read as scores: {getattr(error, 'strerror', None) or error}") from None
     is_json = path.suffix.lower() == ".json" or text.lstrip()[:1] in ("{", "[")
     pairs = list(_from_json(path, text) if is_json else _from_csv(path, text))
-    members = _Members(names, paths, path.absolute().parent)
+    members = Lookup(names, paths, path.absolute().parent)
     scores = np.full(len(names), np.nan)
     given: dict[int, str] = {}
     unknown, twice = [], []
     for key, score in pairs:
         found = members.find(key)
         if found is None:
-            if not any(_same(_seen_from(key, path.absolute().parent), other) for other in dropped):
+            if not any(members.same(key, other) for other in dropped):
                 unknown.append(key)
         elif found in given:
             twice.append(f"{names[found]} (as {given[found]} and as {key})" if given[found] != key else key)
@@ -58,45 +58,6 @@ def read_scores(
     if problems:
         raise RadinError(f"{path}: the scores do not fit the pool of {len(names)} members; " + "; ".join(problems))
     return scores
-
-
-class _Members:
-    """Finds a member by what a file calls it."""
-
-    def __init__(self, names: Sequence[str], paths: Sequence[Path], folder: Path) -> None:
-        self._names = {name: k for k, name in enumerate(names)}
-        self._paths = [Path(path).absolute() for path in paths]
-        self._folder = folder
-
-    def find(self, key: str) -> int | None:
-        if key in self._names:
-            return self._names[key]
-        seen = _seen_from(key, self._folder)
-        for k, path in enumerate(self._paths):
-            if _same(seen, path):
-                return k
-        end = Path(key).parts
-        fits = [k for k, path in enumerate(self._paths) if end and end in _ends(path, len(end))]
-        return fits[0] if len(fits) == 1 else None
-
-
-def _ends(path: Path, length: int) -> tuple[tuple[str, ...], ...]:
-    return path.parts[-length:], path.with_suffix("").parts[-length:]
-
-
-def _seen_from(key: str, folder: Path) -> tuple[Path, ...]:
-    try:
-        path = Path(key).expanduser()
-        os.stat(folder / path)
-    except OSError:
-        pass
-    except (ValueError, RuntimeError):  # what no file can be called, or a home that is not there
-        return ()
-    return path.absolute(), folder / path
-
-
-def _same(places: Sequence[Path], path: Path) -> bool:
-    return any(place == path or place.resolve() == path.resolve() for place in places)
 
 
 def _some(names: Sequence[str]) -> str:

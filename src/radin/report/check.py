@@ -6,6 +6,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from radin.diagnose.check import Checked, CheckedTask
+from radin.errors import printable
 from radin.report.sentences import size
 from radin.report.tables import plain_table
 
@@ -30,7 +31,7 @@ def check_parts(found: Checked) -> list[RenderableType]:
             style = (
                 "bold red" if finding.level == "problem" else "bold yellow" if finding.level == "warning" else "bold"
             )
-            parts.append(Text.assemble((f"{finding.level}: {finding.title}: ", style), finding.sentence))
+            parts.append(Text.assemble((f"{finding.level}: {finding.title}: ", style), printable(finding.sentence)))
     parts += [f"note: {dropped} has the same weights as {kept}; used once" for dropped, kept in pool.duplicates]
     parts += [f"note: {note}" for note in pool.notes]
     if found.task is not None:

@@ -7,6 +7,7 @@ from rich.text import Text
 
 from radin.diagnose.doctor import Diagnosis
 from radin.diagnose.examine import ALPHAS, SliceReport, Soups
+from radin.errors import printable
 from radin.report.sentences import number
 from radin.report.tables import plain_table
 
@@ -26,9 +27,9 @@ def doctor_parts(found: Diagnosis) -> list[RenderableType]:
         if findings:
             parts.append(Text(heading, style=style))
         for finding in findings:
-            parts.append(Text.assemble("  ", (f"{finding.title}: ", "bold"), finding.sentence))
+            parts.append(Text.assemble("  ", (f"{finding.title}: ", "bold"), printable(finding.sentence)))
             if finding.advice:
-                parts.append(Text(f"    → {finding.advice}"))
+                parts.append(Text(f"    → {printable(finding.advice)}"))
     parts.append("")
     parts.append(_members(found))
     if found.slice is not None and found.slice.soups is not None:

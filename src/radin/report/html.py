@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
+from radin.errors import printable
 from radin.recipe import Recipe
 from radin.report.tables import closing_rows, closing_sentences
 from radin.run.result import Result
@@ -17,7 +18,7 @@ def result_html(result: Result) -> str:
     title, columns, rows = closing_rows(result)
     bold = {2}  # the row of what was chosen
     styles = {True: ' style="color:#a60"', False: ""}
-    lines = [f"<div{styles[warns]}>{escape(line)}</div>" for line, warns in closing_sentences(result)]
+    lines = [f"<div{styles[warns]}>{escape(printable(line))}</div>" for line, warns in closing_sentences(result)]
     return f"<div>{table_html(title, columns, rows, bold)}{''.join(lines)}</div>"
 
 
@@ -34,7 +35,7 @@ def table_html(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
     for place, row in enumerate(rows):
         weight = ' style="font-weight:bold"' if bold and place in bold else ""
         body.append(f"<tr{weight}>{''.join(_cell('td', text, index) for index, text in enumerate(row))}</tr>")
-    caption = f'<caption style="text-align:left">{escape(title)}</caption>'
+    caption = f'<caption style="text-align:left">{escape(printable(title))}</caption>'
     return (
         f'<table style="border-collapse:collapse">{caption}<thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(body)}</tbody></table>"
@@ -43,4 +44,4 @@ def table_html(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
 
 def _cell(tag: str, text: str, index: int) -> str:
     style = _CELL.format(side="left" if index == 0 else "right")
-    return f'<{tag} style="{style}">{escape(text)}</{tag}>'
+    return f'<{tag} style="{style}">{escape(printable(text))}</{tag}>'

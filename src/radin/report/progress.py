@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 from types import TracebackType
 
 from rich.console import Console
@@ -16,6 +17,8 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+
+from radin.errors import printable
 
 _QUIET_SECONDS = 2.0
 _SILENCE_SECONDS = 10.0
@@ -31,7 +34,7 @@ class ConsoleProgress:
     def __init__(self) -> None:
         self._console = Console(stderr=True)
         self._bars = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -53,11 +56,16 @@ class ConsoleProgress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._console.is_terminal:
-            self._bars.stop()
+            self.stop()
         else:
             self._stage_ended()
 
+    def stop(self) -> None:
+        """Take the bar away, if there is one, and give the terminal its cursor back."""
+        self._bars.stop()
+
     def __call__(self, what: str, done: float, total: float | None) -> None:
+        what = printable(what)
         if not self._console.is_terminal:
             if self._current is None or self._current[0] != what:
                 self._stage_ended()
@@ -76,5 +84,6 @@ class ConsoleProgress:
             seconds = time.monotonic() - since
             if seconds >= _QUIET_SECONDS or time.monotonic() - self._shown >= _SILENCE_SECONDS:
                 self._shown = time.monotonic()
-                print(f"{what}: {seconds:.1f} s", file=sys.stderr, flush=True)
+                with suppress(OSError, ValueError):  # nobody reads it: no reason to end what is under way
+                    print(f"{what}: {seconds:.1f} s", file=sys.stderr, flush=True)
         self._current = None

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+from radin.errors import printable
 from radin.run.reasons import Outlier, Reasons, TrainingRun
 from radin.run.result import Passes, Result
 from radin.stats.optimism import Optimism
 from radin.stats.paired import PairedDifference
+
+if TYPE_CHECKING:
+    from radin.run.commands import Averaged
 
 _HOW = {"mcnemar": "McNemar, mid-p", "bootstrap": "paired bootstrap", "normal": "two standard errors, unpaired"}
 _BROKEN_PROMISE = 2.0  # standard errors between estimate and truth
@@ -92,6 +97,19 @@ def reasons(found: Reasons) -> tuple[str, ...]:
         f"none of the {found.soups} soups evaluated was better: the other members are much weaker, or too alike to add "
         "anything",
     )
+
+
+def average_lines(found: Averaged) -> tuple[str, ...]:
+    """What 'radin average' says: which ratio went to which file."""
+    recipe, paths = found.recipe, found.paths
+    lines = [f"averaged {recipe.size} checkpoints into {found.output}"]
+    if recipe.is_uniform and recipe.size == len(paths):
+        lines.append(f"{recipe.weights[0]:.6g} each of {', '.join(map(printable, paths))}")
+    else:
+        lines += [f"{recipe.weights[k]:.6g} of {paths[k]}" for k in recipe.members]
+        unused = [printable(path) for path, ratio in zip(paths, recipe.weights, strict=True) if not ratio]
+        lines += [f"nothing of {', '.join(unused)}"] if unused else []
+    return (*lines, *found.notes)
 
 
 def unrelated(apart: float) -> str:

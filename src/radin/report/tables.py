@@ -11,6 +11,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from radin.errors import printable
 from radin.report import sentences
 from radin.report.sentences import number
 from radin.run.result import Result, Scored
@@ -60,10 +61,10 @@ def closing_table(result: Result) -> Table:
     title, columns, rows = closing_rows(result)
     table = _table(title)
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=index != 1)
+        table.add_column(plain(column), justify="left" if index == 0 else "right", no_wrap=index != 1)
     styles = [None, None, "bold", "dim"]
     for row, style in zip(rows, styles, strict=False):
-        table.add_row(*map(Text, row), style=style)
+        table.add_row(*map(plain, row), style=style)
     return table
 
 
@@ -71,14 +72,14 @@ def closing_text(result: Result, width: int = 120) -> str:
     """The table and the lines under it as plain text."""
     console = Console(file=io.StringIO(), width=width, color_system=None, highlight=False, soft_wrap=True)
     for part in (closing_table(result), *closing_lines(result)):
-        console.print(part, markup=False) if isinstance(part, str) else console.print(part)
+        console.print(printable(part), markup=False) if isinstance(part, str) else console.print(part)
     assert isinstance(console.file, io.StringIO)
     return "\n".join(line.rstrip() for line in console.file.getvalue().rstrip().split("\n"))
 
 
 def closing_lines(result: Result) -> list[RenderableType]:
     """What the table cannot say: how sure the gain is, the passes, the time, the members chosen, notes and reasons."""
-    return [Text(line, style="bold yellow") if warns else line for line, warns in closing_sentences(result)]
+    return [plain(line, "bold yellow") if warns else line for line, warns in closing_sentences(result)]
 
 
 def closing_sentences(result: Result) -> list[tuple[str, bool]]:
@@ -120,15 +121,20 @@ def ranked_table(found: RankedFiles) -> Table:
     return plain_table(title, ["", "estimate", "size", "source", "members"], rows)
 
 
-def plain_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+def plain(text: str | Text, style: str = "") -> Text:
+    """Text in which nothing is taken for markup, and no character moves the cursor; one that is made so is as it is."""
+    return text if isinstance(text, Text) else Text(printable(text), style)
+
+
+def plain_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> Table:
     """A table with its first column left, the others right."""
     table = _table(title)
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+        table.add_column(plain(column), justify="left" if index == 0 else "right", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*map(plain, row))
     return table
 
 
 def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", title_style="", box=box.SIMPLE_HEAD, pad_edge=False)
+    return Table(title=plain(title), title_justify="left", title_style="", box=box.SIMPLE_HEAD, pad_edge=False)

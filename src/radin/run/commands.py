@@ -14,7 +14,7 @@ from radin.checksums import opened
 from radin.data.task import Task
 from radin.engine.device import Device
 from radin.engine.evaluate import Evaluator
-from radin.errors import RadinError, TaskError
+from radin.errors import RadinError, TaskError, printable
 from radin.files import read_json
 from radin.outputs.files import open_array, open_targets, outputs_at
 from radin.progress import Progress
@@ -23,6 +23,7 @@ from radin.run.preflight import preflight
 from radin.search import rank
 from radin.search.ranking import RankedRecipe
 from radin.weights import Pool, average, check_output, recipe_metadata, save
+from radin.weights.paths import Lookup
 
 
 @dataclass(frozen=True)
@@ -58,12 +59,13 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class Averaged:
-    """A soup that was written to ``output``."""
+    """A soup that was written to ``output``. ``paths``: the members' files, in the order of the recipe's ratios."""
 
     output: Path
     recipe: Recipe
     member_names: tuple[str, ...]
     fingerprints: tuple[str, ...]
+    paths: tuple[Path, ...]
     notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -71,6 +73,10 @@ class Averaged:
         return {
             "output": str(self.output),
             "size": self.recipe.size,
+            "ratios": [
+                {"name": name, "path": str(path), "ratio": ratio}
+                for name, path, ratio in zip(self.member_names, self.paths, self.recipe.weights, strict=True)
+            ],
             "recipe": self.recipe.to_json(self.member_names, self.fingerprints),
             "notes": list(self.notes),
         }
@@ -131,47 +137,109 @@ def evaluate_pool(
 
 def average_pool(
     pool: Pool,
-    ratios: str | None,
+    ratios: Sequence[str],
     recipe_file: Path | None,
     output: Path,
     integers_from: str | None,
     progress: Progress | None = None,
 ) -> Averaged:
-    """Average by ratios given as text, by a recipe file, or uniformly, into ``output``."""
+    """Average by ratios given as text (see ``recipe_of``), by a recipe file, or uniformly, into ``output``."""
     check_output(output)
     pool.require_several()
-    recipe = _recipe(pool, ratios, recipe_file)
+    if ratios and recipe_file is not None:
+        raise RadinError("give --ratios or --recipe, not both")
+    recipe = recipe_of(pool, ratios) if recipe_file is None else _recipe_in(recipe_file, pool)
     report = (lambda done, total: progress("averaging", done, total)) if progress else None
     tensors = average(pool, recipe, integers_from=integers_from, progress=report)
     save(tensors, output, metadata=recipe_metadata(pool, recipe, integers_from=integers_from))
     notes = [f"note: {note}" for note in pool.notes]
     notes += [f"note: {dropped} has the same weights as {kept}; used once" for dropped, kept in pool.duplicates]
-    return Averaged(output, recipe, pool.member_names, pool.fingerprints, tuple(notes))
+    paths = tuple(member.path for member in pool)
+    return Averaged(output, recipe, pool.member_names, pool.fingerprints, paths, tuple(notes))
 
 
-def _recipe(pool: Pool, ratios: str | None, recipe_file: Path | None) -> Recipe:
-    if ratios is not None and recipe_file is not None:
-        raise RadinError("give --ratios or --recipe, not both")
-    if recipe_file is not None:
-        try:
-            value = read_json(recipe_file)
-            value = opened(value) if "checksum" in value else value  # one that was written by hand has none
-            return Recipe.from_json(value.get("recipe", value), pool.fingerprints)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise RadinError(f"{recipe_file} is not a recipe of radin's ({error})") from None
-    if ratios is None:
-        return Recipe.uniform(range(len(pool)), len(pool))
-    if pool.duplicates:
-        dropped = ", ".join(str(path) for path, _ in pool.duplicates)
-        raise RadinError(f"--ratios needs one file per ratio, but {dropped} repeats another file: leave it out")
+def _recipe_in(file: Path, pool: Pool) -> Recipe:
     try:
-        values = [float(text) for text in ratios.split(",")]
+        value = read_json(file)
+        value = opened(value) if "checksum" in value else value  # one that was written by hand has none
+        return Recipe.from_json(value.get("recipe", value), pool.fingerprints)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RadinError(f"{file} is not a recipe of radin's ({error})") from None
+
+
+def recipe_of(pool: Pool, ratios: Sequence[str]) -> Recipe:
+    """Mixing ratios as a user types them, scaled to sum 1; uniform where there are none.
+
+    Numbers in the order of the files ("3,1"), or NAME=NUMBER for some of the members ("m2=3,m0=1", or each in a text of
+    its own), the others 0. NAME: a member's name, its path, or the end of its path. Raises RadinError.
+    """
+    if not ratios:
+        return Recipe.uniform(range(len(pool)), len(pool))
+    if any("=" in text for text in ratios):
+        values = _named_ratios(pool, ratios)
+    else:
+        values = _ratios_in_order(pool, ",".join(ratios))
+    try:
+        return Recipe.normalized(values)
+    except RadinError as error:
+        raise RadinError(f"--ratios {' '.join(ratios)}: {error}") from None
+
+
+def _ratios_in_order(pool: Pool, text: str) -> list[float]:
+    if pool.duplicates:
+        dropped = ", ".join(printable(path) for path, _ in pool.duplicates)
+        raise RadinError(
+            f"--ratios needs one file per ratio, but {dropped} repeats another file: leave it out, or give ratios by "
+            "name (--ratios NAME=NUMBER,...)"
+        )
+    try:
+        values = [float(part) for part in text.split(",")]
     except ValueError:
-        raise RadinError(f"--ratios must be numbers separated by commas; got {ratios!r}") from None
+        raise RadinError(f"--ratios must be numbers, or NAME=NUMBER, separated by commas; got {text!r}") from None
     if len(values) != len(pool):
         names = ", ".join(pool.member_names)
         raise RadinError(f"--ratios has {len(values)} numbers for {len(pool)} checkpoints, in this order: {names}")
-    return Recipe.normalized(values)
+    return values
+
+
+def _named_ratios(pool: Pool, ratios: Sequence[str]) -> list[float]:
+    """A name may itself hold commas and equals signs: the shortest text before a number that names a member is one."""
+    # A file dropped as a duplicate stands for the one that was kept.
+    place = {member.path: k for k, member in enumerate(pool)}
+    for dropped, kept in reversed(pool.duplicates):  # by content last; a link may lead to a file that was dropped so
+        place[dropped] = place[kept]
+    places = list(place.values())
+    members = Lookup(pool.member_names, list(place))
+    values = [0.0] * len(pool)
+    given: dict[int, str] = {}
+    for text in ratios:
+        held = ""
+        for part in text.split(","):
+            held = f"{held},{part}" if held else part
+            name, _, number = held.rpartition("=")
+            found, value = members.find(name.strip()), _float(number)
+            if found is None or value is None:
+                continue
+            at = places[found]
+            if at in given:
+                raise RadinError(f"--ratios gives {pool[at].name} two ratios, as {given[at]!r} and as {held!r}")
+            given[at], values[at], held = held, value, ""
+        if held:
+            name, equals, number = held.rpartition("=")
+            if equals and members.find(name.strip()) is not None:
+                raise RadinError(f"--ratios: {number!r} is not a number, for {name!r}")
+            raise RadinError(
+                f"--ratios: no member, or more than one, is meant by {name if equals else held!r}; members: "
+                f"{', '.join(pool.member_names)}"
+            )
+    return values
+
+
+def _float(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def rank_files(

@@ -35,6 +35,7 @@ from radin.search.account import Account
 from radin.search.strategies import base
 from radin.stats.split import split_halves
 from radin.weights import Pool, integer_source
+from radin.weights.paths import natural_key
 
 __all__ = ["cook", "versions"]
 
@@ -113,6 +114,15 @@ def cook(
         pool = Pool.open(pool, progress=opening)
     pool.require_several()
     integer_source(pool, Recipe.single(0, len(pool)), integers_from)  # refuses an unknown name before anything long
+    # Sums are rounded by the order in which members come: work in one that does not depend on how they were listed. An
+    # engine of the user's is asked about recipes over the pool as the user has it.
+    listed: Sequence[int] = range(len(pool))
+    if not isinstance(task, Engine):
+        places = [natural_key(member.path) for member in pool]
+        order = sorted(listed, key=places.__getitem__)
+        listed, pool = np.argsort(order).tolist(), pool.reordered(order)
+        if scores is not None and not isinstance(scores, str | Path) and len(scores) == len(pool):
+            scores = [scores[k] for k in order]
     evaluator: Evaluator
     if isinstance(task, Command):
         task = CommandEngine(pool, task, Path(out) / "scratch", integers_from)
@@ -180,7 +190,7 @@ def cook(
             outcome.session.write(outcome.best())
             outcome.evaluate_splits(engine.splits)
             evaluator.bind_splits(job, asked)
-            result = outcome.result(asked)
+            result = outcome.result(asked).reordered(listed)
         finally:
             ledger.close()
             shutil.rmtree(directory.searched_half, ignore_errors=True)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +123,18 @@ class Result:
         from radin.report.html import result_html
 
         return result_html(self)
+
+    def reordered(self, order: Sequence[int]) -> Result:
+        """The same result over the members in another order: new place i holds the member that was at ``order[i]``."""
+
+        def moved(value: Any) -> Any:
+            if isinstance(value, Scored):
+                return replace(value, recipe=value.recipe.permuted(order))
+            return tuple(map(moved, value)) if isinstance(value, tuple) else value
+
+        scored = {name: moved(value) for name, value in vars(self).items()}
+        names, prints = ([values[k] for k in order] for values in (self.member_names, self.fingerprints))
+        return replace(self, **scored | {"member_names": tuple(names), "fingerprints": tuple(prints)})
 
     def save(self, path: str | Path) -> Path:
         """Copy the soup to ``path``, with the ending that it has. Raises RunError for another one."""

@@ -1,4 +1,4 @@
-"""From what a user typed to checkpoint paths in a fixed order, and short names to show for them."""
+"""From what a user typed to checkpoint paths in that order, short names to show for them, and back."""
 
 from __future__ import annotations
 
@@ -6,24 +6,36 @@ import glob
 import os
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from itertools import takewhile
 from pathlib import Path
 
-from radin.errors import PoolError
+from radin.errors import PoolError, printable
 from radin.weights.formats import FOLDER_FILES, SUFFIXES, folder_file, is_index
+
+_LONG = 300  # characters of a path that a message shows
 
 
 def find_checkpoints(paths: str | Path | Iterable[str | Path]) -> list[Path]:
-    """Checkpoint paths behind files, folders and glob patterns, in natural order (run2 before run10).
+    """Checkpoint paths behind files, folders and glob patterns, in the order given, each once.
 
-    A folder that is not itself a checkpoint stands for the checkpoint files directly in it, else for the checkpoint
-    folders directly in it. Raises PoolError when a path does not exist or nothing is found.
+    What is behind a folder or a pattern comes in its place, in natural order (run2 before run10). A folder
+    that is not itself a checkpoint stands for the checkpoint files directly in it, else for the checkpoint folders
+    directly in it. Raises PoolError when a path does not exist or nothing is found.
     """
     given = [paths] if isinstance(paths, str | Path) else list(paths)
     if not given:
         raise PoolError("no checkpoints given: name files, folders or patterns such as 'runs/*/best.safetensors'")
-    found = [path for item in given for path in _expand(item)]
-    return sorted(dict.fromkeys(found), key=natural_key)
+    found = [path for item in given for path in sorted(_expand(item), key=natural_key)]
+    return list(dict.fromkeys(found))
+
+
+def absolute(path: Path) -> Path:
+    """The path from the root, as far as there is a working directory: it may have been removed meanwhile."""
+    try:
+        return Path(os.path.abspath(path))
+    except OSError:
+        return path
 
 
 def natural_key(path: Path) -> tuple[list[str | int], str]:
@@ -34,22 +46,42 @@ def natural_key(path: Path) -> tuple[list[str | int], str]:
 
 
 def _expand(item: str | Path) -> list[Path]:
-    path = Path(item).expanduser()
+    try:
+        return _behind(item, _at_home(item))
+    except (OSError, ValueError) as error:  # not to be entered, a name longer than any, a null character in it
+        reason = getattr(error, "strerror", None) or str(error)
+        raise PoolError(f"{_shown(item)}: cannot be looked up: {reason}") from None
+
+
+def _at_home(item: str | Path) -> Path:
+    """The path with ~ for the user's own folder, where there is one."""
+    try:
+        return Path(item).expanduser()
+    except RuntimeError:
+        return Path(item)
+
+
+def _shown(item: str | Path) -> str:
+    text = printable(item)
+    return text if len(text) <= _LONG else f"{text[:_LONG]}... ({len(text):,} characters)"
+
+
+def _behind(item: str | Path, path: Path) -> list[Path]:
     if path.is_dir():
         return _in_folder(path) or _nothing(item, f"it is a folder with no file ending in {_endings()}")
     if path.exists():
         return [path]
     if not glob.has_magic(str(path)):
-        raise PoolError(f"{item}: no such file or folder")
+        raise PoolError(f"{_shown(item)}: no such file or folder")
     matches = [Path(match) for match in glob.glob(str(path), recursive=True)]
     if not matches:
-        _nothing(item, f"no path matches, seen from {Path.cwd()}")
+        _nothing(item, f"no path matches, seen from {printable(absolute(Path()))}")
     usable = [file for match in matches for file in _usable(match)]
     return usable or _nothing(item, f"none of its {len(matches)} matches ends in {_endings()}")
 
 
 def _nothing(item: str | Path, reason: str) -> list[Path]:
-    raise PoolError(f"{item}: no checkpoints found: {reason}")
+    raise PoolError(f"{_shown(item)}: no checkpoints found: {reason}")
 
 
 def _endings() -> str:
@@ -72,8 +104,8 @@ def _in_folder(folder: Path) -> list[Path]:
 
 
 def short_names(paths: Sequence[Path]) -> tuple[str, ...]:
-    """A unique name for each path: without the folders all share, and without its ending unless that would clash."""
-    parts = [Path(os.path.abspath(path)).parts for path in paths]
+    """A unique, printable name for each path: without the folders all share, and its ending unless that would clash."""
+    parts = [absolute(path).parts for path in paths]
     levels = zip(*(part[:-1] for part in parts), strict=False)  # the shortest path has the fewest folders
     shared = len(list(takewhile(lambda level: len(set(level)) == 1, levels)))
     tails = [Path(*part[shared:]) for part in parts]
@@ -81,5 +113,44 @@ def short_names(paths: Sequence[Path]) -> tuple[str, ...]:
         tail.with_suffix("") if path.is_file() and tail.suffix in SUFFIXES else tail
         for tail, path in zip(tails, paths, strict=True)
     ]
-    chosen = stems if len(set(stems)) == len(stems) else tails
-    return tuple(name.as_posix() for name in chosen)
+    chosen = [name.as_posix() for name in (stems if len(set(stems)) == len(stems) else tails)]
+    shown = [printable(name) for name in chosen]
+    if len(set(shown)) < len(shown):  # a name has the very backslashes that stand for another's control characters
+        shown = [printable(name.replace("\\", "\\\\")) for name in chosen]
+    return tuple(shown)
+
+
+class Lookup:
+    """Finds members by what a user or a file calls them: a name, a path, or the end of one that fits one member alone.
+
+    names, paths: of the members; there may be further paths. folder: where a path may be seen from, besides the working
+    directory.
+    """
+
+    def __init__(self, names: Sequence[str], paths: Sequence[Path], folder: Path | None = None) -> None:
+        self._names = {name: k for k, name in enumerate(names)}
+        self._paths = [absolute(path) for path in paths]
+        self._folder = folder
+
+    def find(self, key: str) -> int | None:
+        """The index of a member, or None."""
+        if key in self._names:
+            return self._names[key]
+        for k, path in enumerate(self._paths):
+            if self.same(key, path):
+                return k
+        end = Path(key).parts
+        fits = [k for k, path in enumerate(self._paths) if end and end in _ends(path, len(end))]
+        return fits[0] if len(fits) == 1 else None
+
+    def same(self, key: str, path: Path) -> bool:
+        """Whether ``key`` is a path to the same file."""
+        seen = _at_home(key)
+        places = (absolute(seen), *(() if self._folder is None else (self._folder / seen,)))
+        with suppress(OSError, ValueError):  # what cannot be a path is none
+            return any(place == path or place.resolve() == path.resolve() for place in places)
+        return False
+
+
+def _ends(path: Path, length: int) -> tuple[tuple[str, ...], ...]:
+    return path.parts[-length:], path.with_suffix("").parts[-length:]

@@ -56,8 +56,9 @@ class Pool:
         """Find, check and fingerprint checkpoints: headers of all first, then one pass over their content.
 
         What that pass found is remembered for files that have not changed since: see radin.weights.remembered.
-        ``paths``: files, folders, glob patterns; members come in natural order of their paths. ``key``: see
-        open_checkpoint. ``progress(done bytes, total bytes)`` may be called from other threads, one call at a time.
+        ``paths``: files, folders, glob patterns; members come in the order given, those behind a folder or a pattern
+        in natural order of their paths. ``key``: see open_checkpoint. ``progress(done bytes, total bytes)`` may be
+        called from other threads, one call at a time.
         Raises PoolError when they do not fit together or none is found, CheckpointError when one is unusable.
         """
         found = find_checkpoints(paths)
@@ -77,6 +78,10 @@ class Pool:
             for name, (content, checkpoint) in zip(names, first.items(), strict=True)
         ]
         return cls(members, duplicates)
+
+    def reordered(self, order: Sequence[int]) -> Pool:
+        """The same members in another order: new place i holds the member that was at ``order[i]``."""
+        return Pool([self.members[k] for k in order], self.duplicates)
 
     def __len__(self) -> int:
         return len(self.members)

@@ -1,0 +1,36 @@
+"""The commands together. Heavy imports wait until one of them runs."""
+
+from __future__ import annotations
+
+import click
+
+from radin.cli.average import average
+from radin.cli.check import check
+from radin.cli.cook import cook
+from radin.cli.demo import demo
+from radin.cli.doctor import doctor
+from radin.cli.evaluate import evaluate
+from radin.cli.metrics import metrics
+from radin.cli.rank import rank
+from radin.cli.report import report
+from radin.cli.strategies import strategies
+
+
+def _version(context: click.Context, option: click.Parameter, asked: bool) -> None:
+    if asked:
+        import radin  # looked up only here: it takes a while
+
+        click.echo(f"radin, version {radin.__version__}")
+        context.exit()
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version and exit."
+)
+def cli() -> None:
+    """Turn a folder of fine-tuned checkpoints into one better model: a model soup, within a budget of evaluations."""
+
+
+for command in (cook, check, doctor, evaluate, average, rank, strategies, metrics, report, demo):
+    cli.add_command(command)
