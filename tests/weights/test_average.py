@@ -48,7 +48,7 @@ def states(members: int, dtype: torch.dtype = torch.float32) -> States:
             "scale": random(1)[0],
             "none": random(0, 2),
             "steps": torch.tensor(10 * k),
-            "mask": torch.tensor([k == 0, True]),
+            "mask": torch.tensor([False, True]),
         }
         for k in range(members)
     ]
@@ -147,7 +147,7 @@ def test_integers_are_copied_from_the_largest_weight_or_the_named_member(tmp_pat
     assert average(pool, Recipe.normalized([1, 2, 3]))["steps"].item() == 20
     soup = average(pool, Recipe.normalized([1, 2, 3]), integers_from="m0")
     assert soup["steps"].item() == 0
-    assert soup["mask"].tolist() == [True, True]
+    assert soup["mask"].tolist() == [False, True]
     assert soup["steps"].dtype == torch.int64
     assert soup["mask"].dtype == torch.bool
     with pytest.raises(PoolError, match="no member is named 'm7'; members: m0, m1, m2"):

@@ -140,19 +140,19 @@ def test_a_file_that_changes_while_it_is_read_is_not_remembered(cache, files, ha
         return found
 
     monkeypatch.setattr(remembered, "examine", and_touch)
-    remembered.remembered_fingerprint(open_checkpoint(files[0]))
+    remembered.remembered_content(open_checkpoint(files[0]))
     assert not cache.exists()
 
 
 @pytest.mark.parametrize("field", [1, 2, 3, 4, 5])
 def test_every_part_of_a_files_state_counts(cache, files, hashed, later, monkeypatch, field):
     checkpoint = open_checkpoint(files[0])
-    remembered.remembered_fingerprint(checkpoint)
+    remembered.remembered_content(checkpoint)
     hashed()
     (state,) = remembered.file_states(checkpoint)
     other = (tuple(value - 1 if index == field else value for index, value in enumerate(state)),)
     monkeypatch.setattr(remembered, "file_states", lambda _: other)
-    remembered.remembered_fingerprint(checkpoint)
+    remembered.remembered_content(checkpoint)
     assert hashed() == BYTES // 2
 
 
@@ -199,7 +199,7 @@ def test_what_is_nested_under_another_key_is_other_content(cache, hashed, later,
     path = tmp_path / "nested.pt"
     torch.save({"model": {"w": torch.zeros(4)}, "other": {"w": torch.ones(4)}}, path)
     prints = {
-        remembered.remembered_fingerprint(open_checkpoint(path, key=key)) for key in (None, "other", "model", "other")
+        remembered.remembered_content(open_checkpoint(path, key=key)) for key in (None, "other", "model", "other")
     }
     assert len(prints) == 2
     assert hashed() == 3 * 16
@@ -210,11 +210,11 @@ def test_any_changed_shard_of_a_folder_counts(cache, hashed, later, tmp_path):
         save_file({f"w{k}": torch.full((4,), float(k))}, tmp_path / f"model-{k}.safetensors")
     weight_map = {f"w{k}": f"model-{k}.safetensors" for k in range(2)}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    first = remembered.remembered_fingerprint(open_checkpoint(tmp_path))
-    assert remembered.remembered_fingerprint(open_checkpoint(tmp_path)) == first
+    first = remembered.remembered_content(open_checkpoint(tmp_path))
+    assert remembered.remembered_content(open_checkpoint(tmp_path)) == first
     assert hashed() == 32
     save_file({"w1": torch.full((4,), 5.0)}, tmp_path / "model-1.safetensors")
-    assert remembered.remembered_fingerprint(open_checkpoint(tmp_path)) != first
+    assert remembered.remembered_content(open_checkpoint(tmp_path)) != first
     assert hashed() == 32
 
 
@@ -224,7 +224,7 @@ def test_not_finite_is_remembered_with_its_message(cache, hashed, later, tmp_pat
     messages = []
     for _ in range(2):
         with pytest.raises(CheckpointError) as raised:
-            remembered.remembered_fingerprint(open_checkpoint(path))
+            remembered.remembered_content(open_checkpoint(path))
         messages.append(str(raised.value))
     assert hashed() == 24
     assert messages[0] == messages[1]
@@ -259,7 +259,7 @@ def test_the_folder_stays_bounded_and_the_newest_stay(cache, files, later, monke
         os.utime(cache / f"old-{k}.json", (k, k))
     monkeypatch.setattr(remembered, "ENTRIES", 10)
     checkpoint = open_checkpoint(files[0])
-    remembered.remembered_fingerprint(checkpoint)
+    remembered.remembered_content(checkpoint)
     left = {path.name for path in cache.iterdir()}
     assert left == {f"old-{k}.json" for k in range(2, 10)} | {remembered._place(cache, checkpoint).name}
 
@@ -275,7 +275,7 @@ def test_no_ctime_no_trust(files, later):
 def test_many_at_once_leave_one_whole_entry(cache, files, later):
     expected = content.fingerprint(open_checkpoint(files[0]))
     with ThreadPoolExecutor(8) as threads:
-        found = list(threads.map(lambda _: remembered.remembered_fingerprint(open_checkpoint(files[0])), range(40)))
-    assert set(found) == {expected}
+        found = list(threads.map(lambda _: remembered.remembered_content(open_checkpoint(files[0])), range(40)))
+    assert {content.fingerprint for content in found} == {expected}
     (entry,) = cache.iterdir()
     assert entry.suffix == ".json"

@@ -22,10 +22,15 @@ _CHUNK = 1 << 24  # elements read before the file is closed and opened again, wh
 
 @dataclass(frozen=True)
 class Content:
-    """What one pass over a checkpoint finds: its ``fingerprint``, and (tensor, how many values are NaN or infinite)."""
+    """What one pass over a checkpoint finds.
+
+    fingerprint: of all of it. not_finite: (tensor, how many of its values are NaN or infinite). copied: (tensor, its
+    SHA-256) for those of more than one value that a soup would copy from one member, integers and bools.
+    """
 
     fingerprint: str
     not_finite: tuple[tuple[str, int], ...] = ()
+    copied: tuple[tuple[str, str], ...] = ()
 
 
 def fingerprint(checkpoint: Checkpoint, report: Callable[[int], None] | None = None) -> str:
@@ -58,7 +63,15 @@ def examine(checkpoint: Checkpoint, report: Callable[[int], None] | None = None)
     for name, shape in checkpoint.shapes.items():
         digest = digests[checkpoint.aliases.get(name, name)].hexdigest()
         total.update(json.dumps([name, short(checkpoint.dtypes[name]), shape, digest]).encode())
-    return Content(total.hexdigest(), tuple((name, bad[name]) for name in sizes if bad[name]))
+    return Content(
+        total.hexdigest(),
+        tuple((name, bad[name]) for name in sizes if bad[name]),
+        tuple(
+            (name, digests[checkpoint.aliases.get(name, name)].hexdigest())
+            for name, shape in checkpoint.shapes.items()
+            if count(shape) > 1 and not is_averaged(checkpoint.dtypes[name])
+        ),
+    )
 
 
 def require_finite(checkpoint: Checkpoint, found: Content) -> None:

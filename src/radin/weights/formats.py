@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import math
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ import torch
 from torch import Tensor
 
 from radin.errors import CheckpointError
+from radin.files import open_regular, read_json
 from radin.weights import safetensors_file, torch_file
 from radin.weights.layout import Shape, count, short
-from radin.weights.stored import WRAPPERS, Stored, strip_wrappers
+from radin.weights.limits import DIMENSIONS, INDEX_BYTES, NAME, SHARDS, TENSORS
+from radin.weights.stored import WRAPPERS, Place, Stored, strip_wrappers
 
 SAFETENSORS_SUFFIXES = (".safetensors",)
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
@@ -40,6 +43,7 @@ class _File:
     path: Path
     key: str | None
     state: tuple[int, int]
+    places: Mapping[str, Place] = field(default_factory=dict)  # see torch_file.tensors
 
     def describe(self) -> Stored:
         if self.path.suffix in SAFETENSORS_SUFFIXES:
@@ -53,7 +57,7 @@ class _File:
             raise CheckpointError(f"{self.path}: changed since it was opened. Wait until it is written; start again.")
         if self.path.suffix in SAFETENSORS_SUFFIXES:
             return safetensors_file.tensors(self.path)
-        return torch_file.tensors(self.path, self.key)
+        return torch_file.tensors(self.path, self.places)
 
 
 @dataclass(frozen=True)
@@ -101,10 +105,10 @@ class Checkpoint:
         # Aliases are placed where the tensor is that they stand for, so their own stored name is found by the prefix.
         kept = next(name for name in self.shapes if name not in self.aliases)
         prefix = self._places[kept][1].removesuffix(kept)
-        return tuple(
-            Part(file.path, file.key, {name: prefix + name for name in self.shapes if self._places[name][0] == index})
-            for index, file in enumerate(self._files)
-        )
+        stored: list[dict[str, str]] = [{} for _ in self._files]
+        for name in self.shapes:
+            stored[self._places[name][0]][name] = prefix + name
+        return tuple(Part(file.path, file.key, names) for file, names in zip(self._files, stored, strict=True))
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -170,7 +174,13 @@ def open_checkpoint(path: str | Path, *, key: str | None = None) -> Checkpoint:
     ``key``: the entry of a torch file that holds the state dict, when it is not one of torch_file.NESTED_KEYS.
     Raises CheckpointError when the file is missing, damaged, unsafe, of an unknown kind or without tensors.
     """
-    path = Path(path)
+    try:
+        return _open(Path(path), key)
+    except OSError as error:
+        raise CheckpointError(f"{_brief(path)}: cannot be read: {error.strerror}") from error
+
+
+def _open(path: Path, key: str | None) -> Checkpoint:
     if path.is_dir():
         inside = folder_file(path)
         if inside is None:
@@ -202,13 +212,15 @@ def _open_index(path: Path, index: Path, key: str | None) -> Checkpoint:
     held = {stored: checkpoint._files[file].path.name for file, stored in checkpoint._places.values()}
     for name, shard in weight_map.items():
         if held.get(name) != shard and checkpoint.aliases.get(name) is None:
-            raise CheckpointError(f"{index}: places tensor {name!r} in {shard}, which does not hold it")
+            raise CheckpointError(f"{index}: places tensor {name[:100]!r} in {shard}, which does not hold it")
     return checkpoint
 
 
 def _open_files(path: Path, paths: list[Path], key: str | None) -> Checkpoint:
     files = tuple(_File(file, key, _state(file)) for file in paths)
     stored = [file.describe() for file in files]
+    files = tuple(replace(file, places=part.places) for file, part in zip(files, stored, strict=True))
+    _check_bounds(path, stored)
     places: dict[str, tuple[int, str]] = {}
     for index, part in enumerate(stored):
         for name in part.shapes:
@@ -236,13 +248,39 @@ def _open_files(path: Path, paths: list[Path], key: str | None) -> Checkpoint:
     )
 
 
+def _check_bounds(path: Path, stored: list[Stored]) -> None:
+    """Refuse more tensors than a checkpoint has, names that nothing could print, and shapes that nothing could have."""
+    if sum(len(part.shapes) for part in stored) > TENSORS:
+        raise CheckpointError(f"{path}: holds more than {TENSORS:,} tensors")
+    for part in stored:
+        for name, shape in part.shapes.items():
+            if len(name) > NAME or not _is_text(name):
+                raise CheckpointError(
+                    f"{path}: a tensor's name ({name[:60]!r}...) is longer than {NAME:,} characters or no text"
+                )
+            if len(shape) > DIMENSIONS or math.prod(size for size in shape if size) >= 1 << 62:
+                raise CheckpointError(f"{path}: tensor {name!r} has a shape that no tensor has")
+
+
+def _is_text(name: str) -> bool:
+    """Whether a name can be written: not half of a surrogate pair."""
+    return name.isascii() or not any("\ud800" <= character <= "\udfff" for character in name)
+
+
+def _brief(path: object) -> str:
+    text = str(path)
+    return text if len(text) <= NAME else f"{text[:60]}... ({len(text):,} characters)"
+
+
 def _state(path: Path) -> tuple[int, int]:
     try:
-        status = path.stat()
-        with path.open("rb") as file:
+        with open_regular(path) as file:
+            status = os.fstat(file.fileno())
             start = file.read(len(_LFS_POINTER))
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from error
     if not start:
         raise CheckpointError(f"{path}: the file is empty")
     if start == _LFS_POINTER:
@@ -253,25 +291,35 @@ def _state(path: Path) -> tuple[int, int]:
 def _shards(index: Path, weight_map: Mapping[str, str]) -> list[Path]:
     """The shard files that an index names. They must lie beside it: an index is data, not a list of paths to open."""
     names = sorted(set(weight_map.values()))
+    if len(names) > SHARDS:
+        raise CheckpointError(f"{index}: names {len(names):,} shards; at most {SHARDS:,} are read")
     for name in names:
         if not name.endswith(SUFFIXES) or "/" in name or "\\" in name or Path(name).name != name:
             raise CheckpointError(
-                f"{index}: shard {name!r} is not a plain file name ending in {', '.join(SUFFIXES)}; "
+                f"{index}: shard {name[:100]!r} is not a plain file name ending in {', '.join(SUFFIXES)}; "
                 "shards must lie in the folder of their index"
             )
-        if not (index.parent / name).is_file():
-            raise CheckpointError(f"{index}: names the shard {name}, which is not in its folder")
+        try:
+            there = (index.parent / name).exists()
+        except (OSError, ValueError):  # too long for a file's name, or with a zero byte in it
+            there = False
+        if not there:
+            raise CheckpointError(f"{index}: names the shard {name[:100]}, which is not in its folder")
     return [index.parent / name for name in names]
 
 
 def _weight_map(index: Path) -> dict[str, str]:
     try:
-        content: Any = json.loads(index.read_text(encoding="utf-8"))
+        content: Any = read_json(index, INDEX_BYTES)
         weight_map = content["weight_map"]
         if not isinstance(weight_map, dict) or not weight_map:
             raise TypeError
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        raise CheckpointError(f"{index}: cannot be read: {error.strerror}") from error
+    except (ValueError, LookupError, TypeError) as error:
         raise CheckpointError(f"{index}: not an index of shards; expected a JSON object with a weight_map") from error
     if not all(isinstance(name, str) for name in weight_map.values()):
         raise CheckpointError(f"{index}: weight_map must give a file name for each tensor")
+    if len(weight_map) > TENSORS:
+        raise CheckpointError(f"{index}: places {len(weight_map):,} tensors; at most {TENSORS:,} are read")
     return weight_map

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import takewhile
 from pathlib import Path
@@ -73,11 +73,46 @@ def _behind(item: str | Path, path: Path) -> list[Path]:
         return [path]
     if not glob.has_magic(str(path)):
         raise PoolError(f"{_shown(item)}: no such file or folder")
-    matches = [Path(match) for match in glob.glob(str(path), recursive=True)]
+    matches = [Path(match) for match in _glob(str(path))]
     if not matches:
         _nothing(item, f"no path matches, seen from {printable(absolute(Path()))}")
     usable = [file for match in matches for file in _usable(match)]
     return usable or _nothing(item, f"none of its {len(matches)} matches ends in {_endings()}")
+
+
+def _glob(pattern: str) -> list[str]:
+    """What a pattern matches, as glob.glob; but ** walks each folder once, so links that lead in circles end."""
+    parts = Path(pattern).parts
+    if "**" not in parts:
+        return glob.glob(pattern)
+    place = parts.index("**")
+    roots = glob.glob(os.path.join(*parts[:place])) if place else [""]
+    found: list[str] = []
+    rest = parts[place + 1 :]
+    for folder in (folder for root in roots for folder in _folders(root)):
+        found += [] if rest or not folder else [folder]  # what ** matches by itself
+        found += _glob(os.path.join(glob.escape(folder), *(rest or ["*"])))
+    return list(dict.fromkeys(found))
+
+
+def _folders(root: str) -> Iterator[str]:
+    """A folder and all in it, hidden ones left out, each once however many links lead to it; real ones come first."""
+    seen: set[tuple[int, int]] = set()
+    waiting, links = [root], list[str]()
+    while waiting or links:
+        folder = waiting.pop() if waiting else links.pop(0)
+        try:
+            status = os.stat(folder or ".")
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            with os.scandir(folder or ".") as entries:
+                inside = [entry for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+        except OSError:
+            continue
+        yield folder
+        for entry in sorted(inside, key=lambda entry: entry.name):
+            (links if entry.is_symlink() else waiting).append(os.path.join(folder, entry.name))
 
 
 def _nothing(item: str | Path, reason: str) -> list[Path]:

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from radin.errors import PoolError
+from radin.weights.content import Content
 from radin.weights.formats import Checkpoint, open_checkpoint
 from radin.weights.layout import Shape, count, is_averaged, kind, promote, short
 from radin.weights.paths import find_checkpoints, short_names
-from radin.weights.remembered import remembered_fingerprint
+from radin.weights.remembered import remembered_content
 
 Progress = Callable[[int, int], None]
 
@@ -65,9 +66,10 @@ class Pool:
         unique, duplicates = _same_file(found)
         checkpoints = [open_checkpoint(path, key=key) for path in unique]
         check_alike(checkpoints)
-        prints = _fingerprints(checkpoints, progress)
+        contents = _contents(checkpoints, progress)
+        check_copied(checkpoints, contents)
         first: dict[str, Checkpoint] = {}
-        for checkpoint, content in zip(checkpoints, prints, strict=True):
+        for checkpoint, content in zip(checkpoints, (found.fingerprint for found in contents), strict=True):
             if content in first:
                 duplicates.append((checkpoint.path, first[content].path))
             else:
@@ -199,6 +201,57 @@ def check_alike(checkpoints: Sequence[Checkpoint]) -> None:
         raise PoolError(_difference(odd[0], expected) + others)
 
 
+def check_copied(checkpoints: Sequence[Checkpoint], contents: Sequence[Content]) -> None:
+    """Raise PoolError where weights are integers: a soup would have one member's, whatever its recipe.
+
+    Integer and bool tensors are copied, which is right for what all members share (position indices, masks) and for
+    counters of one value (BatchNorm's number of batches). Those of several values that differ are weights in a
+    quantized form, or say which weights are where: the average of the rest would be nobody's.
+    """
+    if not any(is_averaged(dtype) for dtype in checkpoints[0].dtypes.values()):
+        names = _listed(checkpoints[0].names, "holds")
+        raise PoolError(f"{checkpoints[0].path} {names}, none of floats: there is nothing to average")
+    first = dict(contents[0].copied)
+    differing: dict[str, Checkpoint] = {}
+    for checkpoint, content in zip(checkpoints, contents, strict=True):
+        for name, digest in content.copied:
+            if digest != first.get(name, digest) and not _same_values(name, checkpoints[0], checkpoint):
+                differing.setdefault(name, checkpoint)
+    if differing:
+        name, other = next(iter(differing.items()))
+        raise PoolError(
+            f"integers cannot be averaged, and {_listed(sorted(differing), 'there are')} of them that differ between "
+            f"members ({name!r} is {short(other.dtypes[name])} and differs in {checkpoints[0].path} and {other.path}). "
+            "If they are quantized weights, average the checkpoints from before quantization and quantize the soup; if "
+            "a buffer that no result depends on, take it out of the state dicts."
+        )
+    _refuse_scaled(checkpoints[0])
+
+
+def _same_values(name: str, one: Checkpoint, other: Checkpoint) -> bool:
+    """Whether integers stored in different dtypes are equal; in the same dtype their hashes have decided."""
+    if one.dtypes[name] == other.dtypes[name] or torch.uint64 in (one.dtypes[name], other.dtypes[name]):
+        return False
+    with one.open() as left, other.open() as right:
+        return torch.equal(left[name].to(torch.int64), right[name].to(torch.int64))
+
+
+def _refuse_scaled(checkpoint: Checkpoint) -> None:
+    """Raise PoolError for float8 weights with scales beside them: the average of products is not that of factors."""
+    scaled = [
+        name
+        for name, dtype in checkpoint.dtypes.items()
+        if is_averaged(dtype)
+        and dtype.itemsize == 1
+        and any(name + ending in checkpoint.dtypes for ending in ("_scale", "_scale_inv"))
+    ]
+    if scaled:
+        raise PoolError(
+            f"{_listed(scaled, 'there are')} of float8 with a scale beside each in {checkpoint.path}: quantized "
+            "weights, which cannot be averaged. Average the checkpoints from before quantization, then quantize the soup."
+        )
+
+
 def _layout(checkpoint: Checkpoint) -> tuple[tuple[str, Shape, str], ...]:
     return tuple((name, shape, kind(checkpoint.dtypes[name])) for name, shape in checkpoint.shapes.items())
 
@@ -243,7 +296,7 @@ def _same_file(paths: Sequence[Path]) -> tuple[list[Path], list[tuple[Path, Path
     return list(first.values()), dropped
 
 
-def _fingerprints(checkpoints: Sequence[Checkpoint], progress: Progress | None) -> list[str]:
+def _contents(checkpoints: Sequence[Checkpoint], progress: Progress | None) -> list[Content]:
     total = sum(checkpoint.bytes for checkpoint in checkpoints)
     lock = threading.Lock()
     done = 0
@@ -256,7 +309,7 @@ def _fingerprints(checkpoints: Sequence[Checkpoint], progress: Progress | None) 
                 progress(done, total)
 
     with ThreadPoolExecutor(min(_READERS, os.cpu_count() or 1)) as threads:
-        return list(threads.map(lambda checkpoint: remembered_fingerprint(checkpoint, report), checkpoints))
+        return list(threads.map(lambda checkpoint: remembered_content(checkpoint, report), checkpoints))
 
 
 def _notes(members: Sequence[Member]) -> tuple[str, ...]:

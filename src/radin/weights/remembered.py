@@ -20,7 +20,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from radin.files import replacing
+from radin.files import JSON_BYTES, open_regular, parse_json, replacing
 from radin.weights.content import VERSION, Content, examine, require_finite
 from radin.weights.formats import Checkpoint
 from radin.weights.layout import short
@@ -32,11 +32,11 @@ RACY_NS = 2_000_000_000  # the coarsest clock of a file system that is in use: F
 ENTRIES = 10_000
 _KEPT = 0.9  # of them when the folder is full: the newest
 _OFF = "off"
-_FORMAT = 1
+_FORMAT = 2
 
 
-def remembered_fingerprint(checkpoint: Checkpoint, report: Callable[[int], None] | None = None) -> str:
-    """The checkpoint's fingerprint: remembered where its files are as they were, else by a pass over its content.
+def remembered_content(checkpoint: Checkpoint, report: Callable[[int], None] | None = None) -> Content:
+    """What a pass over the checkpoint's content finds: remembered where its files are as they were, else found anew.
 
     ``report`` is told the bytes done since it was last called, those that needed no reading included. Raises
     CheckpointError when a float is NaN or infinite, remembered or not.
@@ -52,7 +52,7 @@ def remembered_fingerprint(checkpoint: Checkpoint, report: Callable[[int], None]
         if folder and before and file_states(checkpoint) == before:
             _remember(folder, checkpoint, before, found)
     require_finite(checkpoint, found)
-    return found.fingerprint
+    return found
 
 
 def cache_folder() -> Path | None:
@@ -94,13 +94,18 @@ def _is_old_enough(state: FileState, latest: int) -> bool:
 def _recall(folder: Path, checkpoint: Checkpoint, now: tuple[FileState, ...]) -> Content | None:
     """What was found in exactly these files; None where nothing is known or the entry is damaged."""
     try:
-        checksum, _, text = _place(folder, checkpoint).read_text(encoding="ascii").partition("\n")
+        with open_regular(_place(folder, checkpoint)) as file:
+            checksum, _, text = file.read(JSON_BYTES).decode("ascii").partition("\n")
         if checksum != _checksum(text):
             return None
-        entry = json.loads(text)
+        entry = parse_json(text)
         if entry["about"] != _about(checkpoint, now):
             return None
-        return Content(str(entry["fingerprint"]), tuple((str(n), int(bad)) for n, bad in entry["not_finite"]))
+        return Content(
+            str(entry["fingerprint"]),
+            tuple((str(name), int(bad)) for name, bad in entry["not_finite"]),
+            tuple((str(name), str(digest)) for name, digest in entry["copied"]),
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -110,7 +115,8 @@ def _remember(folder: Path, checkpoint: Checkpoint, states: tuple[FileState, ...
     entry = {
         "about": _about(checkpoint, states),
         "fingerprint": found.fingerprint,
-        "not_finite": [list(pair) for pair in found.not_finite],
+        "not_finite": found.not_finite,
+        "copied": found.copied,
     }
     text = json.dumps(entry)
     place = _place(folder, checkpoint)

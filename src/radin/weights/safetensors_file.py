@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,19 +12,26 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from radin.errors import CheckpointError
+from radin.files import open_regular, parse_json
 from radin.weights.layout import DTYPES
+from radin.weights.limits import HEADER_BYTES, TENSORS
 from radin.weights.stored import Stored
 
+_EXPLAINED_BYTES = 2**20  # a damaged header up to this size is read again to say what is wrong with it
 _LENGTH_BYTES = 8  # a safetensors file starts with its header's length, little endian
 
 
 def describe(path: Path) -> Stored:
     """What the header says: names, shapes, dtypes and tied tensors. Raises CheckpointError for a damaged file."""
+    _check_header(path)
     shapes = {}
     dtypes = {}
     try:
         with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 - not a mapping
+            names = file.keys()
+            if len(names) > TENSORS:
+                raise CheckpointError(f"{path}: holds more than {TENSORS:,} tensors")
+            for name in names:
                 entry = file.get_slice(name)
                 shapes[name] = tuple(entry.get_shape())
                 dtypes[name] = _dtype(path, name, entry.get_dtype())
@@ -50,6 +57,7 @@ def tensors(path: Path) -> Iterator[Callable[[str], Tensor]]:
 
 def metadata(path: Path) -> dict[str, str]:
     """The file's metadata strings. Raises CheckpointError for a damaged file."""
+    _check_header(path)
     try:
         with safe_open(path, framework="pt") as file:
             return dict(file.metadata() or {})
@@ -66,19 +74,35 @@ def _dtype(path: Path, name: str, stored: object) -> torch.dtype:
     return DTYPES[str(stored)]
 
 
+def _check_header(path: Path) -> None:
+    """Refuse what is no regular file, and a header larger than any checkpoint's, before the library reads it."""
+    try:
+        with open_regular(path) as file:
+            length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+            size = os.fstat(file.fileno()).st_size
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from error
+    if HEADER_BYTES < length <= size:
+        raise CheckpointError(
+            f"{path}: not a safetensors file, or damaged: its header has {length:,} bytes; at most {HEADER_BYTES:,} "
+            "are read"
+        )
+
+
 def _damage(path: Path, error: Exception) -> str:
     """One sentence on what is wrong with a file that the library would not read."""
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
             start = file.read(_LENGTH_BYTES)
-            promised = int.from_bytes(start[:_LENGTH_BYTES], "little") + _LENGTH_BYTES
-            if len(start) == _LENGTH_BYTES and promised <= size:
-                header = json.loads(file.read(promised - _LENGTH_BYTES))
-                promised += max(entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
+            promised = int.from_bytes(start, "little") + _LENGTH_BYTES
+            if promised <= min(size, _EXPLAINED_BYTES):
+                promised += _promised(file.read(promised - _LENGTH_BYTES))
     except OSError as reason:
         return f"{path}: cannot be read: {reason.strerror}"
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, LookupError, AttributeError):
         return f"{path}: not a safetensors file, or damaged: {error}"
     if size < promised:
         return (
@@ -86,3 +110,9 @@ def _damage(path: Path, error: Exception) -> str:
             f"{promised:,}. Copy or download it again."
         )
     return f"{path}: not a safetensors file, or damaged: {error}"
+
+
+def _promised(header: bytes) -> int:
+    """Bytes of numbers that a header promises. Raises a LookupError, TypeError, AttributeError or ValueError."""
+    entries = parse_json(header.decode("utf-8"))
+    return max((int(entry["data_offsets"][1]) for name, entry in entries.items() if name != "__metadata__"), default=0)

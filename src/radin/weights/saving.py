@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import zipfile
 from collections import Counter
@@ -16,9 +17,10 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from radin.errors import CheckpointError
-from radin.files import Writer, replacing, told
-from radin.weights import safetensors_file
+from radin.files import Writer, parse_json, read_json, replacing, told
+from radin.weights import safetensors_file, torch_file
 from radin.weights.layout import find_aliases
+from radin.weights.limits import METADATA_BYTES
 
 SAVE_SUFFIXES = (".safetensors", ".pt", ".pth")
 RECIPE_KEY = "radin.recipe"
@@ -79,24 +81,29 @@ def read_metadata(path: str | Path) -> dict[str, str]:
     if path.suffix == ".safetensors":
         return safetensors_file.metadata(path)
     try:
-        with zipfile.ZipFile(path) as archive:
-            if _TORCH_METADATA not in archive.namelist():
-                return {}
-            return {str(name): str(value) for name, value in json.loads(archive.read(_TORCH_METADATA)).items()}
+        written = torch_file.entry(path, _TORCH_METADATA, METADATA_BYTES)
+        return {} if written is None else _strings(parse_json(written.decode("utf-8")))
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (zipfile.BadZipFile, ValueError) as error:
+    except ValueError as error:
         raise CheckpointError(f"{path}: damaged, or not written by torch.save: {error}") from error
 
 
 def _folder_metadata(folder: Path) -> dict[str, str]:
     path = folder / FOLDER_METADATA
-    if not path.is_file():
+    if not path.exists():
         return {}
     try:
-        return {str(name): str(value) for name, value in json.loads(path.read_text(encoding="utf-8")).items()}
-    except (OSError, ValueError, AttributeError) as error:
+        return _strings(read_json(path, METADATA_BYTES))
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: damaged, or not written by radin: {error}") from error
+
+
+def _strings(value: Any) -> dict[str, str]:
+    """Metadata: an object of strings. Raises ValueError."""
+    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
+        raise ValueError("expected a JSON object of strings")
+    return value
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:
@@ -104,8 +111,23 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     metadata = read_metadata(path)
     if RECIPE_KEY not in metadata:
         raise CheckpointError(f"{path}: carries no recipe; only files written by radin do")
-    value: dict[str, Any] = json.loads(metadata[RECIPE_KEY])
-    return value
+    try:
+        value = parse_json(metadata[RECIPE_KEY])
+        if all(_is_share(member) for member in value["members"]):
+            return dict(value)
+    except (ValueError, TypeError, LookupError, OverflowError):
+        pass
+    raise CheckpointError(f"{path}: its recipe is damaged, or was not written by radin")
+
+
+def _is_share(member: Any) -> bool:
+    """Whether this is how Recipe.to_json writes a member's share."""
+    return (
+        isinstance(member["name"], str)
+        and isinstance(member["fingerprint"], str)
+        and isinstance(member["weight"], int | float)
+        and math.isfinite(member["weight"])
+    )
 
 
 def write_safetensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:

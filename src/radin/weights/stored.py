@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
+from radin.weights.archive import Entry
+from radin.weights.described import Described
 from radin.weights.layout import Shape
 
 # DataParallel and DistributedDataParallel, torch.compile
 WRAPPERS = ("module.", "_orig_mod.")
 # LightningModules keep their network in an attribute, by custom called model
 LIGHTNING_WRAPPERS = (*WRAPPERS, "model.")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a tensor's numbers are in a torch file: its storage begins at byte ``start``, in the zip ``entry``."""
+
+    start: int
+    entry: Entry | None  # None: in a file that is no zip archive
+    tensor: Described
 
 
 @dataclass(frozen=True)
@@ -24,7 +35,8 @@ class Stored:
     aliases: Mapping[str, str]
     notes: tuple[str, ...] = ()
     wrappers: tuple[str, ...] = WRAPPERS
-    mapped: bool = True  # whether reading it maps the file (True) or loads the whole of it (False)
+    mapped: bool = True  # whether reading a tensor maps it (True) or copies it (False)
+    places: Mapping[str, Place] = field(default_factory=dict)  # of the tensors of a torch file
 
 
 def strip_wrappers(names: Iterable[str], wrappers: tuple[str, ...]) -> tuple[dict[str, str], tuple[str, ...]]:

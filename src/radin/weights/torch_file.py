@@ -1,16 +1,12 @@
-"""Reading one .pt, .pth, .ckpt or .bin file with torch.load, never running code from it."""
+"""Reading one .pt, .pth, .ckpt or .bin file, as torch.save wrote it, never running code from it, and within bounds."""
 
 from __future__ import annotations
 
-import argparse
-import pickle
-import re
-import threading
-import warnings
-import zipfile
+import mmap
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +14,30 @@ import torch
 from torch import Tensor
 
 from radin.errors import CheckpointError
-from radin.weights.layout import DTYPES, find_aliases, short
-from radin.weights.stored import LIGHTNING_WRAPPERS, WRAPPERS, Stored
+from radin.files import open_regular
+from radin.weights import pickled
+from radin.weights.archive import Entry, open_archive, unpacked
+from radin.weights.described import Described, Odd, Quantized, Storage, holders
+from radin.weights.layout import DTYPES, count, short
+from radin.weights.limits import EXPANDED_BYTES, EXPANSION, PICKLE_BYTES, VIEWS
+from radin.weights.stored import LIGHTNING_WRAPPERS, WRAPPERS, Place, Stored
 
 # Where training scripts put the weights, in order of preference. Like timm, the moving average comes first.
 NESTED_KEYS = ("state_dict_ema", "model_ema", "state_dict", "model", "module")
 _EMA_KEYS = NESTED_KEYS[:2]
 
-# torch keeps its list of allowed types in one global; entering and leaving it from two threads would race.
-_ALLOWED_TYPES = threading.Lock()
+_ZIP = b"PK\x03\x04"
+_MAGIC = 0x1950A86A20F9469CFC6C  # what torch's format before 1.6 begins with, pickled
+_LEGACY_VERSION = 1001
+
+
+@dataclass(frozen=True)
+class _Content:
+    """What a file holds, and a function from storage to where it begins and, in a zip archive, its entry."""
+
+    value: Any
+    locate: Callable[[Storage], tuple[int, Entry | None]]
+    is_zip: bool
 
 
 def describe(path: Path, key: str | None) -> Stored:
@@ -34,121 +45,54 @@ def describe(path: Path, key: str | None) -> Stored:
 
     Raises CheckpointError for a damaged file, one that would run code, or one without tensors.
     """
-    _refuse_torchscript(path)
-    outer = _load(path)
-    found, notes = _state_dict(path, outer, key)
-    for name, tensor in found.items():
-        _check_plain(path, name, tensor)
-    mapped = _is_zip(path)
-    if not mapped:
-        notes += ("legacy torch format, read whole at every use; saving it again with torch.save makes it faster",)
-    is_lightning = isinstance(outer, Mapping) and "pytorch-lightning_version" in outer
+    with _told(path):
+        content = _load(path)
+        found, notes = _state_dict(path, content.value, key)
+        tensors = _plain(path, found)
+        places = _places(path, tensors, content)
+    aliases = _aliases(tensors)
+    _refuse_views(path, tensors, aliases)
+    compressed = any(place.entry is not None and not place.entry.stored for place in places.values())
+    if compressed:
+        notes += ("compressed, which cannot be memory-mapped; saving it again with torch.save makes it faster",)
+    if not content.is_zip:
+        notes += ("legacy torch format, not memory-mapped; saving it again with torch.save makes it faster",)
+    is_lightning = isinstance(content.value, Mapping) and "pytorch-lightning_version" in content.value
     return Stored(
-        shapes={name: tuple(tensor.shape) for name, tensor in found.items()},
-        dtypes={name: tensor.dtype for name, tensor in found.items()},
-        aliases=find_aliases(found),
+        shapes={name: tensor.size for name, tensor in tensors.items()},
+        dtypes={name: tensor.dtype for name, tensor in tensors.items()},
+        aliases=aliases,
         notes=notes,
         wrappers=LIGHTNING_WRAPPERS if is_lightning else WRAPPERS,
-        mapped=mapped,
+        mapped=content.is_zip and not compressed,
+        places=places,
     )
 
 
 @contextmanager
-def tensors(path: Path, key: str | None) -> Iterator[Callable[[str], Tensor]]:
-    """A function from stored name to tensor, memory-mapped where the format allows, good inside the context."""
-    found, _ = _state_dict(path, _load(path), key)
-    try:
-        yield found.__getitem__
-    finally:
-        found.clear()
+def tensors(path: Path, places: Mapping[str, Place]) -> Iterator[Callable[[str], Tensor]]:
+    """A function from stored name to tensor, memory-mapped where the file allows, good inside the context.
+
+    ``places``: as ``describe`` found them in this file, which must not have changed since.
+    """
+    with _told(path):
+        content = _mapped(path)
+
+    def read(name: str) -> Tensor:
+        with _told(path):
+            return _read(content, places[name])
+
+    yield read
 
 
-def _is_zip(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(4) == b"PK\x03\x04"
+def entry(path: Path, name: str, limit: int) -> bytes | None:
+    """An entry of the archive that a torch file is, of at most ``limit`` bytes; None where there is none.
 
-
-def _load(path: Path) -> Any:
-    """The unpickled file, plain data only. argparse.Namespace is let through: timm and others save their options."""
-    try:
-        with (
-            _ALLOWED_TYPES,
-            torch.serialization.safe_globals([argparse.Namespace]),
-            warnings.catch_warnings(action="ignore", category=UserWarning),  # what they foretell is raised as an error
-        ):
-            return torch.load(path, weights_only=True, map_location="cpu", mmap=_is_zip(path))
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(_refusal(path, str(error))) from error
-    except MemoryError:
-        raise
-    except Exception as error:  # torch raises EOFError, RuntimeError, KeyError, ValueError... for damaged files
-        reason = str(error).split(". ")[0] or type(error).__name__
-        raise CheckpointError(
-            f"{path}: truncated, damaged or not saved by torch.save ({reason}). Copy or download it again."
-        ) from error
-
-
-def _refusal(path: Path, message: str) -> str:
-    names = _unsafe_names(path) or re.findall(r"GLOBAL (\S+)", message)
-    if not names:
-        reason = message.strip().splitlines()[0]
-        details = re.search(r"\n\n(?:WeightsUnpickler error: )?(.+?)\n", message)
-        return (
-            f"{path}: damaged or not saved by torch.save; cannot be read as plain tensors "
-            f"({details.group(1) if details else reason})"
-        )
-    shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-    return (
-        f"{path}: refused, because it holds {shown}, which is not plain tensor data: loading it would run code "
-        "from the file. If you trust its source, load it yourself with torch.load(path, weights_only=False) and "
-        "save the state_dict alone: safetensors.torch.save_file(state_dict, 'model.safetensors')."
-    )
-
-
-def _unsafe_names(path: Path) -> list[str]:
-    """The globals that torch refuses, listed without running them; known for the zip format only."""
-    if not _is_zip(path):
-        return []
-    try:
-        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-    except Exception:  # the file is refused either way; this only improves the message
-        return []
-
-
-def _refuse_torchscript(path: Path) -> None:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            scripted = any(name.endswith("/constants.pkl") for name in archive.namelist())
-    except (OSError, zipfile.BadZipFile):
-        return  # torch.load has the better message
-    if scripted:
-        raise CheckpointError(
-            f"{path}: a TorchScript archive, which holds code. If you trust it, save its weights alone: "
-            "torch.save(torch.jit.load(path).state_dict(), 'model.pt')."
-        )
-
-
-def _state_dict(path: Path, outer: Any, key: str | None) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The tensors among ``outer`` or its nested dicts, and notes on what was taken."""
-    if not isinstance(outer, Mapping):
-        raise CheckpointError(f"{path}: expected a dict of tensors; the file holds a {type(outer).__name__}")
-    nested = [name for name, value in outer.items() if isinstance(name, str) and _holds_tensors(value)]
-    chosen = _chosen(nested, key)
-    if key is not None and key not in nested:
-        raise CheckpointError(
-            f"{path}: no state dict under the key {key!r}; "
-            + (f"keys that hold tensors: {', '.join(nested)}" if nested else "no key holds one")
-        )
-    inner = outer if chosen is None else outer[chosen]
-    found = {
-        name: value.detach() for name, value in inner.items() if isinstance(name, str) and isinstance(value, Tensor)
-    }
-    if not found:
-        hint = f"; choose one with key: {', '.join(nested)}" if nested else ""
-        raise CheckpointError(f"{path}: holds no tensors at its top level or under {NESTED_KEYS}{hint}")
-    return found, _notes(chosen, key, inner, found)
+    Raises OSError, and ValueError for what is no whole archive.
+    """
+    archive = open_archive(_mapped(path))
+    found = archive.entries.get(name.encode())
+    return None if found is None else archive.read(found, limit)
 
 
 def rewrapped(path: Path, key: str | None, tensors: Mapping[str, Tensor]) -> Any:
@@ -157,12 +101,13 @@ def rewrapped(path: Path, key: str | None, tensors: Mapping[str, Tensor]) -> Any
     Other entries with tensors in them (an optimizer's state, a moving average) are left out: none of them would be true
     of the new weights.
     """
-    outer = _load(path)
-    nested = [name for name, value in outer.items() if isinstance(name, str) and _holds_tensors(value)]
-    chosen = _chosen(nested, key)
-    inner = outer if chosen is None else outer[chosen]
+    with _told(path):
+        outer = _load(path).value
+        chosen = _chosen(_nested(outer), key)
+        inner = outer if chosen is None else outer[chosen]
+        within, around = holders(inner, Described | Odd), holders(outer, Described | Odd)
     weights = OrderedDict(
-        (name, tensors.get(name, value)) for name, value in inner.items() if name in tensors or not _any_tensor(value)
+        (name, tensors.get(name, value)) for name, value in inner.items() if name in tensors or name not in within
     )
     if hasattr(inner, "_metadata"):  # the versions of a module's own layout, which load_state_dict asks for
         vars(weights)["_metadata"] = inner._metadata
@@ -171,14 +116,147 @@ def rewrapped(path: Path, key: str | None, tensors: Mapping[str, Tensor]) -> Any
     return {
         name: weights if name == chosen else value
         for name, value in outer.items()
-        if name == chosen or not _any_tensor(value)
+        if name == chosen or name not in around
     }
 
 
-def _any_tensor(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return any(_any_tensor(entry) for entry in value.values())
-    return isinstance(value, Tensor) or (isinstance(value, list | tuple | set) and any(map(_any_tensor, value)))
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Errors of reading as one message about the file."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{path}: truncated, damaged or not saved by torch.save ({error}). Copy or download it again."
+        ) from error
+
+
+def _mapped(path: Path) -> mmap.mmap:
+    """The file's bytes, read as they are needed; closed when no tensor refers to it any more."""
+    with open_regular(path) as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # torch wants memory that it could write to
+
+
+def _load(path: Path) -> _Content:
+    """What the file says, and where its numbers are. Raises ValueError, OSError, CheckpointError."""
+    content = _mapped(path)
+    return _zip(path, content) if content[: len(_ZIP)] == _ZIP else _legacy(path, content)
+
+
+def _zip(path: Path, content: mmap.mmap) -> _Content:
+    """torch's format since 1.6: an archive of a pickle and one entry per storage."""
+    archive = open_archive(content)
+    if any(name.endswith(b"/constants.pkl") for name in archive.entries):
+        raise CheckpointError(
+            f"{path}: a TorchScript archive, which holds code. If you trust it, save its weights alone: "
+            "torch.save(torch.jit.load(path).state_dict(), 'model.pt')."
+        )
+    root = next(iter(archive.entries), b"").partition(b"/")[0] + b"/"
+    if root + b"data.pkl" not in archive.entries:
+        raise ValueError("an archive without torch's data.pkl")
+    order = archive.entries.get(root + b"byteorder")
+    if order is not None and archive.read(order, 100) != b"little":
+        raise ValueError("written on a machine of the other byte order; save it as safetensors there")
+    loaded = _checked(path, pickled.load(archive.read(archive.entries[root + b"data.pkl"], PICKLE_BYTES)))
+
+    def locate(storage: Storage) -> tuple[int, Entry | None]:
+        entry = archive.entries.get(root + b"data/" + storage.key.encode("utf-8", "replace"))
+        if entry is None:
+            raise ValueError(f"its numbers {storage.key[:20]!r} are missing")
+        if entry.size != storage.nbytes:
+            raise ValueError(f"{storage.nbytes:,} bytes of numbers were promised, and {entry.size:,} are there")
+        return archive.start(entry), entry
+
+    return _Content(loaded.value, locate, is_zip=True)
+
+
+def _legacy(path: Path, content: mmap.mmap) -> _Content:
+    """The format before 1.6: pickles one after another, then each storage's length and numbers."""
+    if content[257:262] == b"ustar":
+        raise ValueError("torch's format of 2016, a tar archive; load it with a torch of then and save it again")
+    at = 0
+    values: list[pickled.Loaded] = []
+    for _ in range(5):
+        loaded = pickled.load(content, at)
+        values.append(_checked(path, loaded) if len(values) == 3 else loaded)
+        at = loaded.end
+        if len(values) == 1 and loaded.value != _MAGIC:
+            raise ValueError("it does not begin as torch's files do")
+    version, about, main, keys = values[1].value, values[2].value, values[3], values[4].value
+    if version != _LEGACY_VERSION or not isinstance(about, dict) or not isinstance(keys, list):
+        raise ValueError("it does not begin as torch's files do")
+    if about.get("little_endian") is not True:
+        raise ValueError("written on a machine of the other byte order; save it as safetensors there")
+    starts: dict[str, int] = {}
+    for key in keys:
+        storage = main.storages.get(str(key)) if isinstance(key, str | int) else None
+        if storage is None or storage.key in starts:
+            raise ValueError("its list of storages does not fit its tensors")
+        numel = int.from_bytes(content[at : at + 8], "little", signed=True)
+        starts[storage.key] = at + 8
+        at += 8 + storage.nbytes
+        if numel != storage.numel or at > len(content):
+            raise ValueError(f"{storage.numel:,} numbers were promised, and {min(numel, len(content)):,} are there")
+
+    def locate(storage: Storage) -> tuple[int, Entry | None]:
+        root = main.storages[storage.key]
+        if storage.key not in starts or storage.dtype != root.dtype or storage.numel != root.numel:
+            raise ValueError(f"its numbers {storage.key[:20]!r} are missing")
+        offset, length = storage.view or (0, root.numel)
+        if offset + length > root.numel:
+            raise ValueError("a view reaches beyond its storage")
+        return starts[storage.key] + offset * root.dtype.itemsize, None
+
+    return _Content(main.value, locate, is_zip=False)
+
+
+def _checked(path: Path, loaded: pickled.Loaded) -> pickled.Loaded:
+    """Refuse what would run code, by the names of it."""
+    names = loaded.unsafe
+    if names:
+        shown = ", ".join(name[:100] for name in names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        raise CheckpointError(
+            f"{path}: refused, because it holds {shown}, which is not plain tensor data: loading it would run code "
+            "from the file. If you trust its source, load it yourself with torch.load(path, weights_only=False) and "
+            "save the state_dict alone: safetensors.torch.save_file(state_dict, 'model.safetensors')."
+        )
+    return loaded
+
+
+def _state_dict(path: Path, outer: Any, key: str | None) -> tuple[dict[str, Described | Odd], tuple[str, ...]]:
+    """The tensors among ``outer`` or its nested dicts, and notes on what was taken."""
+    if not isinstance(outer, Mapping):
+        raise CheckpointError(f"{path}: expected a dict of tensors; the file holds a {type(outer).__name__}")
+    nested = _nested(outer)
+    chosen = _chosen(nested, key)
+    listed = ", ".join(name[:100] for name in nested[:20])
+    if key is not None and key not in nested:
+        raise CheckpointError(
+            f"{path}: no state dict under the key {key!r}; "
+            + (f"keys that hold tensors: {listed}" if nested else "no key holds one")
+        )
+    inner = outer if chosen is None else outer[chosen]
+    found = {
+        name: value for name, value in inner.items() if isinstance(name, str) and isinstance(value, Described | Odd)
+    }
+    _refuse_packed(path, {name: value for name, value in inner.items() if name not in found})
+    if not found:
+        hint = f"; choose one with key: {listed}" if nested else ""
+        raise CheckpointError(f"{path}: holds no tensors at its top level or under {NESTED_KEYS}{hint}")
+    return found, _notes(chosen, key, inner, found)
+
+
+def _nested(outer: Mapping[Any, Any]) -> list[str]:
+    """The entries that are dicts of tensors."""
+    known: dict[int, bool] = {}  # the same dict may be there under many names
+    for value in outer.values():
+        if id(value) not in known:
+            known[id(value)] = isinstance(value, Mapping) and any(
+                isinstance(entry, Described | Odd) for entry in value.values()
+            )
+    return [name for name, value in outer.items() if isinstance(name, str) and known[id(value)]]
 
 
 def _chosen(nested: list[str], key: str | None) -> str | None:
@@ -186,30 +264,128 @@ def _chosen(nested: list[str], key: str | None) -> str | None:
     return next((name for name in NESTED_KEYS if name in nested), None) if key is None else key
 
 
-def _holds_tensors(value: Any) -> bool:
-    return isinstance(value, Mapping) and any(isinstance(entry, Tensor) for entry in value.values())
+def _refuse_packed(path: Path, others: Mapping[Any, Any]) -> None:
+    """Refuse weights that are not tensors of their own: torch.ao keeps a layer's, quantized, packed in a tuple.
+
+    Left out, the rest would be averaged, and the soup's weights would be nobody's. ``others``: what is beside the
+    tensors. Dicts of other tensors are let be: an optimizer's state, a layer's extra state.
+    """
+    groups = {name: value for name, value in others.items() if isinstance(value, list | tuple | set)}
+    packed = holders(groups, Described | Odd) | holders(others, Quantized)
+    names = sorted(str(name)[:100] for name in packed)
+    if names:
+        shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        raise CheckpointError(
+            f"{path}: its weights are packed or quantized ({shown}), and cannot be averaged. Average the checkpoints "
+            "from before quantization, then quantize the soup."
+        )
 
 
 def _notes(
-    chosen: str | None, key: str | None, inner: Mapping[Any, Any], found: Mapping[str, Tensor]
+    chosen: str | None, key: str | None, inner: Mapping[Any, Any], found: Mapping[str, object]
 ) -> tuple[str, ...]:
     notes = []
     if chosen is not None:
         preferred = chosen in _EMA_KEYS and key is None
         notes.append(f"took {chosen}" + (" (the moving average, preferred where there is one)" if preferred else ""))
-    left = sorted(str(name) for name in inner if name not in found)
+    left = sorted(str(name)[:100] for name in inner if name not in found)
     if left:
         shown = ", ".join(left[:5]) + ("..." if len(left) > 5 else "")
         notes.append(f"left out {len(left)} entries that are not tensors: {shown}")
     return tuple(notes)
 
 
-def _check_plain(path: Path, name: str, tensor: Tensor) -> None:
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
-        what = "quantized" if tensor.is_quantized else "without data" if tensor.is_meta else str(tensor.layout)
-        raise CheckpointError(f"{path}: tensor {name!r} is {what}; only dense tensors can be averaged")
-    if tensor.dtype not in DTYPES.values():
-        raise CheckpointError(
-            f"{path}: tensor {name!r} is {short(tensor.dtype)}, which cannot be averaged; "
-            f"known dtypes: {', '.join(short(dtype) for dtype in DTYPES.values())}"
-        )
+def _plain(path: Path, found: Mapping[str, Described | Odd]) -> dict[str, Described]:
+    """The same, all of them dense tensors of a dtype that can be averaged."""
+    plain = {}
+    for name, tensor in found.items():
+        if isinstance(tensor, Odd):
+            raise CheckpointError(f"{path}: tensor {name[:100]!r} is {tensor.what}; only dense tensors can be averaged")
+        if tensor.dtype not in DTYPES.values():
+            raise CheckpointError(
+                f"{path}: tensor {name[:100]!r} is {short(tensor.dtype)}, which cannot be averaged; "
+                f"known dtypes: {', '.join(short(dtype) for dtype in DTYPES.values())}"
+            )
+        plain[name] = tensor
+    return plain
+
+
+def _places(path: Path, tensors: Mapping[str, Described], content: _Content) -> dict[str, Place]:
+    """Where each tensor's numbers are. Raises ValueError unless all of them are there."""
+    located: dict[Storage, tuple[int, Entry | None]] = {}
+    expanded = 0
+    for tensor in tensors.values():
+        if tensor.storage not in located:
+            entry = (located.setdefault(tensor.storage, content.locate(tensor.storage)))[1]
+            if entry is not None and not entry.stored:
+                expanded += entry.size
+    if expanded > max(4 * EXPANDED_BYTES, EXPANSION * path.stat().st_size):
+        raise ValueError(f"{expanded:,} bytes of numbers are compressed in it")
+    places = {}
+    for name, tensor in tensors.items():
+        elements = _stretch(tensor.storage) // tensor.dtype.itemsize
+        if count(tensor.size) and max(count(tensor.size), tensor.offset + _span(tensor)) > elements:
+            raise CheckpointError(
+                f"{path}: tensor {name[:100]!r} of shape {tensor.size} needs more than the {elements:,} values that "
+                "are stored for it: an expanded view, or a damaged file. Save it with tensor.clone()."
+            )
+        places[name] = Place(*located[tensor.storage], tensor)
+    return places
+
+
+def _stretch(storage: Storage) -> int:
+    """Bytes of a storage, or of that view of it."""
+    return storage.nbytes if storage.view is None else storage.view[1] * storage.dtype.itemsize
+
+
+def _span(tensor: Described) -> int:
+    """Elements from the first to the last of a tensor that has any."""
+    return 1 + sum((size - 1) * stride for size, stride in zip(tensor.size, tensor.stride, strict=True))
+
+
+def _aliases(tensors: Mapping[str, Described]) -> dict[str, str]:
+    """Tied tensors, as {alias: kept name}: the same elements of the same storage. The first name in order is kept."""
+    kept: dict[object, str] = {}
+    aliases = {}
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        if count(tensor.size) == 0:
+            continue
+        elements = (tensor.storage, tensor.offset, tensor.dtype, tensor.size, tensor.stride, tensor.conj, tensor.neg)
+        if kept.setdefault(elements, name) != name:
+            aliases[name] = kept[elements]
+    return aliases
+
+
+def _refuse_views(path: Path, tensors: Mapping[str, Described], aliases: Mapping[str, str]) -> None:
+    """Refuse many large views of one storage: a small file would take as long to read as a huge one."""
+    bytes_of: dict[str, int] = {}
+    for name, tensor in tensors.items():
+        if name in aliases:
+            continue
+        key = tensor.storage.key
+        bytes_of[key] = bytes_of.get(key, 0) + count(tensor.size) * tensor.dtype.itemsize
+        if bytes_of[key] > VIEWS * tensor.storage.nbytes:
+            raise CheckpointError(
+                f"{path}: its tensors are views of each other, with {VIEWS} times what is stored and more "
+                f"({name[:100]!r} and others). Save them with tensor.clone()."
+            )
+
+
+def _read(content: mmap.mmap, place: Place) -> Tensor:
+    """A tensor, mapped where its numbers are in the file as they are, and as the processor wants them."""
+    tensor, size = place.tensor, place.tensor.dtype.itemsize
+    if count(tensor.size) == 0:
+        return torch.empty(tensor.size, dtype=tensor.dtype)
+    at, bytes_ = tensor.offset * size, _span(tensor) * size
+    source: Any = content
+    if place.entry is not None and not place.entry.stored:
+        source = bytearray(unpacked(content, place.start, place.entry))
+    elif (place.start + at) % size:
+        source, at = bytearray(content[place.start + at : place.start + at + bytes_]), 0
+    else:
+        at += place.start
+    flat = torch.frombuffer(source, dtype=tensor.dtype, count=bytes_ // size, offset=at)
+    found = flat.as_strided(tensor.size, tensor.stride)
+    found = found.conj().resolve_conj() if tensor.conj else found
+    return torch.neg(found) if tensor.neg else found
