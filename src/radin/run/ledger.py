@@ -22,14 +22,16 @@ from radin.errors import RunError
 from radin.question import VALIDATION, Answer, Floats, Indices, answer_from_values
 
 VERSION = 2
+REESTIMATED = "re-estimated"
+"""The kind of a member that was evaluated with its BatchNorm statistics estimated again."""
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS evaluations (
     id INTEGER PRIMARY KEY,
     identity TEXT NOT NULL,      -- Recipe.identity: contents and ratios, whatever the order of the members
     recipe TEXT NOT NULL,        -- Recipe.to_json
-    kind TEXT NOT NULL,          -- 'member' or 'soup'
-    split TEXT NOT NULL,         -- 'validation' (members), 'test' or 'shifts/NAME'
+    kind TEXT NOT NULL,          -- 'member', 're-estimated' (a member, see REESTIMATED) or 'soup'
+    split TEXT NOT NULL,         -- 'validation' (not soups), 'test' or 'shifts/NAME'
     score REAL,                  -- NULL for NaN
     stderr REAL,
     examples INTEGER NOT NULL,
