@@ -17,6 +17,7 @@ from radin import Pool, Recipe
 from radin.engine.local import LocalEngine
 from radin.errors import RadinError
 from radin.report.tables import closing_rows, closing_sentences
+from radin.run.commands import average_pool
 from radin.run.ledger import REESTIMATED, Ledger
 from radin.search.strategies import base
 from radin.stats.paired import paired_difference
@@ -26,7 +27,7 @@ from radin.weights import read_metadata, read_recipe
 MEMBERS = 5
 
 
-def build(folder, seed=2, rate=5e-3):
+def build(folder, seed=4, rate=5e-3):
     """Members that hardly differ; their statistics are of the last batch of 4, as a momentum near 1 leaves them."""
     folder.mkdir(exist_ok=True)
     torch.manual_seed(0)
@@ -171,7 +172,7 @@ def test_the_main_member_of_the_best_soup_is_looked_at_too(toy_task, tmp_path, m
     save_file(net.state_dict(), tmp_path / "weak.safetensors")
     toy._train(net, 0.1, 12, 0, toy.TRAINING)
     net[1].momentum = 1.0
-    (first, _), *_ = toy.batches(toy.TRAINING, 4)
+    (first, _), *_ = toy.batches(toy.TRAINING, 3)
     net.train()(first)
     save_file(net.state_dict(), tmp_path / "strong.safetensors")
     pool = Pool.open([tmp_path / "weak.safetensors", tmp_path / "strong.safetensors"])
@@ -274,3 +275,29 @@ def test_doctor_compares_a_run_with_the_same_single(pool, toy_task, tmp_path):
     assert found.best_single == pytest.approx(result.reference.score)
     soups = [e.score for e in result.evaluations]
     assert found.gain == pytest.approx(max(soups) - result.reference.score, abs=1e-12)
+
+
+def test_average_warns_of_statistics_that_it_cannot_estimate_again(toy_pool, tmp_path):
+    how = {"integers_from": None}
+    found = average_pool(toy_pool, None, None, tmp_path / "all.pt", **how)
+    (warning,) = [note for note in found.notes if note.startswith("warning")]
+    assert "the running statistics of 1 BatchNorm layer (1.running_mean, ...) were averaged like all else" in warning
+    assert "torch.optim.swa_utils.update_bn" in warning
+    one = average_pool(toy_pool, "1,0,0,0,0,0", None, tmp_path / "one.pt", **how)
+    assert one.notes == ()
+    again = Recipe.single(2, 6, reestimated=True)
+    (tmp_path / "recipe.json").write_text(json.dumps(again.to_json(toy_pool.member_names, toy_pool.fingerprints)))
+    other = average_pool(toy_pool, None, tmp_path / "recipe.json", tmp_path / "other.pt", **how)
+    assert "run-2 with those it has" in other.notes[0]
+    assert other.recipe == Recipe.single(2, 6)
+    assert "reestimated" not in read_recipe(tmp_path / "other.pt")
+    for k in range(2):
+        torch.save(nn.Linear(3, 2).state_dict(), tmp_path / f"plain-{k}.pt")
+    plain = Pool.open([tmp_path / "plain-0.pt", tmp_path / "plain-1.pt"])
+    assert average_pool(plain, None, None, tmp_path / "plain.pt", **how).notes == ()
+
+
+def test_average_from_the_command_line_says_so_too(toy_folder, tmp_path, radin_command):
+    done = radin_command("average", toy_folder, "-o", tmp_path / "soup.pt")
+    assert done.returncode == 0
+    assert "warning: the running statistics of 1 BatchNorm layer" in done.stdout
