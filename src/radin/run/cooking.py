@@ -157,7 +157,7 @@ def cook(
         recorded = directory.read().get("settings", {})
         if not recorded:
             directory.record(asked)  # before anything else is written: from here on the folder is known as a run's
-        asked |= {name: recorded[name] for name in ("cached_members", "rates") if name in recorded}
+        asked |= {name: recorded[name] for name in ("cached_members", "device", "rates") if name in recorded}
         ledger = Ledger(directory.ledger)
         try:
             job = Job(pool, chosen, directory, ledger, progress, *evaluator.about)
@@ -166,6 +166,7 @@ def cook(
             evaluator.verify(job, asked)
             if "cached_members" not in asked:
                 asked["cached_members"] = evaluator.cached(job)
+                asked["device"] = None if asked["cached_members"] else evaluator.device
                 directory.record(asked)  # what this session makes was not there before the run, if it is killed
             known = _members(job, evaluator)
             rates = _rates(recorded, evaluator.bind(job, known, asked))
