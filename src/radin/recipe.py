@@ -99,6 +99,9 @@ class Recipe:
         text = ", ".join(f"{names[k] if names else f'#{k}'} {self.weights[k]:.3g}" for k in self.members)
         return f"{text}, BatchNorm statistics re-estimated" if self.reestimated else text
 
+    def __repr__(self) -> str:
+        return f"Recipe(weights={self.weights}{', reestimated=True' if self.reestimated else ''})"
+
     def __str__(self) -> str:
         return self.describe()
 

@@ -80,7 +80,9 @@ def test_a_model_that_is_not_deterministic_is_named_before_anything_runs(toy_poo
     with pytest.raises(TaskError, match=where) as refused:
         radin.cook(toy_pool, task, budget=2, out=tmp_path / "run")
     said = str(refused.value)
-    assert said.startswith("the model is not deterministic: run twice on the first batch of validation(), run-0 gave two")
+    assert said.startswith(
+        "the model is not deterministic: run twice on the first batch of validation(), run-0 gave two"
+    )
     assert "where the largest output is" in said
     assert "F.dropout without training=self.training" in said
     assert not (tmp_path / "run").exists()

@@ -90,7 +90,9 @@ def reestimation_sentences(result: Result) -> tuple[str, ...]:
         return ()
     told = [f"gain of estimating its BatchNorm statistics again, over the best single as it is: {_difference(found)}"]
     if found.inside_noise:
-        told.append("inside the noise: the interval contains zero, so it may be no better than the best single as it is")
+        told.append(
+            "inside the noise: the interval contains zero, so it may be no better than the best single as it is"
+        )
     return (*told, "averaging gave nothing beyond that")
 
 
@@ -127,7 +129,9 @@ def no_soup(result: Result) -> str:
     """That no soup won, and what the result is instead."""
     if result.best.recipe.reestimated:
         name = _member(result, result.best)
-        return f"no soup beat {name} with its BatchNorm statistics re-estimated: the result is that member, re-estimated"
+        return (
+            f"no soup beat {name} with its BatchNorm statistics re-estimated: the result is that member, re-estimated"
+        )
     return "no soup beat the best single member: the result is that member"
 
 

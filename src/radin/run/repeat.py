@@ -73,11 +73,15 @@ def origin(model: torch.nn.Module, run: Callable[[], object]) -> str:
     training = [f"{name} ({type(m).__name__})" for name, m in model.named_modules() if name and m.training]
     if training:
         more = f" and {len(training) - 3} more" if len(training) > 3 else ""
-        return f"These are in training mode though the model was put in evaluation mode: {', '.join(training[:3])}{more}."
+        return (
+            f"These are in training mode though the model was put in evaluation mode: {', '.join(training[:3])}{more}."
+        )
     first, second = _calls(model, run), _calls(model, run)
     for (name, kind, given, result), (_, _, given_again, result_again) in zip(first, second, strict=False):
         if given != given_again:
-            return f"The inputs of {name or 'the model'} ({kind}) differ: what comes before it in the forward is random."
+            return (
+                f"The inputs of {name or 'the model'} ({kind}) differ: what comes before it in the forward is random."
+            )
         if result != result_again:
             where = f"{name} ({kind})" if name else f"the forward of the model itself ({kind})"
             return f"The first that gives other outputs for the same inputs is {where}."
