@@ -120,11 +120,9 @@ def test_result_json_says_all(toy_pool, toy_task, tmp_path):
     found = json.loads((tmp_path / "run" / "result.json").read_text())
     for name in ("best", "best_single", "uniform"):
         assert {"recipe", "score", "stderr"} <= set(found[name])
-    assert found["passes"] == {
-        **{"members": 6, "reestimated": found["passes"]["reestimated"], "soups": 3, "budget": 3, "started": 3},
-        **{"total": 9 + found["passes"]["reestimated"], "failed": 0},
-    }
-    assert found["passes"]["reestimated"] in (1, 2)
+    again = found["passes"].pop("reestimated")
+    assert again in (1, 2)
+    assert found["passes"] == {"members": 6, "soups": 3, "total": 9 + again, "budget": 3, "started": 3, "failed": 0}
     assert len(found["evaluations"]) == 3
     assert set(found["test"]) == {"best_single", "reestimated", "uniform", "best"}
     assert found["shifts"]["bright"]["best"]["score"] < 1.0

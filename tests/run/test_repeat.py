@@ -174,7 +174,7 @@ def test_outputs_of_another_device_may_differ_by_more(toy_pool, toy_task, tmp_pa
 
 def test_differences_by_hand():
     before = np.array([[10.0, 0.0], [1.0, 0.9], [0.0, 3.0]])
-    now = before + [[0.0, 0.0], [-0.05, 0.06], [0.0, 0.0]]
+    now = before + np.array([[0.0, 0.0], [-0.05, 0.06], [0.0, 0.0]])
     found = difference(before, now, 1e-3)
     assert (found.scale, found.answers, found.examples) == (10.0, 1, 3)
     assert found.largest == pytest.approx(0.06)

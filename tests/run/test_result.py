@@ -75,9 +75,8 @@ def test_top_level_keys():
         *("reasons", "versions", "soup"),
     }
     found = result().to_json()
-    assert found["passes"] == {
-        **{"members": 4, "reestimated": 0, "soups": 2.5, "total": 6.5, "budget": 3, "started": 5, "failed": 0}
-    }
+    assert found["passes"].pop("reestimated") == 0
+    assert found["passes"] == {"members": 4, "soups": 2.5, "total": 6.5, "budget": 3, "started": 5, "failed": 0}
     assert found["gain"]["over"] == "best single (b)"
     assert found["gain"]["expected"]["difference"] == pytest.approx(result().expected_gain.difference)
     assert found["further"] == {

@@ -272,8 +272,8 @@ class History:
     ``soups``: evaluated ones of two members or more with a finite score; ``diverged``: those without. ``compared``: how
     many of the former have an estimate; ``spearman``: rank correlation of estimate and true score over them (None
     below three, or when either is constant); ``bias``: mean of truth minus estimate, ``bias_stderr`` over soups.
-    ``best_single``: of members as they are and of those re-estimated, what a soup has to beat. ``gain``: best soup minus
-    that in the metric's units, paired; None while there is no soup.
+    ``best_single``: of members as they are and of those re-estimated, what a soup has to beat. ``gain``: best soup
+    minus that in the metric's units, paired; None while there is no soup.
     """
 
     path: Path

@@ -34,7 +34,7 @@ def confidence(result: Result) -> tuple[str, ...]:
 
 
 def gain_sentences(found: PairedDifference, over: str = "the best single") -> tuple[str, ...]:
-    """The gain with its interval, and a second sentence where it is inside the noise. over: what it is compared with."""
+    """The gain over a single member, ``over``, with its interval; a second sentence where it is inside the noise."""
     gain = f"gain over {over} on validation: {_difference(found)}"
     if not found.inside_noise:
         return (gain,)
@@ -74,8 +74,9 @@ def origin_sentences(result: Result) -> tuple[str, ...]:
             f"scores {again.score:.4f}, {share:+.4f} against the best single as it is",
         )
     return (
-        f"of {best - single:+.4f} over the best single as it is, {share:+.4f} comes from estimating BatchNorm statistics "
-        f"again, as is done for soups ({name} alone: {again.score:.4f}), and {best - again.score:+.4f} from averaging",
+        f"of {best - single:+.4f} over the best single as it is, {share:+.4f} comes from estimating BatchNorm "
+        f"statistics again, as is done for soups ({name} alone: {again.score:.4f}), and {best - again.score:+.4f} from "
+        "averaging",
     )
 
 

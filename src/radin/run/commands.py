@@ -156,16 +156,16 @@ def _of_statistics(pool: Pool, recipe: Recipe, output: Path) -> list[str]:
     if recipe.reestimated:
         name = pool.member_names[recipe.members[0]]
         return [
-            f"warning: the recipe is {name} with its BatchNorm statistics re-estimated; {output} holds {name} with those "
-            "it has, since averaging has no data. The run's own soup file has the others"
+            f"warning: the recipe is {name} with its BatchNorm statistics re-estimated; {output} holds {name} with "
+            "those it has, since averaging has no data. The run's own soup file has the others"
         ]
     if recipe.size < 2 or not layers:
         return []
     named = ".".join(filter(None, (layers[0], "running_mean")))
     count = f"{len(layers)} BatchNorm layer{'s' * (len(layers) > 1)}"
     return [
-        f"warning: the running statistics of {count} ({named}, ...) were averaged like all else, and do not fit averaged "
-        f"weights. Estimate them again over some training batches before {output} is used: "
+        f"warning: the running statistics of {count} ({named}, ...) were averaged like all else, and do not fit "
+        f"averaged weights. Estimate them again over some training batches before {output} is used: "
         "torch.optim.swa_utils.update_bn(batches, model), or cook with a task that has calibration()"
     ]
 

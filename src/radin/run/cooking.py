@@ -75,11 +75,11 @@ def cook(
 
     pool: a Pool, or what Pool.open takes. task: a Task, what Task.load takes, a Command (any program that scores a
     checkpoint) or an Engine of your own. budget: passes spent on soups in total over all sessions of this run; the
-    members' own passes are not in it, nor those of single members whose BatchNorm statistics are estimated again (at most
-    two: the best single, and the main member of the best soup). A soup may be evaluated on some examples only and then costs its share of a
-    pass. Where reading all of the data is more than half of the work, only whole soups are evaluated; where BatchNorm
-    statistics are estimated again, a pass is the validation examples and the calibration examples, and starting a soup
-    costs the latter. out: the run directory; if the run is there already, it continues where it stopped. strategy,
+    members' own passes are not in it, nor those of single members with their BatchNorm statistics estimated again (the
+    best single, and the main member of the best soup). A soup may be evaluated on some examples only and then costs its
+    share of a pass. Where reading all of the data is more than half of the work, only whole soups are evaluated; where
+    BatchNorm statistics are estimated again, a pass is the validation examples and the calibration examples, and
+    starting a soup costs the latter. out: the run directory; if the run is there already, it continues where it stopped. strategy,
     options: see radin.search.strategies. uniform: whether to spend a pass on the average of all members first; by
     default from a budget of 8 on. workers: processes on this machine that evaluate soups side by side (a Command has
     its ``jobs``).

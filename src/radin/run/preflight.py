@@ -71,11 +71,12 @@ def preflight(
     check_finite(member, outputs, 0)
     differ = difference(outputs.numpy(), again.numpy(), tolerance(engine.precision))
     if differ is not None:
+        where = origin(placed, lambda: engine.outputs([placed], first))
         raise TaskError(
-            f"the model is not deterministic: run twice on the first batch of validation(), {member} gave two different "
-            f"outputs: {differ}. {origin(placed, lambda: engine.outputs([placed], first))} Usual causes are dropout that "
-            "is always on (F.dropout without training=self.training), noise or random augmentation in the model, and "
-            "statistics that forward updates. In evaluation mode it must give the same outputs every time."
+            f"the model is not deterministic: run twice on the first batch of validation(), {member} gave two "
+            f"different outputs: {differ}. {where} Usual causes are dropout that is always on (F.dropout without "
+            "training=self.training), noise or random augmentation in the model, and statistics that forward updates. "
+            "In evaluation mode it must give the same outputs every time."
         )
     targets = first.targets.cpu().numpy()
     metric.check_batch(targets, outputs.shape[1])

@@ -43,9 +43,9 @@ class Scored:
 class Passes:
     """Passes over validation: made for the members by this session, and spent on soups by all (the budget's).
 
-    members: 0 when all their outputs were there already. reestimated: members evaluated once more, by all sessions, with
-    their BatchNorm statistics estimated again; these are in no budget. started: soups evaluated on any example; one that is partly
-    evaluated costs its share of a pass. failed: questions that got no answer.
+    members: 0 when all their outputs were there already. reestimated: members evaluated once more, by all sessions,
+    with their BatchNorm statistics estimated again; these are in no budget. started: soups evaluated on any example;
+    one that is partly evaluated costs its share of a pass. failed: questions that got no answer.
     """
 
     members: int
