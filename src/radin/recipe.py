@@ -18,10 +18,13 @@ _LARGE = 1e100
 class Recipe:
     """Mixing ratios p over the members of a pool: p >= 0, sum 1.
 
-    ``weights`` has one float per member, in the pool's order. Two recipes are equal when their ratios are.
+    ``weights`` has one float per member, in the pool's order. ``reestimated``: of one member alone, that its BatchNorm
+    statistics are estimated again, as those of every soup are; a member as it is has it False, and so has a soup. Two
+    recipes are equal when both are.
     """
 
     weights: tuple[float, ...]
+    reestimated: bool = False
 
     def __post_init__(self) -> None:
         """Raises RadinError when a ratio is negative or not finite, or when they do not sum to 1."""
@@ -36,6 +39,8 @@ class Recipe:
         total = math.fsum(self.weights) if max(self.weights) <= 2 else max(self.weights)
         if abs(total - 1.0) > _SUM_TOLERANCE:
             raise RadinError(f"mixing ratios must sum to 1; these sum to {total:.6g}. Use Recipe.normalized.")
+        if self.reestimated and self.size != 1:
+            raise RadinError(f"only a member alone can be marked as re-estimated; this recipe has {self.size} members")
 
     @classmethod
     def normalized(cls, weights: Iterable[float]) -> Recipe:
@@ -62,9 +67,9 @@ class Recipe:
         return cls(tuple(share if k in chosen else 0.0 for k in range(pool_size)))
 
     @classmethod
-    def single(cls, member: int, pool_size: int) -> Recipe:
-        """One member alone."""
-        return cls.uniform([member], pool_size)
+    def single(cls, member: int, pool_size: int, *, reestimated: bool = False) -> Recipe:
+        """One member alone: as it is, or with its BatchNorm statistics estimated again."""
+        return cls(cls.uniform([member], pool_size).weights, reestimated)
 
     @property
     def members(self) -> tuple[int, ...]:
@@ -78,7 +83,8 @@ class Recipe:
 
     @property
     def is_single(self) -> bool:
-        return self.size == 1
+        """Whether it is one member as it is, its BatchNorm statistics its own."""
+        return self.size == 1 and not self.reestimated
 
     @property
     def is_uniform(self) -> bool:
@@ -87,16 +93,21 @@ class Recipe:
 
     def permuted(self, order: Sequence[int]) -> Recipe:
         """The same recipe over a reordered pool: new position i holds the old member ``order[i]``."""
-        return Recipe(tuple(self.weights[k] for k in order))
+        return Recipe(tuple(self.weights[k] for k in order), self.reestimated)
 
     def identity(self, fingerprints: Sequence[str]) -> str:
         """A hash of which contents are mixed in which ratio: the same in any order of the members, in any pool."""
         parts = sorted((fingerprints[k], self.weights[k].hex()) for k in self.members)
-        return hashlib.sha256(repr(parts).encode()).hexdigest()
+        what = (parts, "re-estimated") if self.reestimated else parts
+        return hashlib.sha256(repr(what).encode()).hexdigest()
 
     def describe(self, names: Sequence[str] | None = None) -> str:
         """Its members with their ratios: "a 0.25, c 0.75", or by index without names: "#0 0.25, #2 0.75"."""
-        return ", ".join(f"{names[k] if names else f'#{k}'} {self.weights[k]:.3g}" for k in self.members)
+        text = ", ".join(f"{names[k] if names else f'#{k}'} {self.weights[k]:.3g}" for k in self.members)
+        return f"{text}, BatchNorm statistics re-estimated" if self.reestimated else text
+
+    def __repr__(self) -> str:
+        return f"Recipe(weights={self.weights}{', reestimated=True' if self.reestimated else ''})"
 
     def __str__(self) -> str:
         return self.describe()
@@ -107,12 +118,12 @@ class Recipe:
         return recipe_html(self)
 
     def to_json(self, names: Sequence[str], fingerprints: Sequence[str]) -> dict[str, Any]:
-        """A JSON form that stands on its own: each member's name, content fingerprint and ratio ("weight")."""
-        return {
-            "members": [
-                {"name": names[k], "fingerprint": fingerprints[k], "weight": self.weights[k]} for k in self.members
-            ]
-        }
+        """A JSON form that stands on its own: each member's name, content fingerprint and ratio ("weight").
+
+        And "reestimated": true, of a member alone with its BatchNorm statistics estimated again.
+        """
+        members = [{"name": names[k], "fingerprint": fingerprints[k], "weight": self.weights[k]} for k in self.members]
+        return {"members": members, **({"reestimated": True} if self.reestimated else {})}
 
     @classmethod
     def from_json(cls, value: dict[str, Any], fingerprints: Sequence[str]) -> Recipe:
@@ -128,7 +139,7 @@ class Recipe:
                     f"the recipe names {member['name']} ({member['fingerprint'][:12]}), which is not in this pool"
                 )
             weights[position[member["fingerprint"]]] = float(member["weight"])
-        return cls(tuple(weights))
+        return cls(tuple(weights), value.get("reestimated") is True)
 
 
 def _members(value: Any) -> list[dict[str, Any]]:

@@ -1,9 +1,12 @@
 """What is said of a run, from typed values."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from made import result
+from made import result, scored
+from radin.recipe import Recipe
 from radin.report import sentences
 from radin.run.reasons import Outlier, Reasons, TrainingRun
 from radin.run.result import Passes
@@ -36,21 +39,69 @@ def test_one_sentence_where_all_is_clear():
     assert "-0.0400 (lower is better), 95% interval -0.0428 to -0.0372 (two standard errors, unpaired, p = " in line
 
 
-def test_selection_bias():
+def test_what_to_expect_on_new_data():
     values = np.zeros((3, 100))
     values[0, :80] = values[1, :81] = values[2, 10:92] = 1
-    (line,) = sentences.bias_sentences(optimism(values, True, incumbents=1))
-    assert line.startswith("chosen as the best of 3 on these same examples: selection bias of about 0.0")
-    assert "corrected score 0." in line
-    gone = optimism(np.array([[1, 0, 1, 0.0], [0, 1, 1, 1]]), True, incumbents=2)
-    assert sentences.bias_sentences(gone)[0].endswith("nothing of it is left")
+    found = optimism(values, True, incumbents=1)
+    gain = paired_difference(values[2], values[0], True)
+    (line,) = sentences.bias_sentences(found, gain)
+    assert line.startswith(f"expected on new data: score {found.corrected:.4f}, gain {found.corrected_gain:+.4f} (95% ")
+    assert "Chosen as the best of 3 on these same examples, the score has a selection bias of about 0.0" in line
+    assert f"and the gain one of {found.gain_optimism:.4f}" in line
+    assert "gain" not in sentences.bias_sentences(found)[0]
+    gone = replace(found, gain_optimism=0.03)
+    assert sentences.bias_sentences(gone, gain)[0].endswith("nothing of it is left")
     assert sentences.bias_sentences(optimism(values[:1], True)) == ()
+
+
+def test_a_gain_is_never_corrected_upwards():
+    """Choosing the best of many members may owe more to luck than choosing the soup; the two then say the same."""
+    gain = paired_difference(*pairs(1880, 31, 11, 78), True)
+    found = replace(optimism(np.array([[1, 0, 1, 0.0], [0, 1, 1, 1]]), True, incumbents=1), gain_optimism=-0.0011)
+    (line,) = sentences.bias_sentences(found, gain)
+    assert f"gain {gain.difference:+.4f} (95% interval {gain.low:+.4f} to {gain.high:+.4f})" in line
+    assert line.endswith("the gain has none, since the single member was chosen by its score on them too")
+    careful = sentences.bias_sentences(replace(found, gain_optimism=gain.low + 1e-4), gain)
+    assert careful[1].startswith("inside the noise once the choice is counted")
+
+
+SINGLE = Recipe.single(1, 4, reestimated=True)
+
+
+@pytest.mark.parametrize(
+    ("again", "words"),
+    [
+        (
+            0.83,
+            "of +0.0400 over the best single as it is, +0.0300 comes from estimating BatchNorm statistics again, as",
+        ),
+        (0.83, "(b alone: 0.8300), and +0.0100 from averaging"),
+        (0.79, "with that, b alone scores 0.7900, -0.0100 against the best single as it is"),
+        (float("nan"), "gives b alone outputs that are not finite"),
+    ],
+)
+def test_where_a_gain_comes_from(again, words):
+    found = result(reestimated=scored("best single re-estimated (b)", SINGLE, again))
+    told = sentences.confidence(found)
+    assert words in told[1]
+    assert ("gain over b re-estimated on validation" in told[0]) == (again == 0.83)
+
+
+def test_a_member_re_estimated_as_the_result():
+    again = scored("best single re-estimated (b)", SINGLE, 0.9)
+    change = paired_difference(*pairs(900, 60, 5, 35), True)
+    found = result(best=again, reestimated=again, reestimation=change, paired=None)
+    assert found.reference is again
+    told = sentences.confidence(found)
+    assert told[0].startswith("gain of estimating its BatchNorm statistics again, over the best single as it is: +0.05")
+    assert told[-1] == "averaging gave nothing beyond that"
+    assert sentences.no_soup(found).startswith("no soup beat b with its BatchNorm statistics re-estimated")
 
 
 def test_confidence_of_a_result():
     found = sentences.confidence(result())
     assert found == result().confidence
-    assert [line.split(" ")[0] for line in found] == ["gain", "chosen"]
+    assert [line.split(" ")[0] for line in found] == ["gain", "expected"]
     assert len(sentences.confidence(result(searched=50))) == 1
     assert sentences.confidence(result(optimism=None)) == found[:1]
     assert sentences.confidence(result(paired=None)) == ()
@@ -96,6 +147,11 @@ def test_many_names_are_cut():
     [
         (Passes(6, 2.5, 3, 5), 2, "8.5 (6 for the members, 2.5 of 3 for soups: 5 started, 2 fully evaluated)"),
         (Passes(0, 3.0, 3, 3), 3, "3 (none for the members, 3 of 3 for soups)"),
+        (
+            Passes(6, 2.0, 2, 2, reestimated=2),
+            2,
+            "10 (6 for the members, 2 for members re-estimated, 2 of 2 for soups)",
+        ),
         (Passes(0, 3.0, 3, 3, failed=2), 3, "3 (none for the members, 3 of 3 for soups; 2 got no answer)"),
     ],
 )

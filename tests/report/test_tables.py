@@ -60,7 +60,7 @@ def test_what_was_chosen_is_named():
 def test_lines_in_order_and_the_warning_is_marked():
     noisy = result(paired=unpaired_difference((0.84, 0.05), (0.8, 0.05), 100, True))
     lines = closing_sentences(noisy)
-    starts = ["(in brackets", "gain over", "warning: inside", "chosen as", "members: a 0.25, c 0.75", "passes over"]
+    starts = ["(in brackets", "gain over", "warning: inside", "expected on", "members: a 0.25, c 0.75", "passes over"]
     for start, (line, _) in zip(starts, lines, strict=False):
         assert line.startswith(start)
     assert [line.split(":")[0] for line, _ in lines[6:]] == ["time", "note", "soup"]

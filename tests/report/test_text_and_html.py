@@ -39,6 +39,8 @@ def test_a_recipe_names_its_members():
     assert RECIPE.describe(NAMES) == "a 0.25, c 0.75"
     assert str(Recipe.uniform(range(3), 3)) == "#0 0.333, #1 0.333, #2 0.333"
     assert repr(RECIPE) == "Recipe(weights=(0.25, 0.0, 0.75, 0.0))"
+    again = Recipe.single(1, 2, reestimated=True)
+    assert eval(repr(again)) == again
 
 
 def test_a_recipe_as_html():

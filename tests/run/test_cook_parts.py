@@ -40,7 +40,7 @@ class Watch:
         submit, tell = LocalEngine.submit, Ledger.tell
 
         def watched(engine, question):
-            if question.split == "validation":
+            if question.split == "validation" and question.recipe.size > 1:
                 self.parts.append((question.recipe.weights, tuple(question.examples)))
             submit(engine, question)
 
@@ -194,8 +194,8 @@ def test_soups_are_calibrated_once_and_run_on_what_was_asked_only(toy_pool, task
     monkeypatch.setattr(Evaluator, "values", counted)
     monkeypatch.setattr("radin.engine.evaluate.reestimate", calibrated)
     result = cook(toy_pool, replace(task, test=None), budget=BUDGET, out=tmp_path / "run")
-    assert seen["calibrated"] == result.passes.started
-    share = (seen["forwarded"] + CALIBRATION * seen["calibrated"]) / (VALIDATION + CALIBRATION)
+    assert seen["calibrated"] == result.passes.started + result.passes.reestimated
+    share = (seen["forwarded"] + CALIBRATION * result.passes.started) / (VALIDATION + CALIBRATION)
     assert share == pytest.approx(result.passes.soups, abs=1e-8)
 
 

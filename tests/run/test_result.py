@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from made import result, scored
+from made import SPLITS, result, scored
 from radin.checksums import sealed
 from radin.errors import RunError
 from radin.recipe import Recipe
@@ -21,6 +21,14 @@ REASONS = Reasons(
 )
 
 UNPAIRED = unpaired_difference((0.84, 0.01), (0.8, 0.01), 100, True)
+
+AGAIN = scored(
+    "best single re-estimated (b)",
+    Recipe.single(1, 4, reestimated=True),
+    0.9,
+    splits=SPLITS,
+    further={"wer": (0.1, 0.01)},
+)
 
 
 def again(found: Result) -> Result:
@@ -36,6 +44,8 @@ def again(found: Result) -> Result:
         result(reasons=Reasons()),
         result(paired=UNPAIRED, gain=Gain(UNPAIRED.difference, UNPAIRED.stderr)),
         result(passes=replace(result().passes, members=0, failed=2)),
+        result(reestimated=AGAIN, reestimation=UNPAIRED),
+        result(best=AGAIN, reestimated=AGAIN, reestimation=UNPAIRED, paired=None, gain=Gain(0.0, 0.0)),
     ],
 )
 def test_what_was_written_is_read(found):
@@ -60,23 +70,28 @@ def test_numbers_that_are_none_come_back():
 
 def test_top_level_keys():
     assert set(result().to_json()) == {
-        *("metric", "examples", "searched", "best", "best_single", "uniform", "ensemble", "gain", "optimism"),
+        *("metric", "examples", "searched", "best", "best_single", "reestimated", "reestimation", "uniform"),
+        *("ensemble", "gain", "optimism"),
         *("confidence", "passes", "evaluations", "test", "shifts", "further", "strategy", "seconds", "notes"),
         *("reasons", "versions", "soup"),
     }
     found = result().to_json()
+    assert found["passes"].pop("reestimated") == 0
     assert found["passes"] == {"members": 4, "soups": 2.5, "total": 6.5, "budget": 3, "started": 5, "failed": 0}
+    assert found["gain"]["over"] == "best single (b)"
+    assert found["gain"]["expected"]["difference"] == pytest.approx(result().expected_gain.difference)
     assert found["further"] == {
         "wer": {"best_single": {"score": 0.2, "stderr": 0.01}, "best": {"score": 0.1, "stderr": 0.01}}
     }
 
 
 KEYS = [(), ("metric",), ("best",), ("passes",), ("gain",), ("optimism",), ("evaluations", 0), ("reasons",)]
+KEYS += [("reestimated",), ("reestimation",)]
 
 
 @pytest.mark.parametrize("place", KEYS)
 def test_any_missing_or_unknown_key_is_one_error(place):
-    value = json.loads(json.dumps(result(reasons=REASONS).to_json()))
+    value = json.loads(json.dumps(result(reasons=REASONS, reestimated=AGAIN, reestimation=UNPAIRED).to_json()))
     at = value
     for key in place:
         at = at[key]

@@ -15,7 +15,7 @@ from radin.engine.device import Device
 from radin.engine.load import check_fits
 from radin.errors import RadinError
 from radin.progress import Progress, logged
-from radin.weights import Pool
+from radin.weights import Pool, batchnorm_layers
 from radin.weights.spread import Spread, spread
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Diagnosis:
                 "alike": [list(pair) for pair in self.spread.alike],
                 "unrelated": self.spread.unrelated,
                 "duplicates": [{"dropped": str(d), "kept": str(k)} for d, k in self.pool.duplicates],
-                "batchnorm_layers": batchnorm_layers(self.pool),
+                "batchnorm_layers": len(batchnorm_layers(self.pool)),
             },
             "slice": None if self.slice is None else _slice_json(self.slice),
             "run": None if self.run is None else _run_json(self.run),
@@ -110,11 +110,6 @@ def doctor(
     shape = spread(pool, progress=progress)
     seen = examine_slice(loaded, pool, shape, examples, engine, progress) if loaded is not None else None
     return Diagnosis(pool, shape, seen, history, None if loaded is None else loaded.calibration is not None)
-
-
-def batchnorm_layers(pool: Pool) -> int:
-    """How many layers of the pool keep running statistics."""
-    return sum(name.split(".")[-1] == "running_var" for name in pool.names)
 
 
 def _slice_json(seen: SliceReport) -> dict[str, Any]:

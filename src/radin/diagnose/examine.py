@@ -26,7 +26,7 @@ from radin.progress import Progress
 from radin.question import Answer, answer_from_outputs
 from radin.recipe import Recipe
 from radin.run.directory import RunDirectory
-from radin.run.ledger import Entry, Ledger
+from radin.run.ledger import REESTIMATED, Entry, Ledger
 from radin.run.members import mixed
 from radin.run.result import Result
 from radin.search import rank
@@ -273,7 +273,8 @@ class History:
     ``soups``: evaluated ones of two members or more with a finite score; ``diverged``: those without. ``compared``: how
     many of the former have an estimate; ``spearman``: rank correlation of estimate and true score over them (None
     below three, or when either is constant); ``bias``: mean of truth minus estimate, ``bias_stderr`` over soups.
-    ``gain``: best soup minus best single member in the metric's units, paired; None while there is no soup.
+    ``best_single``: of members as they are and of those re-estimated, what a soup has to beat. ``gain``: best soup
+    minus that in the metric's units, paired; None while there is no soup.
     """
 
     path: Path
@@ -313,7 +314,7 @@ def examine_run(directory: Path, pool: Pool, task: Task | None = None) -> Histor
     ledger = Ledger(directory / "ledger.sqlite", run=found["run"], read_only=True)
     try:
         entries = ledger.soups()
-        singles = [e.evaluation for e in ledger.entries("member", "validation")]
+        singles = [e.evaluation for kind in ("member", REESTIMATED) for e in ledger.entries(kind, "validation")]
     finally:
         ledger.close()
     entries = [e for e in entries if len(e.recipe["members"]) > 1]

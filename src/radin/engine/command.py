@@ -22,7 +22,7 @@ from radin.errors import RadinError
 from radin.metrics import Metric
 from radin.question import VALIDATION, Answer, Failure, Question, Rates
 from radin.recipe import Recipe
-from radin.weights import Pool, integer_source
+from radin.weights import Pool, batchnorm_layers, integer_source
 from radin.weights.alike import suffix_of
 
 _STDERR_LINES, _STDOUT_LINES = 15, 5
@@ -131,7 +131,7 @@ class CommandEngine(Engine):
     @property
     def notes(self) -> tuple[str, ...]:
         """What the user should know before anything is spent."""
-        layers = sum(name.endswith("running_var") for name in self._pool.names)
+        layers = len(batchnorm_layers(self._pool))
         if not layers:
             return ()
         return (

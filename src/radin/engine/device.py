@@ -63,6 +63,13 @@ class Device:
             raise RadinError(f"device {device!r} cannot be used here: {reason}") from None
         return cls(place, precision, batch_size, members_at_once)
 
+    @property
+    def name(self) -> str:
+        """What kind of device it is: "cpu", or a GPU by its model; on another one outputs differ by more."""
+        if self.device.type != "cuda":
+            return self.device.type
+        return f"cuda, {torch.cuda.get_device_name(self.device)}"
+
     def capacity(self, bytes_per_member: int, members: int) -> int:
         """How many of ``members`` may share one reading of the data."""
         if self.members_at_once is not None:

@@ -77,7 +77,7 @@ class Worker:
         save(tensors, path, metadata=metadata)
 
     def _build(self, recipe: Recipe, kept: Statistics | None) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
-        """The soup as a model on the device, and its tensors. A member alone stays as it is."""
+        """The soup as a model on the device, and its tensors. A member as it is stays so."""
         if self._built is not None and self._built[0] == recipe:
             return self._built[1], self._built[2]
         self._built = None  # before the next one takes its memory
@@ -87,4 +87,4 @@ class Worker:
         return model, final
 
     def _calibrates(self, recipe: Recipe, model: torch.nn.Module) -> bool:
-        return recipe.size > 1 and self._evaluator.task.calibration is not None and bool(statistics_layers(model))
+        return not recipe.is_single and self._evaluator.task.calibration is not None and bool(statistics_layers(model))

@@ -9,12 +9,12 @@ from typing import Literal
 
 import numpy as np
 
-from radin.diagnose.doctor import Diagnosis, batchnorm_layers
+from radin.diagnose.doctor import Diagnosis
 from radin.diagnose.examine import History, Interpolation, SliceReport, Soups, contrast
 from radin.report import sentences
 from radin.report.sentences import named
 from radin.run.reasons import outliers, training_runs
-from radin.weights import Pool
+from radin.weights import Pool, batchnorm_layers
 from radin.weights.spread import Spread
 
 Level = Literal["ok", "note", "warning", "problem"]
@@ -63,7 +63,7 @@ def of_weights(pool: Pool, shape: Spread, calibration: bool | None) -> Iterator[
             "duplicates",
             f"{len(pool.duplicates)} files hold the same weights as another and are used once: {shown}{more}",
         )
-    yield from _of_batchnorm(batchnorm_layers(pool), calibration)
+    yield from _of_batchnorm(len(batchnorm_layers(pool)), calibration)
     for note in pool.notes:
         yield Finding("note", "files", note)
 

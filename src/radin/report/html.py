@@ -7,7 +7,7 @@ from html import escape
 
 from radin.errors import printable
 from radin.recipe import Recipe
-from radin.report.tables import closing_rows, closing_sentences
+from radin.report.tables import chosen_row, closing_rows, closing_sentences
 from radin.run.result import Result
 
 _CELL = "padding:2px 10px;text-align:{side};white-space:nowrap"
@@ -16,7 +16,7 @@ _CELL = "padding:2px 10px;text-align:{side};white-space:nowrap"
 def result_html(result: Result) -> str:
     """The closing table with the lines under it."""
     title, columns, rows = closing_rows(result)
-    bold = {2}  # the row of what was chosen
+    bold = {chosen_row(result)}
     styles = {True: ' style="color:#a60"', False: ""}
     lines = [f"<div{styles[warns]}>{escape(printable(line))}</div>" for line, warns in closing_sentences(result)]
     return f"<div>{table_html(title, columns, rows, bold)}{''.join(lines)}</div>"
@@ -25,7 +25,9 @@ def result_html(result: Result) -> str:
 def recipe_html(recipe: Recipe, names: Sequence[str] | None = None) -> str:
     """Each member with its ratio."""
     rows = [[names[k] if names else f"#{k}", f"{recipe.weights[k]:.4g}"] for k in recipe.members]
-    return table_html(f"recipe of {recipe.size} of {len(recipe.weights)} members", ["member", "ratio"], rows)
+    title = f"recipe of {recipe.size} of {len(recipe.weights)} members"
+    title += ", BatchNorm statistics re-estimated" if recipe.reestimated else ""
+    return table_html(title, ["member", "ratio"], rows)
 
 
 def table_html(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], bold: set[int] | None = None) -> str:

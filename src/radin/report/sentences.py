@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from radin.errors import printable
 from radin.run.reasons import Outlier, Reasons, TrainingRun
-from radin.run.result import Passes, Result
-from radin.stats.optimism import Optimism
+from radin.run.result import Passes, Result, Scored
+from radin.stats.optimism import Optimism, expected_gain
 from radin.stats.paired import PairedDifference
 
 if TYPE_CHECKING:
@@ -20,30 +20,30 @@ _NAMED = 5
 
 
 def confidence(result: Result) -> tuple[str, ...]:
-    """The gain, whether it is noise, and the selection bias; nothing where the best single member was chosen.
+    """The gain, whether it is noise, where it comes from, and what to expect on new data.
 
-    Where validation was halved, the examples that chose are not those that were searched on, and a note of the run
-    says what bias is left.
+    Nothing where the best single member was chosen as it is. Where validation was halved, the examples that chose are
+    not those that were searched on, and a note of the run says what bias is left.
     """
+    if result.best.recipe.reestimated:
+        return reestimation_sentences(result)
     if result.paired is None:
         return ()
-    gain = gain_sentences(result.paired)
-    if result.optimism is None or result.searched is not None:
-        return gain
-    return (*gain, *bias_sentences(result.optimism))
+    over = "the best single"
+    if result.reference is result.reestimated:
+        over = f"{_member(result, result.reestimated)} re-estimated"
+    told = [*gain_sentences(result.paired, over), *origin_sentences(result)]
+    if result.optimism is not None and result.searched is None:
+        told += bias_sentences(result.optimism, result.paired)
+    return tuple(told)
 
 
-def gain_sentences(found: PairedDifference) -> tuple[str, ...]:
-    """The gain with its interval, and a second sentence where it is inside the noise."""
-    gain = f"gain over the best single on validation: {found.difference:+.4f}"
-    gain += "" if found.higher_is_better else " (lower is better)"
-    gain += f", {found.confidence:.0%} interval {found.low:+.4f} to {found.high:+.4f}"
-    gain += f" ({_HOW[found.method]}, p = {found.p_value:.2g})"
-    if found.better is not None:
-        gain += f"; better on {found.better:,} and worse on {found.worse:,} of {found.examples:,} examples"
+def gain_sentences(found: PairedDifference, over: str = "the best single") -> tuple[str, ...]:
+    """The gain over a single member, ``over``, with its interval; a second sentence where it is inside the noise."""
+    gain = f"gain over {over} on validation: {_difference(found)}"
     if not found.inside_noise:
         return (gain,)
-    text = "inside the noise: the interval contains zero, so the soup may be no better than the best single member"
+    text = f"inside the noise: the interval contains zero, so the soup may be no better than {over}"
     more = (found.needed or 0) - found.examples
     if more > 0:
         about = round(more, 2 - len(str(more)))
@@ -51,20 +51,94 @@ def gain_sentences(found: PairedDifference) -> tuple[str, ...]:
     return gain, text
 
 
-def bias_sentences(found: Optimism) -> tuple[str, ...]:
-    """What choosing by the score did to it; nothing where there was nothing to choose."""
+def _difference(found: PairedDifference) -> str:
+    text = f"{found.difference:+.4f}"
+    text += "" if found.higher_is_better else " (lower is better)"
+    text += f", {found.confidence:.0%} interval {found.low:+.4f} to {found.high:+.4f}"
+    text += f" ({_HOW[found.method]}, p = {found.p_value:.2g})"
+    if found.better is not None:
+        text += f"; better on {found.better:,} and worse on {found.worse:,} of {found.examples:,} examples"
+    return text
+
+
+def origin_sentences(result: Result) -> tuple[str, ...]:
+    """How much of a soup's gain over the best single as it is comes from BatchNorm statistics, how much from averaging.
+
+    Nothing where no member was evaluated with its statistics re-estimated.
+    """
+    again, single, best = result.reestimated, result.best_single.score, result.best.score
+    if again is None or single is None or best is None:
+        return ()
+    name = _member(result, again)
+    if again.score is None or again.score != again.score:
+        return (f"estimating BatchNorm statistics again gives {name} alone outputs that are not finite",)
+    share = again.score - single
+    if again is not result.reference:
+        return (
+            f"this is not from estimating BatchNorm statistics again, as is done for soups: with that, {name} alone "
+            f"scores {again.score:.4f}, {share:+.4f} against the best single as it is",
+        )
+    return (
+        f"of {best - single:+.4f} over the best single as it is, {share:+.4f} comes from estimating BatchNorm "
+        f"statistics again, as is done for soups ({name} alone: {again.score:.4f}), and {best - again.score:+.4f} from "
+        "averaging",
+    )
+
+
+def _member(result: Result, single: Scored) -> str:
+    return result.member_names[single.recipe.members[0]]
+
+
+def reestimation_sentences(result: Result) -> tuple[str, ...]:
+    """What estimating BatchNorm statistics again gave, where a member with them was chosen."""
+    found = result.reestimation
+    if found is None:
+        return ()
+    told = [f"gain of estimating its BatchNorm statistics again, over the best single as it is: {_difference(found)}"]
+    if found.inside_noise:
+        told.append(
+            "inside the noise: the interval contains zero, so it may be no better than the best single as it is"
+        )
+    return (*told, "averaging gave nothing beyond that")
+
+
+def bias_sentences(found: Optimism, gain: PairedDifference | None = None) -> tuple[str, ...]:
+    """What to expect on new data, once the choice is counted; nothing where there was nothing to choose.
+
+    gain: of the soup that was chosen. A second sentence where only the choice brings it inside the noise.
+    """
     if found.candidates < 2:
         return ()
-    text = (
-        f"chosen as the best of {found.candidates} on these same examples: selection bias of about "
-        f"{max(found.optimism, 0):.4f}, not counting what the search learned from them; corrected score "
-        f"{found.corrected:.4f}"
+    text = f"expected on new data: score {found.corrected:.4f}"
+    expected = None if gain is None or found.gain_optimism is None else expected_gain(gain, found)
+    if expected is not None:
+        text += f", gain {expected.difference:+.4f} (95% interval {expected.low:+.4f} to {expected.high:+.4f})"
+    text += (
+        f". Chosen as the best of {found.candidates} on these same examples, the score has a selection bias of about "
+        f"{max(found.optimism, 0):.4f}, not counting what the search learned from them"
     )
-    if found.corrected_gain is not None:
-        text += f", corrected gain {found.corrected_gain:+.4f}"
-        if found.corrected_gain == 0 or (found.corrected_gain > 0) != found.higher_is_better:
-            text += ": nothing of it is left"
+    if expected is None or found.gain_optimism is None:
+        return (text,)
+    if found.gain_optimism > 0:
+        text += f", and the gain one of {found.gain_optimism:.4f}"
+    else:
+        text += "; the gain has none, since the single member was chosen by its score on them too"
+    if expected.difference == 0 or (expected.difference > 0) != found.higher_is_better:
+        return (f"{text}: nothing of it is left",)
+    assert gain is not None
+    if expected.inside_noise and not gain.inside_noise:
+        return text, "inside the noise once the choice is counted: the interval expected on new data contains zero"
     return (text,)
+
+
+def no_soup(result: Result) -> str:
+    """That no soup won, and what the result is instead."""
+    if result.best.recipe.reestimated:
+        name = _member(result, result.best)
+        return (
+            f"no soup beat {name} with its BatchNorm statistics re-estimated: the result is that member, re-estimated"
+        )
+    return "no soup beat the best single member: the result is that member"
 
 
 def reasons(found: Reasons) -> tuple[str, ...]:
@@ -146,6 +220,8 @@ def named(names: Sequence[str]) -> str:
 def passes(found: Passes, fully_evaluated: int) -> str:
     """What a run has spent, in passes over validation."""
     members = f"{found.members} for the members" if found.members else "none for the members"
+    if found.reestimated:
+        members += f", {found.reestimated} for members re-estimated"
     text = f"passes over validation: {share(found.total)} ({members}, {share(found.soups)} of {found.budget} for soups"
     if found.started != fully_evaluated:
         text += f": {found.started} started, {fully_evaluated} fully evaluated"

@@ -25,7 +25,7 @@ _SHIFTS = "shifts/"
 def closing_rows(result: Result) -> tuple[str, list[str], list[list[str]]]:
     """Title, column names and rows of the table that ends a run: who, members, validation, test, shifts, further.
 
-    The row of what was chosen is the last but the ensemble, where there is one.
+    The row of what was chosen is number ``chosen_row``.
     """
     direction = "higher is better" if result.higher_is_better else "lower is better"
     title = f"{result.metric} ({direction}), {result.examples} validation examples"
@@ -34,11 +34,14 @@ def closing_rows(result: Result) -> tuple[str, list[str], list[list[str]]]:
     chosen = "chosen soup"
     if result.best.recipe.is_single:
         chosen = "chosen: the best single"
+    elif result.best.recipe.reestimated:
+        chosen = "chosen: the single re-estimated"
     elif result.best.recipe == result.uniform.recipe:
         chosen = "chosen: the uniform soup"
     rows = []
     for label, scored in (
         ("best single", result.best_single),
+        ("best single re-estimated", result.reestimated),
         ("uniform soup", result.uniform),
         (chosen, result.best),
         ("logit ensemble", result.ensemble),
@@ -48,6 +51,11 @@ def closing_rows(result: Result) -> tuple[str, list[str], list[list[str]]]:
             cells += [number(*scored.further.get(name, (None, None))) for name in further]
             rows.append([label, str(scored.recipe.size), _validation(scored), *cells])
     return title, columns, rows
+
+
+def chosen_row(result: Result) -> int:
+    """The row of ``closing_rows`` that says what was chosen: after the members and the uniform soup."""
+    return 2 if result.reestimated is None else 3
 
 
 def _validation(scored: Scored) -> str:
@@ -62,9 +70,9 @@ def closing_table(result: Result) -> Table:
     table = _table(title)
     for index, column in enumerate(columns):
         table.add_column(plain(column), justify="left" if index == 0 else "right", no_wrap=index != 1)
-    styles = [None, None, "bold", "dim"]
-    for row, style in zip(rows, styles, strict=False):
-        table.add_row(*map(plain, row), style=style)
+    for place, row in enumerate(rows):
+        after = place - chosen_row(result)
+        table.add_row(*map(plain, row), style="bold" if after == 0 else "dim" if after > 0 else None)
     return table
 
 
@@ -87,14 +95,13 @@ def closing_sentences(result: Result) -> list[tuple[str, bool]]:
     lines: list[tuple[str, bool]] = []
     if result.uniform.score is None and result.uniform.estimate is not None:
         lines.append(("(in brackets: estimated from averaged outputs; this soup was not fully evaluated)", False))
-    if result.best.recipe.is_single:
-        lines.append(("no soup beat the best single member: the result is that member", False))
+    if result.best.recipe.size == 1:
+        lines.append((sentences.no_soup(result), False))
+        lines += _confidence(result)
         if result.reasons is not None:
             lines += [(f"likely reason: {reason}", False) for reason in sentences.reasons(result.reasons)]
     else:
-        for sentence in result.confidence:
-            noise = sentence.startswith("inside the noise")
-            lines.append((f"warning: {sentence}" if noise else sentence, noise))
+        lines += _confidence(result)
         lines.append((f"members: {result.best.recipe.describe(result.member_names)}", False))
     lines.append((sentences.passes(result.passes, len(result.evaluations)), False))
     spent = ", ".join(f"{name} {value:.1f} s" for name, value in result.seconds.items() if name != "total")
@@ -102,6 +109,11 @@ def closing_sentences(result: Result) -> list[tuple[str, bool]]:
     lines += [(f"note: {note}", False) for note in result.notes]
     lines.append((f"soup: {result.soup}", False))
     return lines
+
+
+def _confidence(result: Result) -> list[tuple[str, bool]]:
+    noise = [(sentence, sentence.startswith("inside the noise")) for sentence in result.confidence]
+    return [(f"warning: {sentence}" if warns else sentence, warns) for sentence, warns in noise]
 
 
 def evaluated_table(found: Evaluated) -> Table:

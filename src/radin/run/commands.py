@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from radin.recipe import Recipe
 from radin.run.preflight import preflight
 from radin.search import rank
 from radin.search.ranking import RankedRecipe
-from radin.weights import Pool, average, check_output, recipe_metadata, save
+from radin.weights import Pool, average, batchnorm_layers, check_output, recipe_metadata, save
 from radin.weights.paths import Lookup
 
 
@@ -149,13 +149,35 @@ def average_pool(
     if ratios and recipe_file is not None:
         raise RadinError("give --ratios or --recipe, not both")
     recipe = recipe_of(pool, ratios) if recipe_file is None else _recipe_in(recipe_file, pool)
+    warnings = _of_statistics(pool, recipe, output)
+    recipe = replace(recipe, reestimated=False)  # there is no data here to do it with
     report = (lambda done, total: progress("averaging", done, total)) if progress else None
     tensors = average(pool, recipe, integers_from=integers_from, progress=report)
     save(tensors, output, metadata=recipe_metadata(pool, recipe, integers_from=integers_from))
-    notes = [f"note: {note}" for note in pool.notes]
+    notes = [*warnings, *(f"note: {note}" for note in pool.notes)]
     notes += [f"note: {dropped} has the same weights as {kept}; used once" for dropped, kept in pool.duplicates]
     paths = tuple(member.path for member in pool)
     return Averaged(output, recipe, pool.member_names, pool.fingerprints, paths, tuple(notes))
+
+
+def _of_statistics(pool: Pool, recipe: Recipe, output: Path) -> list[str]:
+    """A warning where BatchNorm statistics would have to be estimated again."""
+    layers = batchnorm_layers(pool)
+    if recipe.reestimated:
+        name = pool.member_names[recipe.members[0]]
+        return [
+            f"warning: the recipe is {name} with its BatchNorm statistics re-estimated; {output} holds {name} with "
+            "those it has, since averaging has no data. The run's own soup file has the others"
+        ]
+    if recipe.size < 2 or not layers:
+        return []
+    named = ".".join(filter(None, (layers[0], "running_mean")))
+    count = f"{len(layers)} BatchNorm layer{'s' * (len(layers) > 1)}"
+    return [
+        f"warning: the running statistics of {count} ({named}, ...) were averaged like all else, and do not fit "
+        f"averaged weights. Estimate them again over some training batches before {output} is used: "
+        "torch.optim.swa_utils.update_bn(batches, model), or cook with a task that has calibration()"
+    ]
 
 
 def _recipe_in(file: Path, pool: Pool) -> Recipe:

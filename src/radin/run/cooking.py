@@ -22,6 +22,7 @@ from radin.files import told, write_json
 from radin.progress import Progress, logged
 from radin.question import Floats, Indices, Rates
 from radin.recipe import Recipe
+from radin.run import references
 from radin.run.directory import RunDirectory, way_on
 from radin.run.evaluators import EngineEvaluator, Evaluator, TaskEvaluator
 from radin.run.job import Job
@@ -77,12 +78,13 @@ def cook(
 
     pool: a Pool, or what Pool.open takes. task: a Task, what Task.load takes, a Command (any program that scores a
     checkpoint) or an Engine of your own. budget: passes spent on soups in total over all sessions of this run; the
-    members' own passes are not in it. A soup may be evaluated on some examples only and then costs its share of a
-    pass. Where reading all of the data is more than half of the work, only whole soups are evaluated; where BatchNorm
-    statistics are estimated again, a pass is the validation examples and the calibration examples, and starting a soup
-    costs the latter. out: the run directory; if the run is there already, it continues where it stopped. strategy,
-    options: see radin.search.strategies. uniform: whether to spend a pass on the average of all members first; by
-    default from a budget of 8 on. workers: processes on this machine that evaluate soups side by side (a Command has
+    members' own passes are not in it, nor those of single members with their BatchNorm statistics estimated again (the
+    best single, and the main member of the best soup). A soup may be evaluated on some examples only and then costs its
+    share of a pass. Where reading all of the data is more than half of the work, only whole soups are evaluated; where
+    BatchNorm statistics are estimated again, a pass is the validation examples and the calibration examples, and
+    starting a soup costs the latter. out: the run directory; if the run is there already, it continues where it
+    stopped. strategy, options: see radin.search.strategies. uniform: whether to spend a pass on the average of all
+    members first; by default from a budget of 8 on. workers: processes on this machine that evaluate soups side by side (a Command has
     its ``jobs``).
     outputs: a folder for the members' outputs that several runs share, so that a member added later costs one pass and
     not N; default inside ``out``. With a Command: a folder of outputs that were saved elsewhere, from which recipes are
@@ -167,7 +169,7 @@ def cook(
         recorded = directory.read().get("settings", {})
         if not recorded:
             directory.record(asked)  # before anything else is written: from here on the folder is known as a run's
-        asked |= {name: recorded[name] for name in ("cached_members", "rates") if name in recorded}
+        asked |= {name: recorded[name] for name in ("cached_members", "device", "rates") if name in recorded}
         if directory.ledger_is_gone:
             raise RunError(
                 f"{directory.ledger} is gone or empty, and with it all that was evaluated. {way_on(directory.path)}"
@@ -181,12 +183,14 @@ def cook(
             evaluator.verify(job, asked)
             if "cached_members" not in asked:
                 asked["cached_members"] = evaluator.cached(job)
+                asked["device"] = None if asked["cached_members"] else evaluator.device
                 directory.record(asked)  # what this session makes was not there before the run, if it is killed
             known = _members(job, evaluator)
             rates = _rates(recorded, evaluator.bind(job, known, asked))
             asked["rates"] = vars(rates)
             directory.record(asked)
             outcome = _spend(job, engine, evaluator, known, rates, asked, choose_on_half)
+            outcome.reestimate(engine)
             outcome.session.write(outcome.best())
             outcome.evaluate_splits(engine.splits)
             evaluator.bind_splits(job, asked)
@@ -236,12 +240,13 @@ def _spend(
     if on_half:
         return _on_halves(job, engine, evaluator, known, rates, asked)
     singles = np.array([job.single(k).score for k in range(len(job.pool))])
+    single = _single_to_beat(job, engine, None)
     session = Session(
         job,
         engine,
         lambda: _search(job, known, asked, singles, Account(asked["budget"], rates), _parts(evaluator, rates)),
         _decisive(asked, rates),
-        best=max(job.metric.utility(float(score)) for score in singles),
+        best=single,
     )
     session.spend()
     return Outcome(job, known, session, None)
@@ -274,7 +279,7 @@ def _on_halves(
         lambda: _search(job, seen, asked, singles, Account(budget, rates), _parts(evaluator, rates), half, limit),
         _decisive(asked, rates) | {"halves": True},
         choose=choose,
-        best=max(job.metric.utility(float(row.mean())) for row in numbers[:, choose]),
+        best=_single_to_beat(job, engine, choose),
     )
     session.spend()
     told = sorted(session.search.evaluations, key=lambda pair: -job.metric.utility(pair[1]))
@@ -282,6 +287,12 @@ def _on_halves(
     first = [job.uniform_recipe] if asked["uniform"] and job.uniform_recipe in found else []
     session.choose(list(dict.fromkeys([*first, *found])), choose)
     return Outcome(job, known, session, choose)
+
+
+def _single_to_beat(job: Job, engine: Engine, choose: Indices | None) -> float:
+    """The utility that a soup must exceed. The best single member is evaluated with its statistics re-estimated too."""
+    references.reestimate(job, engine, references.best_of(job, references.singles(job), choose).members[0])
+    return references.utility(job, references.to_beat(job, choose), choose)
 
 
 def _parts(evaluator: Evaluator, rates: Rates) -> bool:

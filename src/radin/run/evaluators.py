@@ -37,12 +37,14 @@ class Evaluator(ABC):
     """An engine, and what cook must know of it before and after the members are evaluated.
 
     about: (BatchNorm layers, whether they are estimated again, notes for the user). parts: whether the search may ask
-    about some of the examples; known once the members are evaluated.
+    about some of the examples; known once the members are evaluated. device: what models run on; None where that is
+    not radin's affair.
     """
 
     engine: Engine
     metric: Metric
     parts: bool = False
+    device: str | None = None
     about: tuple[int, bool, tuple[str, ...]]
 
     @abstractmethod
@@ -102,6 +104,7 @@ class TaskEvaluator(Evaluator):
         self.metric = task.get_metric()
         placed = Device.create(device, precision, batch_size, members_at_once)
         self.engine = LocalEngine(pool, task, placed, spec=spec, integers_from=integers_from, workers=workers)
+        self.device = placed.name
         self._task = task
         self._outputs, self._dtype, self._keep = outputs, outputs_dtype, keep_outputs
         self._kept: OutputStore | None = None

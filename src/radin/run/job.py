@@ -13,7 +13,7 @@ from radin.progress import Progress
 from radin.question import VALIDATION, Answer
 from radin.recipe import Recipe
 from radin.run.directory import RunDirectory
-from radin.run.ledger import Ledger
+from radin.run.ledger import REESTIMATED, Ledger
 from radin.weights import Pool, geometry
 
 
@@ -55,13 +55,15 @@ class Job:
         return recipe.to_json(self.names, self.pool.fingerprints)
 
     def known(self, recipe: Recipe, split: str = VALIDATION) -> Answer | None:
-        """The recorded evaluation of a member on any split, or of a soup on one other than validation; or None."""
-        return self.ledger.get(self.identity(recipe), "member" if recipe.is_single else "soup", split)
+        """The recorded evaluation of a member on any split, or of a soup on one other than validation; or None.
+
+        A member whose BatchNorm statistics were estimated again is known by a recipe of its own.
+        """
+        return self.ledger.get(self.identity(recipe), _kind(recipe), split)
 
     def add(self, recipe: Recipe, split: str, found: Answer) -> None:
         """Record an evaluation that ``known`` is asked about."""
-        kind = "member" if recipe.is_single else "soup"
-        self.ledger.add(self.identity(recipe), self.to_json(recipe), kind, split, found)
+        self.ledger.add(self.identity(recipe), self.to_json(recipe), _kind(recipe), split, found)
 
     def single(self, k: int) -> Answer:
         """A member's evaluation on validation."""
@@ -89,3 +91,10 @@ class Job:
         """Say how far what is done now has come."""
         if self.progress is not None:
             self.progress(self._doing, done, total)
+
+
+def _kind(recipe: Recipe) -> str:
+    """What the ledger files an evaluation under."""
+    if recipe.reestimated:
+        return REESTIMATED
+    return "member" if recipe.is_single else "soup"

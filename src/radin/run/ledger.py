@@ -29,6 +29,8 @@ from radin.question import VALIDATION, Answer, Floats, Indices, answer_from_valu
 from radin.run.directory import way_on
 
 VERSION = 3
+REESTIMATED = "re-estimated"
+"""The kind of a member that was evaluated with its BatchNorm statistics estimated again."""
 _APPLICATION = 0x7261646E  # SQLite's application_id: "radn"
 
 P = ParamSpec("P")
@@ -39,8 +41,8 @@ CREATE TABLE IF NOT EXISTS evaluations (
     id INTEGER PRIMARY KEY,
     identity TEXT NOT NULL,      -- Recipe.identity: contents and ratios, whatever the order of the members
     recipe TEXT NOT NULL,        -- Recipe.to_json
-    kind TEXT NOT NULL,          -- 'member' or 'soup'
-    split TEXT NOT NULL,         -- 'validation' (members), 'test' or 'shifts/NAME'
+    kind TEXT NOT NULL,          -- 'member', 're-estimated' (a member, see REESTIMATED) or 'soup'
+    split TEXT NOT NULL,         -- 'validation' (not soups), 'test' or 'shifts/NAME'
     score REAL,                  -- NULL for NaN
     stderr REAL,
     examples INTEGER NOT NULL,

@@ -31,9 +31,8 @@ from radin.recipe import Recipe
 from radin.run.job import Job
 from radin.run.ledger import split_name
 from radin.run.preflight import Preflight as FirstBatch
+from radin.run.repeat import difference, tolerance, undecided
 
-# Cached outputs may come from another device or thread count; more than this is another model or other preprocessing.
-_SAME_OUTPUTS = 2e-2
 _SOME = 0.1  # of the examples, to see what a question about some of them costs
 
 
@@ -55,7 +54,7 @@ class Known:
 
 def stored_outputs(job: Job, engine: LocalEngine, first: FirstBatch, store: OutputStore) -> Known:
     """Each member's outputs on disk, its score in the ledger, and an estimator that is kept beside them."""
-    _check_same_outputs(job, first, store)
+    _check_same_outputs(job, engine, first, store)
     with store.lock():
         cached = collect_outputs(
             engine.task,
@@ -96,7 +95,7 @@ def streamed_outputs(job: Job, engine: LocalEngine, first: FirstBatch, store: Ou
     device = str(engine.device.device)
     kept = _kept(job, path) if expected is not None and path.exists() else None
     if kept is not None:
-        _check_same_values(job, first)
+        _check_same_values(job, engine, first)
         data, targets = stream_outputs(
             engine.task,
             job.pool,
@@ -245,30 +244,42 @@ def mixed(outputs: Sequence[Any], recipe: Recipe, rows: int = 4096) -> NDArray[n
     return result
 
 
-def _check_same_outputs(job: Job, first: FirstBatch, store: OutputStore) -> None:
+def _share(job: Job, engine: LocalEngine, stored: str) -> float:
+    """The share of the largest output by which outputs may differ from those of earlier sessions."""
+    began = job.directory.read().get("settings", {}).get("device")
+    return tolerance(engine.device.precision, same_device=began == engine.device.name, stored=stored)
+
+
+def _check_same_outputs(job: Job, engine: LocalEngine, first: FirstBatch, store: OutputStore) -> None:
     """Raise RunError when the model gives other outputs than those cached: its code or its input changed."""
     stored = store.get(job.pool[0].fingerprint)
     if stored is None:
         return
     now = first.first_outputs
-    before = stored.array()[: len(now)].astype(np.float32)
-    if before.shape != now.shape or np.abs(before - now).max() > _SAME_OUTPUTS * max(1.0, np.abs(before).max()):
-        raise _other_model(job)
+    before = stored.array()[: len(now)]
+    if before.shape != now.shape:
+        raise _other_model(job, f"{now.shape[1]} for each example, where it gave {before.shape[1]}")
+    found = difference(before, now, _share(job, engine, stored.dtype.name))
+    if found is not None:
+        raise _other_model(job, str(found))
 
 
-def _check_same_values(job: Job, first: FirstBatch) -> None:
-    """The same where no outputs were kept, by what the first member got right."""
+def _check_same_values(job: Job, engine: LocalEngine, first: FirstBatch) -> None:
+    """The same where no outputs were kept, by what the first member got right: only what is undecided may change."""
     now = job.metric.per_example
     assert now is not None
     values = now(first.first_outputs, first.first_targets)
     before = job.single(0).values
     assert before is not None
-    if (values != before[: len(values)]).mean() > _SAME_OUTPUTS:
-        raise _other_model(job)
+    share = _share(job, engine, "float32")
+    decided = ~undecided(first.first_outputs, first.first_targets, job.metric.top, share)
+    changed = int((values != before[: len(values)])[decided].sum())
+    if changed:
+        raise _other_model(job, f"{changed} of {len(values)} answers are others")
 
 
-def _other_model(job: Job) -> RunError:
+def _other_model(job: Job, how: str) -> RunError:
     return RunError(
         f"{job.directory.path}: {job.names[0]} gives other outputs on the first batch of validation() than "
-        "those this run began with. The model's code or the data changed: give a new directory with --out."
+        f"those this run began with: {how}. The model's code or the data changed: give a new directory with --out."
     )

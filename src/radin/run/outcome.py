@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from radin.question import Answer, answer_from_outputs, answer_from_values
+from radin.engine.base import Engine
+from radin.question import Answer, answer_from_outputs
 from radin.recipe import Recipe
+from radin.run import references
 from radin.run.job import Job
 from radin.run.members import Known, mixed
 from radin.run.reasons import Reasons, reasons_for_no_gain
 from radin.run.result import Gain, Passes, Result, Scored
 from radin.run.session import Session
-from radin.stats.optimism import Optimism, optimism
+from radin.stats.optimism import Optimism, corrected, optimism
 from radin.stats.paired import PairedDifference, paired_difference, unpaired_difference
 
 
@@ -31,22 +34,23 @@ class Outcome:
 
     def found(self, recipe: Recipe) -> Answer | None:
         """A member's or a complete soup's evaluation on the examples that decide."""
-        found = self.job.known(recipe) if recipe.is_single else self.session.answer(recipe)
-        if found is None or self.choose is None:
-            return found
-        if found.values is None:  # outputs that were not finite
-            return replace(found, examples=len(self.choose))
-        return answer_from_values(found.values[self.choose], found.seconds, found.data)
+        found = self.job.known(recipe) if recipe.size == 1 else self.session.answer(recipe)
+        return None if found is None else references.on(found, self.choose)
 
     def _utility(self, recipe: Recipe) -> float:
         found = self.found(recipe)
         return -np.inf if found is None else self.job.metric.utility(found.score)
 
+    @cached_property
     def best_single(self) -> Recipe:
-        """Of equal members the first by content."""
-        fingerprints = self.job.pool.fingerprints
-        singles = [Recipe.single(k, len(fingerprints)) for k in range(len(fingerprints))]
-        return min(singles, key=lambda r: (-self._utility(r), fingerprints[r.members[0]]))
+        """The best member as it is, of equals the first by content."""
+        return references.best_of(self.job, references.singles(self.job), self.choose)
+
+    @property
+    def best_reestimated(self) -> Recipe | None:
+        """The best of the members evaluated with their BatchNorm statistics estimated again; None where none was."""
+        again = references.reestimated(self.job)
+        return references.best_of(self.job, again, self.choose) if again else None
 
     def complete(self) -> list[Recipe]:
         """The soups evaluated on all of validation, in the order in which they were told or started."""
@@ -55,23 +59,40 @@ class Outcome:
         return [recipe for recipe in (*told, *others) if self.session.answer(recipe) is not None]
 
     def best(self) -> Recipe:
-        """The best complete soup, or the best single member where none is better."""
+        """The best complete soup, or what a soup has to beat where none is better."""
+        soup = self._best_soup()
+        single = references.to_beat(self.job, self.choose)
+        return soup if soup is not None and self._utility(soup) > self._utility(single) else single
+
+    def _best_soup(self) -> Recipe | None:
         if self.choose is None:
-            return self.session.search.best[0]
-        return max([self.best_single(), *self.complete()], key=self._utility)
+            best = self.session.search.best[0]
+            return None if best.is_single else best
+        return max(self.complete(), key=self._utility, default=None)
+
+    def reestimate(self, engine: Engine) -> None:
+        """Evaluate the main member of the best soup with its BatchNorm statistics estimated again, as the soup's are.
+
+        It need not be the best single member: statistics of its own that do not fit it may have hidden how good it is.
+        """
+        best = self.best()
+        if best.size > 1:
+            references.reestimate(self.job, engine, references.main_member(self.job, best, self.choose))
 
     def evaluate_splits(self, splits: Sequence[str]) -> None:
-        """Evaluate the three models that are reported on test and the shifts."""
-        three = dict.fromkeys((self.best_single(), self.job.uniform_recipe, self.best()))
-        self.session.evaluate_splits([(recipe, split) for recipe in three for split in splits])
+        """Evaluate the models that are reported on test and the shifts."""
+        shown = dict.fromkeys((self.best_single, self.best_reestimated, self.job.uniform_recipe, self.best()))
+        self.session.evaluate_splits([(recipe, split) for recipe in shown if recipe is not None for split in splits])
 
     def result(self, asked: Mapping[str, Any]) -> Result:
         """Everything that result.json says."""
         job, uniform = self.job, self.job.uniform_recipe
-        top, best, complete = self.best_single(), self.best(), self.complete()
+        top, again, best, complete = self.best_single, self.best_reestimated, self.best(), self.complete()
         names = {top: f"best single ({job.names[top.members[0]]})", uniform: "uniform soup"}
+        if again is not None:
+            names[again] = f"best single re-estimated ({job.names[again.members[0]]})"
         names.setdefault(best, f"chosen soup, {best.size} members")
-        on_splits = {recipe: self._on_splits(recipe) for recipe in (top, uniform, best)}
+        on_splits = {recipe: self._on_splits(recipe) for recipe in names}
         estimates = self._estimates([*complete, uniform])
 
         def scored(recipe: Recipe, name: str) -> Scored:
@@ -87,10 +108,10 @@ class Outcome:
             )
 
         # A single member's averaged outputs are its own: then the average of all is the one to compare with.
-        together = uniform if best.is_single else best
+        together = uniform if best.size == 1 else best
         ensemble = self._ensemble(together)
         evaluations = tuple(scored(r, f"soup {i + 1}, {r.size} members") for i, r in enumerate(complete))
-        paired = self._paired(best, top)
+        paired = self._paired(best, references.to_beat(job, self.choose)) if best.size > 1 else None
         bias = self._optimism(best, complete)
         job.seconds["total"] = sum(job.seconds.values())
         examples = self.known.examples if self.choose is None else len(self.choose)
@@ -104,6 +125,8 @@ class Outcome:
             fingerprints=tuple(job.pool.fingerprints),
             best=scored(best, names[best]),
             best_single=scored(top, names[top]),
+            reestimated=None if again is None else scored(again, names[again]),
+            reestimation=None if again is None else self._paired(again, top),
             uniform=scored(uniform, names[uniform]),
             ensemble=None if ensemble is None else Scored("logit ensemble", together, *ensemble),
             gain=Gain(paired.difference, paired.stderr) if paired else Gain(0.0, 0.0),
@@ -116,11 +139,12 @@ class Outcome:
                 asked["budget"],
                 len(self.session.account.started),
                 len(self.session.failed),
+                len(references.reestimated(job)),
             ),
             strategy={"name": asked["strategy"], **asked["options"], "seed": asked["seed"]},
             seconds=dict(job.seconds),
             notes=(*self._duplicates(), *job.pool.notes, *job.notes, *self._failed(), *self._halves(bias)),
-            reasons=self._reasons(evaluations) if best.is_single else None,
+            reasons=self._reasons(evaluations) if best.size == 1 else None,
             versions=asked["versions"],
             searched=None if self.choose is None else self.known.examples - len(self.choose),
         )
@@ -157,30 +181,35 @@ class Outcome:
             for recipe, why in self.session.failed.items()
         ]
 
-    def _paired(self, best: Recipe, top: Recipe) -> PairedDifference | None:
-        """The best soup against the best single member; None where the best single member was chosen."""
-        if best == top:
-            return None
-        soup, single = self.found(best), self.found(top)
-        assert soup is not None
-        assert single is not None
+    def _paired(self, better: Recipe, single: Recipe) -> PairedDifference | None:
+        """A soup, or a member re-estimated, against a single member; None where it has no score."""
+        first, second = self.found(better), self.found(single)
+        assert first is not None
+        assert second is not None
         higher = self.job.metric.higher_is_better
-        if soup.values is not None and single.values is not None:
-            return paired_difference(soup.values, single.values, higher)
-        scores = (soup.score, soup.stderr), (single.score, single.stderr)
-        return unpaired_difference(*scores, soup.examples, higher)
+        if first.values is not None and second.values is not None:
+            return paired_difference(first.values, second.values, higher)
+        if not np.isfinite(first.score):
+            return None
+        scores = (first.score, first.stderr), (second.score, second.stderr)
+        return unpaired_difference(*scores, first.examples, higher)
 
     def _optimism(self, best: Recipe, complete: Sequence[Recipe]) -> Optimism | None:
         """The selection bias of the best among members and soups; None where there are no numbers per example.
+
+        Members that were re-estimated are candidates, and what the soups are compared with.
 
         A soup that was started and not continued was a candidate too. On the examples where it is not known it is taken
         to do as the best does: it was dropped by what it did on the others. On a half that only chooses, only members
         and complete soups are candidates.
         """
-        singles = [Recipe.single(k, len(self.job.pool)) for k in range(len(self.job.pool))]
-        rows = [found.values for recipe in singles if (found := self.found(recipe)) and found.values is not None]
-        chosen = self.found(best)
-        if len(rows) < len(singles) or chosen is None or chosen.values is None:
+        singles = [*references.singles(self.job), *references.reestimated(self.job)]
+        known = [(recipe, self.found(recipe)) for recipe in singles]
+        rows = [found.values for _, found in known if found is not None and found.values is not None]
+        if any(recipe.is_single and (found is None or found.values is None) for recipe, found in known):
+            return None
+        incumbents, chosen = len(rows), self.found(best)
+        if chosen is None or chosen.values is None:
             return None
         seen = complete if self.choose is not None else self.session.account.started
         for recipe in seen:
@@ -190,18 +219,11 @@ class Outcome:
             elif found is None:
                 values = self.session.account.values(recipe)
                 rows.append(np.where(np.isnan(values), chosen.values, values))
-        higher = self.job.metric.higher_is_better
-        bias = optimism(np.array(rows, dtype=np.float32), higher, incumbents=len(singles))
+        bias = optimism(np.array(rows, dtype=np.float32), self.job.metric.higher_is_better, incumbents=incumbents)
         # The score is that of the best complete one: what a partly evaluated soup would have is not known.
-        sign = 1.0 if higher else -1.0
-        assert bias.gain_optimism is not None
-        gain = chosen.score - (self.found(self.best_single()) or chosen).score
-        return replace(
-            bias,
-            score=chosen.score,
-            corrected=chosen.score - sign * bias.optimism,
-            corrected_gain=gain - sign * bias.gain_optimism,
-        )
+        single = self.found(references.to_beat(self.job, self.choose))
+        assert single is not None
+        return corrected(bias, chosen.score, chosen.score - single.score)
 
     def _halves(self, bias: Optimism | None) -> list[str]:
         if self.choose is None:

@@ -20,6 +20,7 @@ from radin.engine.forward import check_finite
 from radin.engine.load import check_fits, load_weights
 from radin.errors import TaskError
 from radin.metrics import Metric
+from radin.run.repeat import difference, origin, tolerance
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,19 @@ def preflight(
     placed = engine.place(model)
     outputs = engine.outputs([placed], first)[0]
     started = time.monotonic()
-    engine.outputs([placed], first)
+    again = engine.outputs([placed], first)[0]
     seconds = time.monotonic() - started
     assert first.targets is not None
     check_finite(member, outputs, 0)
+    differ = difference(outputs.numpy(), again.numpy(), tolerance(engine.precision))
+    if differ is not None:
+        where = origin(placed, lambda: engine.outputs([placed], first))
+        raise TaskError(
+            f"the model is not deterministic: run twice on the first batch of validation(), {member} gave two "
+            f"different outputs: {differ}. {where} Usual causes are dropout that is always on (F.dropout without "
+            "training=self.training), noise or random augmentation in the model, and statistics that forward updates. "
+            "In evaluation mode it must give the same outputs every time."
+        )
     targets = first.targets.cpu().numpy()
     metric.check_batch(targets, outputs.shape[1])
     layers = len(statistics_layers(model))

@@ -13,7 +13,7 @@ from radin.errors import RadinError, RunError
 from radin.files import read_json, replacing, replacing_folder, told
 from radin.recipe import Recipe
 from radin.run.reasons import Reasons
-from radin.stats.optimism import Optimism
+from radin.stats.optimism import ExpectedGain, Optimism, expected_gain
 from radin.stats.paired import PairedDifference
 
 SplitScores = Mapping[str, tuple[float, float]]
@@ -44,8 +44,9 @@ class Scored:
 class Passes:
     """Passes over validation: made for the members by this session, and spent on soups by all (the budget's).
 
-    members: 0 when all their outputs were there already. started: soups evaluated on any example; one that is partly
-    evaluated costs its share of a pass. failed: questions that got no answer.
+    members: 0 when all their outputs were there already. reestimated: members evaluated once more, by all sessions,
+    with their BatchNorm statistics estimated again; these are in no budget. started: soups evaluated on any example;
+    one that is partly evaluated costs its share of a pass. failed: questions that got no answer.
     """
 
     members: int
@@ -53,16 +54,17 @@ class Passes:
     budget: int
     started: int
     failed: int = 0
+    reestimated: int = 0
 
     @property
     def total(self) -> float:
-        """Of members and soups."""
-        return self.members + self.soups
+        """Of members, re-estimated or not, and soups."""
+        return self.members + self.reestimated + self.soups
 
 
 @dataclass(frozen=True)
 class Gain:
-    """The best recipe against the best single member on validation: difference and its standard error."""
+    """The best soup against the single member it has to beat on validation: difference and its standard error."""
 
     difference: float
     stderr: float
@@ -70,11 +72,14 @@ class Gain:
 
 @dataclass(frozen=True)
 class Result:
-    """A finished run. ``best`` is what ``soup`` holds; it is never worse on validation than best_single.
+    """A finished run. ``best`` is what ``soup`` holds; never worse on validation than best_single and reestimated.
 
+    best_single: the best member as it is. reestimated: the best of those that were evaluated with their BatchNorm
+    statistics estimated again, as every soup's are; None where statistics are not. reestimation: its difference to
+    best_single. gain, paired: the soup against the better of these two (``reference``), so what averaging gives.
     examples: those that scores are over; where validation was halved, the half that chose, and ``searched`` the number
     of the others. ensemble: averaged outputs, None where a run has no outputs. evaluations: the fully evaluated soups.
-    paired: the gain with its interval, None where the best single member was chosen. optimism: the selection bias of
+    paired: the gain with its interval, None where a single member was chosen. optimism: the selection bias of
     the score, None for metrics that are no mean over examples. reasons: why no soup won, None where one did.
     """
 
@@ -100,6 +105,24 @@ class Result:
     versions: Mapping[str, str]
     searched: int | None = None
     soup_name: str = "soup.safetensors"
+    reestimated: Scored | None = None
+    reestimation: PairedDifference | None = None
+
+    @property
+    def reference(self) -> Scored:
+        """The single member that a soup has to beat: as it is, or re-estimated where that is better."""
+        again = self.reestimated
+        if again is None or again.score is None or self.best_single.score is None:
+            return self.best_single
+        lead = again.score - self.best_single.score
+        return again if (lead > 0) == self.higher_is_better and lead != 0 and lead == lead else self.best_single
+
+    @property
+    def expected_gain(self) -> ExpectedGain | None:
+        """The gain to expect on new data; None where a single member was chosen, or the bias is not known."""
+        if self.paired is None or self.optimism is None:
+            return None
+        return expected_gain(self.paired, self.optimism)
 
     @property
     def soup(self) -> Path:
@@ -108,7 +131,7 @@ class Result:
 
     @property
     def confidence(self) -> tuple[str, ...]:
-        """How sure the gain is, in sentences; none where the best single member was chosen."""
+        """How sure the gain is, and where it comes from, in sentences; none where the best single was chosen."""
         from radin.report.sentences import confidence
 
         return confidence(self)
@@ -174,6 +197,8 @@ class Result:
             "searched": self.searched,
             "best": self._scored(self.best),
             "best_single": self._scored(self.best_single),
+            "reestimated": None if self.reestimated is None else self._scored(self.reestimated),
+            "reestimation": None if self.reestimation is None else _paired(self.reestimation),
             "uniform": self._scored(self.uniform),
             "ensemble": None if self.ensemble is None else self._scored(self.ensemble),
             "gain": self._gain(),
@@ -209,9 +234,11 @@ class Result:
             raise RunError(f"this is no result of this version of radin: {type(error).__name__}: {error}") from None
 
     def _gain(self) -> dict[str, Any]:
-        found: dict[str, Any] = {"difference": self.gain.difference, "stderr": _number(self.gain.stderr)}
+        found: dict[str, Any] = {"over": self.reference.name}
+        found |= {"difference": self.gain.difference, "stderr": _number(self.gain.stderr)}
         if self.paired is not None:
-            found |= _numbers(vars(self.paired)) | {"inside_noise": self.paired.inside_noise}
+            expected = self.expected_gain
+            found |= _paired(self.paired) | {"expected": None if expected is None else _numbers(vars(expected))}
         return found
 
     def _scored(self, scored: Scored) -> dict[str, Any]:
@@ -226,20 +253,24 @@ class Result:
         }
 
     def _on(self, name: str, *, further: bool = False) -> dict[str, Any] | None:
-        """Scores of the three models on another split, or on a further set."""
-        three = {"best_single": self.best_single, "uniform": self.uniform, "best": self.best}
-        scores = {key: scored.further if further else scored.splits for key, scored in three.items()}
+        """Scores of the models that are reported, on another split or on a further set."""
+        shown = {"best_single": self.best_single, "uniform": self.uniform, "best": self.best}
+        if self.reestimated is not None:
+            shown["reestimated"] = self.reestimated
+        scores = {key: scored.further if further else scored.splits for key, scored in shown.items()}
         pairs = {key: found[name] for key, found in scores.items() if name in found}
         return {key: {"score": _number(score), "stderr": _number(err)} for key, (score, err) in pairs.items()} or None
 
 
 _KEYS = (
-    *("metric", "examples", "searched", "best", "best_single", "uniform", "ensemble", "gain", "optimism", "confidence"),
+    *("metric", "examples", "searched", "best", "best_single", "reestimated", "reestimation", "uniform", "ensemble"),
+    *("gain", "optimism", "confidence"),
     *("passes", "evaluations", "test", "shifts", "further", "strategy", "seconds", "notes", "reasons", "versions"),
     "soup",
 )
 _SCORED_KEYS = ("name", "recipe", "size", "score", "stderr", "estimate", "seconds")
-_GAIN_KEYS = ("difference", "stderr")
+_GAIN_KEYS = ("over", "difference", "stderr")
+_PAIRED_KEYS = (*PairedDifference.__dataclass_fields__, "inside_noise")
 
 
 def _read(value: Mapping[str, Any], out: Path | None) -> Result:
@@ -262,9 +293,11 @@ def _read(value: Mapping[str, Any], out: Path | None) -> Result:
     _require(passes, (*Passes.__dataclass_fields__, "total"), "passes")
     gain, paired = value["gain"], None
     if set(gain) != set(_GAIN_KEYS):
-        _require(gain, (*PairedDifference.__dataclass_fields__, "inside_noise"), "gain")
-        found = {name: gain[name] for name in PairedDifference.__dataclass_fields__}
-        paired = PairedDifference(**_floats(found, ("stderr", "low", "high", "p_value")))
+        _require(gain, (*_PAIRED_KEYS, "over", "expected"), "gain")
+        paired = _read_paired(gain)
+    again, reestimation = value["reestimated"], value["reestimation"]
+    if reestimation is not None:
+        _require(reestimation, _PAIRED_KEYS, "reestimation")
     optimism = value["optimism"]
     if optimism is not None:
         _require(optimism, Optimism.__dataclass_fields__, "optimism")
@@ -279,6 +312,8 @@ def _read(value: Mapping[str, Any], out: Path | None) -> Result:
         fingerprints=prints,
         best=scored(value["best"], "best", "best"),
         best_single=scored(value["best_single"], "best_single", "best_single"),
+        reestimated=None if again is None else scored(again, "reestimated", "reestimated"),
+        reestimation=None if reestimation is None else _read_paired(reestimation),
         uniform=scored(value["uniform"], "uniform", "uniform"),
         ensemble=None if value["ensemble"] is None else scored(value["ensemble"], "ensemble"),
         gain=Gain(float(gain["difference"]), _float(gain["stderr"])),
@@ -295,6 +330,15 @@ def _read(value: Mapping[str, Any], out: Path | None) -> Result:
     )
 
 
+def _paired(found: PairedDifference) -> dict[str, Any]:
+    return _numbers(vars(found)) | {"inside_noise": found.inside_noise}
+
+
+def _read_paired(value: Mapping[str, Any]) -> PairedDifference:
+    found = {name: value[name] for name in PairedDifference.__dataclass_fields__}
+    return PairedDifference(**_floats(found, ("stderr", "low", "high", "p_value")))
+
+
 def _require(value: Any, keys: Any, where: str) -> None:
     """Raise RunError unless ``value`` is an object with exactly these keys."""
     place = f" its {where!r}" if where else ""
@@ -308,7 +352,7 @@ def _require(value: Any, keys: Any, where: str) -> None:
 
 
 def _split_scores(found: Mapping[str, Any], key: str | None) -> dict[str, tuple[float, float]]:
-    """Where one of the three models was evaluated: name -> (score, stderr)."""
+    """Where one of the models that are reported was evaluated: name -> (score, stderr)."""
     return {
         name: (_float(on[key]["score"]), _float(on[key]["stderr"]))
         for name, on in found.items()

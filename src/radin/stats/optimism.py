@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from radin.stats.paired import PairedDifference
 from radin.stats.resampling import RESAMPLES, is_binary, resample_counts
 
 
@@ -18,7 +19,8 @@ class Optimism:
 
     optimism, stderr: in the metric's units, positive when the score is too good; stderr is that of the resampling.
     corrected: the score without it. gain_optimism, corrected_gain: the same for the best candidate minus the best
-    incumbent, both chosen; None without incumbents.
+    incumbent, both chosen; None without incumbents. Where choosing the incumbent owes more to luck, gain_optimism is
+    negative; a correction never makes a score or a gain look better than it was measured.
     """
 
     score: float
@@ -72,7 +74,36 @@ def optimism(
     gain = math.sqrt(2) * float(np.concatenate(gains).mean()) if incumbents else None
     scores = sign * rows.mean(axis=1, dtype=np.float64)
     top = float(scores.max())
-    left = None if gain is None else sign * (top - float(scores[:incumbents].max()) - gain)
     stderr = float(excesses.std(ddof=1) / math.sqrt(resamples)) if resamples > 1 else math.nan
-    corrected = sign * (top - bias)
-    return Optimism(sign * top, bias, stderr, corrected, gain, left, len(rows), higher_is_better, resamples)
+    found = Optimism(sign * top, bias, stderr, sign * top, gain, None, len(rows), higher_is_better, resamples)
+    return corrected(found, sign * top, sign * (top - float(scores[:incumbents].max())) if incumbents else None)
+
+
+def corrected(found: Optimism, score: float, gain: float | None) -> Optimism:
+    """The selection bias taken off a score and a gain, in the metric's units; a negative one is left where it is."""
+    sign = 1.0 if found.higher_is_better else -1.0
+    left = None
+    if gain is not None and found.gain_optimism is not None:
+        left = gain - sign * max(found.gain_optimism, 0.0)
+    return replace(found, score=score, corrected=score - sign * max(found.optimism, 0.0), corrected_gain=left)
+
+
+@dataclass(frozen=True)
+class ExpectedGain:
+    """The gain to expect on new data, with its interval: that measured, the selection bias of the gain taken off."""
+
+    difference: float
+    low: float
+    high: float
+
+    @property
+    def inside_noise(self) -> bool:
+        """Whether the interval contains zero, or is not known."""
+        return not (self.low > 0 or self.high < 0)
+
+
+def expected_gain(measured: PairedDifference, bias: Optimism) -> ExpectedGain:
+    """``measured`` and its interval, both moved by the selection bias of the gain (a soup minus a single member)."""
+    sign = 1.0 if bias.higher_is_better else -1.0
+    shift = sign * max(bias.gain_optimism or 0.0, 0.0)
+    return ExpectedGain(measured.difference - shift, measured.low - shift, measured.high - shift)

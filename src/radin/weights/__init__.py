@@ -2,7 +2,7 @@
 
 from radin.weights.averaging import average, integer_source, recipe_metadata
 from radin.weights.formats import Checkpoint, Reader, open_checkpoint
-from radin.weights.geometry import Geometry, dispersion, distances, geometry, gram
+from radin.weights.geometry import Geometry, batchnorm_layers, dispersion, distances, geometry, gram
 from radin.weights.pool import Member, Pool
 from radin.weights.saving import check_output, read_metadata, read_recipe, save
 
@@ -13,6 +13,7 @@ __all__ = [
     "Pool",
     "Reader",
     "average",
+    "batchnorm_layers",
     "check_output",
     "dispersion",
     "distances",

@@ -28,6 +28,11 @@ _BLOCK = 1 << 22  # elements of all members together held as float64 at once
 _COPY = 1 << 15  # elements converted in one step, which torch then runs without waiting for other threads
 
 
+def batchnorm_layers(pool: Pool) -> list[str]:
+    """The layers of the pool that keep running statistics, by what their tensors' names have in common."""
+    return [name.rpartition(".")[0] for name in pool.names if name.rpartition(".")[2] == "running_var"]
+
+
 @dataclass(frozen=True, eq=False)
 class Geometry:
     """``gram`` (N, N): inner products of the members' weights about their mean; ``mean_norm``: that mean's norm.
