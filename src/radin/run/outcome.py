@@ -203,7 +203,9 @@ class Outcome:
         to do as the best does: it was dropped by what it did on the others. On a half that only chooses, only members
         and complete soups are candidates.
         """
-        singles = [*references.singles(self.job), *references.reestimated(self.job)]
+        # By content, whatever the order of members and answers: the resampling draws the same, and ties go the same way.
+        order = self.job.identity
+        singles = sorted([*references.singles(self.job), *references.reestimated(self.job)], key=order)
         known = [(recipe, self.found(recipe)) for recipe in singles]
         rows = [found.values for _, found in known if found is not None and found.values is not None]
         if any(recipe.is_single and (found is None or found.values is None) for recipe, found in known):
@@ -212,7 +214,7 @@ class Outcome:
         if chosen is None or chosen.values is None:
             return None
         seen = complete if self.choose is not None else self.session.account.started
-        for recipe in seen:
+        for recipe in sorted(seen, key=order):
             found = self.found(recipe)
             if found is not None and found.values is not None:
                 rows.append(found.values)
