@@ -79,10 +79,10 @@ def cook(
     best single, and the main member of the best soup). A soup may be evaluated on some examples only and then costs its
     share of a pass. Where reading all of the data is more than half of the work, only whole soups are evaluated; where
     BatchNorm statistics are estimated again, a pass is the validation examples and the calibration examples, and
-    starting a soup costs the latter. out: the run directory; if the run is there already, it continues where it stopped. strategy,
-    options: see radin.search.strategies. uniform: whether to spend a pass on the average of all members first; by
-    default from a budget of 8 on. workers: processes on this machine that evaluate soups side by side (a Command has
-    its ``jobs``).
+    starting a soup costs the latter. out: the run directory; if the run is there already, it continues where it
+    stopped. strategy, options: see radin.search.strategies. uniform: whether to spend a pass on the average of all
+    members first; by default from a budget of 8 on. workers: processes on this machine that evaluate soups side by side
+    (a Command has its ``jobs``).
     outputs: a folder for the members' outputs that several runs share, so that a member added later costs one pass and
     not N; default inside ``out``. With a Command: a folder of outputs that were saved elsewhere, from which recipes are
     estimated by ``metric``. keep_outputs=False compiles outputs as they are made and stores none: for accuracy and
