@@ -304,6 +304,7 @@ def _search(
         parts=parts,
         account=account,
         among=among,
+        progress=job.progress,
     )
     if asked["uniform"]:
         search.enqueue(job.uniform_recipe)
