@@ -31,6 +31,7 @@ TARGET_KINDS: dict[TargetKind, str] = {
 }
 
 BOOTSTRAP_SAMPLES = 100
+BOOTSTRAP_CALLS = 20  # resamples where each is a call of the metric itself, which may take long
 CALIBRATION_BINS = 15
 _TOP_K = re.compile(r"top-?([1-9]\d*)")
 
@@ -59,8 +60,8 @@ class Metric:
     top: int = 1
 
     def utility(self, score: float) -> float:
-        """The score with its sign set so that higher is better; NaN, which no argmax may see, is -inf."""
-        if np.isnan(score):
+        """The score with its sign set so that higher is better; what is not finite, and may not win, is -inf."""
+        if not np.isfinite(score):
             return -np.inf
         return score if self.higher_is_better else -score
 
@@ -84,18 +85,30 @@ class Metric:
             raise TaskError(f"metric {self.name!r} needs more than {self.top} classes; the model returns {classes}")
 
     def standard_error(self, outputs: Array, targets: Array, seed: int = 0) -> float:
-        """Standard error of the value over examples: exact for means, else by bootstrap (100 resamples)."""
+        """Standard error of the value over examples; NaN where it is not known.
+
+        Exact for means, else by bootstrap: 100 resamples, or 20 where each is a call of the metric itself.
+        """
         examples = len(targets)
         if examples < 2:
             return float("nan")
         if self.per_example is not None:
             return float(np.std(self.per_example(outputs, targets), ddof=1) / np.sqrt(examples))
         rng = np.random.default_rng(seed)
-        draws = (rng.integers(0, examples, examples) for _ in range(BOOTSTRAP_SAMPLES))
+        draws = (
+            rng.integers(0, examples, examples) for _ in range(BOOTSTRAP_CALLS if self.opaque else BOOTSTRAP_SAMPLES)
+        )
         if self.summary is None or self.from_summary is None:
-            return float(np.std([self.value(outputs[rows], targets[rows]) for rows in draws], ddof=1))
-        summary, score = self.summary(outputs, targets), self.from_summary
-        return float(np.std([score(summary[rows], targets[rows]) for rows in draws], ddof=1))
+            found = [self.value(outputs[rows], targets[rows]) for rows in draws]
+        else:
+            summary, score = self.summary(outputs, targets), self.from_summary
+            found = [score(summary[rows], targets[rows]) for rows in draws]
+        return float(np.std(found, ddof=1)) if np.isfinite(found).all() else float("nan")
+
+    @property
+    def opaque(self) -> bool:
+        """Whether it says nothing of single examples: each score is then a call of ``value`` on all of them."""
+        return self.per_example is None and self.summary is None
 
 
 def _check_classes(name: str, targets: Array, classes: int) -> None:

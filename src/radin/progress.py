@@ -14,6 +14,10 @@ Progress = Callable[[str, float, float | None], None]
 _LOGGER = logging.getLogger("radin")
 
 
+def silent(what: str, done: float, total: float | None) -> None:
+    """Progress that nobody sees."""
+
+
 class LoggedProgress:
     """Passes progress on, and tells the logger "radin": INFO when a stage ends, DEBUG for every step.
 

@@ -66,6 +66,7 @@ class SoupFiles:
         ``stop`` is set, CheckpointError when a member changed or the disk refuses.
         """
         if recipe.is_single:
+            self._pool[recipe.members[0]].require_unchanged()
             return self._pool[recipe.members[0]].path.absolute()
 
         def check(done: int, total: int) -> None:

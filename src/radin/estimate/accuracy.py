@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 
@@ -28,6 +28,8 @@ BLOCK_ROWS = {"cpu": 1024, "cuda": 32768}
 BLOCK_RECIPES = {"cpu": 512, "cuda": 4096}
 _OTHER_ROWS, _OTHER_RECIPES = 8192, 2048
 _FEWEST = 32  # recipes that make a task of their own
+_EXACT_ROWS = 4096  # margin rows that are in float64 together, where all are wanted
+_EXACT_NUMBERS = 1 << 22  # margins that are in float64 together, where few are
 
 
 def block_rows(device: torch.device) -> int:
@@ -81,14 +83,17 @@ class Block:
 class Contested:
     """The rows of all contested examples, for scoring.
 
-    ``example`` (E,): most rows first. ``blocks``: their rows in float32, in blocks. In float64, example after
-    example: ``margins`` (R, N), ``strict`` (R,), ``rival`` (R,), and where each example's rows start, ``starts``
-    (E + 1,). ``allowed`` (E,).
+    ``example`` (E,): most rows first. ``blocks``: their rows in float32, in blocks. Example after example: ``place``
+    (R,) of each row in ``logits`` (., N), the outputs of the rows' classes as they were compiled, ``strict`` (R,),
+    ``rival`` (R,), and where each example's rows start, ``starts`` (E + 1,). ``truth`` (E, N): the true classes'
+    outputs. ``allowed`` (E,).
     """
 
     example: Array
     blocks: list[Block]
-    margins: torch.Tensor
+    place: torch.Tensor
+    logits: torch.Tensor
+    truth: torch.Tensor
     strict: torch.Tensor
     rival: torch.Tensor
     starts: torch.Tensor
@@ -102,21 +107,31 @@ class Contested:
         within = torch.arange(len(which), device=which.device) - (ends - counts)[which]
         return which, self.starts[examples][which] + within
 
+    def in_levels(self, block: Block) -> tuple[torch.Tensor, torch.Tensor]:
+        """The rows of a block as they lie there (R,): which contested example each is of, and which row it is."""
+        counts = np.diff(block.levels)
+        which = torch.cat([torch.arange(int(count), device=self.starts.device) for count in counts]) + block.first
+        level = torch.from_numpy(np.repeat(np.arange(len(counts)), counts)).to(which.device)
+        return which, self.starts[which] + level
+
+    def margins(self, which: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
+        """Margins y_t - y_j in float64 of rows (Q,) of the contested examples ``which`` (Q,), (Q, N).
+
+        Made when asked for: few are, and all of them take twice the memory of the outputs that they come from.
+        """
+        return self.truth[which].double() - self.logits[self.place[row]].double()
+
 
 def contested(margins: Margins, device: str, *, alike: bool = False) -> Contested:
     """Arrange the rows for scoring. ``alike`` scales all rows of an example alike, so that they can be compared."""
-    places, values = margins.rows()
+    places = margins.places()
     unique, inverse, counts = np.unique(margins.example[places], return_inverse=True, return_counts=True)
     ranked = np.argsort(-counts, kind="stable")
     rank = np.argsort(ranked)[inverse]
     by_example = np.argsort(rank, kind="stable")
-    places, values, rank, counts = places[by_example], values[by_example], rank[by_example], counts[ranked]
+    places, rank, counts = places[by_example], rank[by_example], counts[ranked]
     starts = np.concatenate([[0], np.cumsum(counts)])
     level = np.arange(len(places)) - starts[rank]
-    largest = np.abs(values).max(axis=1, initial=0)
-    if alike and len(places):
-        largest = np.maximum.reduceat(largest, starts[:-1])[rank]
-    scaled = np.ldexp(values, -np.frexp(largest)[1][:, None]).astype(np.float32)
     allowed = margins.allowed[unique[ranked]]
     blocks = []
     for lo, hi in _cut(starts, block_rows(torch.device(device))):
@@ -126,7 +141,7 @@ def contested(margins: Margins, device: str, *, alike: bool = False) -> Conteste
         blocks.append(
             Block(
                 lo,
-                torch.from_numpy(scaled[rows][order]).to(device),
+                torch.from_numpy(_scaled(margins, places[rows], starts[lo:hi] - starts[lo], alike)[order]).to(device),
                 tuple(int(edge) for edge in edges),
                 torch.from_numpy(allowed[lo:hi, None]).to(device),
             )
@@ -134,12 +149,23 @@ def contested(margins: Margins, device: str, *, alike: bool = False) -> Conteste
     return Contested(
         unique[ranked],
         blocks,
-        torch.from_numpy(values).to(device),
+        torch.from_numpy(places).to(device),
+        torch.from_numpy(margins.logits).to(device),
+        torch.from_numpy(margins.truth[unique[ranked]]).to(device),
         torch.from_numpy(margins.strict()[places]).to(device),
         torch.from_numpy(margins.rival[places].astype(np.int64)).to(device),
         torch.from_numpy(starts).to(device),
         torch.from_numpy(allowed).to(device),
     )
+
+
+def _scaled(margins: Margins, places: Array, starts: Array, alike: bool) -> Array:
+    """The rows at these places, each times a power of two; ``starts``: of each example's rows among them."""
+    values = margins.at(places)
+    largest = np.maximum(values.max(axis=1, initial=0), -values.min(axis=1, initial=0))
+    if alike and len(places):
+        largest = np.maximum.reduceat(largest, starts)[np.searchsorted(starts, np.arange(len(places)), "right") - 1]
+    return np.asarray(np.ldexp(values, -np.frexp(largest)[1][:, None]).astype(np.float32))
 
 
 def _cut(starts: Array, rows: int) -> list[tuple[int, int]]:
@@ -190,6 +216,12 @@ def shared_out(rows: int, block: int, device: torch.device) -> int:
     return min(block, max(_FEWEST, -(-rows // threads)))
 
 
+def exact_at_once(data: Contested, members: int) -> int:
+    """How many (example, recipe) pairs are decided in float64 together: where all members tie, all of them are."""
+    most = int(torch.diff(data.starts).max()) if len(data.example) else 1
+    return max(1, _EXACT_NUMBERS // (members * most))
+
+
 def exact_weights(rows: Floats) -> Floats:
     """Weights for the float64 decision: 1 for each member of an equal average, so that its sums are exact."""
     top = rows.max(axis=1, keepdims=True)
@@ -210,7 +242,7 @@ class AccuracyEstimator:
         self._contested = contested(margins, device)
         self._tau = rounding_bound(self.members)
         each = np.ones(self.examples) if example_weights is None else example_weights
-        self._scale = self.examples if example_weights is None else 1
+        self._scale, self._each = self.examples if example_weights is None else 1, example_weights
         sure = margins.allowed >= 0
         sure[self._contested.example] = False
         self._base = float(each[sure].sum())
@@ -221,9 +253,14 @@ class AccuracyEstimator:
         )
 
     @property
+    def work(self) -> int:
+        """Multiplications that a recipe's score takes."""
+        return sum(block.scaled.numel() for block in self._contested.blocks)
+
+    @property
     def nbytes(self) -> int:
         """Bytes read to score a recipe: the float32 rows."""
-        return sum(block.scaled.numel() * 4 for block in self._contested.blocks)
+        return 4 * self.work
 
     def scores(self, weights: Array) -> Floats:
         """Weights (S, N), rows p >= 0 with sum 1, -> (S,)."""
@@ -245,10 +282,49 @@ class AccuracyEstimator:
         """
         data = self._contested
         result = np.tile(np.where(self.margins.allowed >= 0, np.inf, -np.inf), (len(weights), 1))
-        if len(data.example):
-            values = (data.margins.cpu() @ torch.from_numpy(weights.T).double()).numpy()
-            result[:, data.example] = np.minimum.reduceat(values, data.starts.cpu().numpy()[:-1], axis=0).T
+        columns = torch.from_numpy(np.ascontiguousarray(weights.T)).to(self._device, torch.float64)
+        for block in data.blocks:
+            which, row = data.in_levels(block)
+            values = data.margins(which, row) @ columns
+            first = values[: block.examples]
+            for lo, hi in block.later_levels():
+                torch.minimum(first[: hi - lo], values[lo:hi], out=first[: hi - lo])
+            result[:, data.example[block.first : block.first + block.examples]] = first.T.cpu().numpy()
         return result
+
+    def screened(self, probes: Floats, order: Sequence[int] | None = None) -> AccuracyEstimator:
+        """The same without the rows that decide nothing for recipes like these, for ranking many of them.
+
+        probes (S, N): mixing ratios, over members in this ``order`` where one is given: member i is the ``order[i]`` of
+        this one. A row whose margins over them are above zero by more than their standard
+        deviation is taken never to fail, and one below zero by as much always. Scores are then approximate: those that
+        matter are asked of the whole afterwards.
+        """
+        margins, columns = self.margins, np.ascontiguousarray(probes.T, dtype=np.float32)
+        members = list(range(self.members) if order is None else order)
+        places = margins.places()
+        may_fail, always = np.zeros(len(margins.example), np.bool_), np.zeros(len(margins.example), np.bool_)
+        for lo in range(0, len(places), _EXACT_ROWS):
+            part = places[lo : lo + _EXACT_ROWS]
+            values = margins.at(part)[:, members]
+            values /= np.maximum(np.abs(values).max(axis=1, keepdims=True), 1e-300)
+            found = values.astype(np.float32) @ columns
+            reach = found.std(axis=1)
+            may_fail[part] = found.min(axis=1) <= reach
+            always[part] = found.max(axis=1) < -reach
+        allowed = margins.allowed.copy()
+        np.subtract.at(allowed, margins.example[always], 1)
+        kept = may_fail & ~always & (allowed[margins.example] >= 0)
+        few = replace(
+            margins,
+            example=margins.example[kept],
+            rival=margins.rival[kept],
+            logits=margins.logits[kept][:, members],
+            truth=margins.truth[:, members],
+            allowed=np.maximum(allowed, -1),
+            dropped=None,
+        )
+        return AccuracyEstimator(few, device=str(self._device), example_weights=self._each)
 
     @torch.inference_mode()
     def _totals(self, rows: Floats) -> Floats:
@@ -270,9 +346,11 @@ class AccuracyEstimator:
             unsure.append(near + near.new_tensor([block.first, 0]))
         near_zero = torch.cat(unsure) if unsure else torch.empty(0, 2, dtype=torch.int64)
         if len(near_zero):
-            example, recipe = near_zero.unbind(1)
-            right = self._decide_exactly(example, torch.from_numpy(exact_weights(rows)).to(self._device)[recipe])
-            total.index_add_(0, recipe, self._example_weights[example] * right)
+            exact = torch.from_numpy(exact_weights(rows)).to(self._device)
+            for part in near_zero.split(exact_at_once(self._contested, self.members)):
+                example, recipe = part.unbind(1)
+                right = self._decide_exactly(example, exact[recipe])
+                total.index_add_(0, recipe, self._example_weights[example] * right)
         return total.cpu().numpy().astype(np.float64)
 
     def _decide_best(
@@ -307,7 +385,7 @@ class AccuracyEstimator:
         """Whether the recipes (Q, N), of any positive scale, are right on the contested examples (Q,), in float64."""
         data = self._contested
         which, row = data.rows_of(example)
-        value = (data.margins[row] * weights[which]).sum(dim=1)
+        value = (data.margins(example[which], row) * weights[which]).sum(dim=1)
         fails = torch.where(data.strict[row], value <= 0, value < 0)
         failing = torch.zeros_like(example).index_add_(0, which, fails.long())
         return failing <= data.allowed[example]

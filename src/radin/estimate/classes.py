@@ -12,6 +12,7 @@ from radin.estimate.accuracy import (
     Block,
     block_recipes,
     contested,
+    exact_at_once,
     exact_weights,
     full_precision,
     rounding_bound,
@@ -91,15 +92,16 @@ class MacroF1Estimator:
         target = self._targets_of(block)
         predicted = torch.where(winner < 0, target, data.rival[start + winner.clamp(min=0)])
         example, recipe = torch.nonzero(second - best <= self._tau, as_tuple=True)
-        if len(example):
-            predicted[example, recipe] = self._predict_exactly(example + block.first, exact[recipe])
+        at_once = exact_at_once(data, self.members)
+        for these, those in zip(example.split(at_once), recipe.split(at_once), strict=True):
+            predicted[these, those] = self._predict_exactly(these + block.first, exact[those])
         return predicted
 
     def _predict_exactly(self, example: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """The predicted class of contested examples (Q,) for weights (Q, N) of any positive scale, in float64."""
         data = self._contested
         which, row = data.rows_of(example)
-        value = (data.margins[row] * weights[which]).sum(dim=1)
+        value = (data.margins(example[which], row) * weights[which]).sum(dim=1)
         least = torch.zeros(len(example), dtype=value.dtype, device=value.device)
         least = least.scatter_reduce(0, which, value, "amin")
         winners = value == least[which]

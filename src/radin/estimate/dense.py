@@ -5,7 +5,7 @@ Axis names: members N, examples M, classes C, recipes S.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -13,8 +13,8 @@ from radin.errors import RadinError, TaskError
 from radin.estimate.reading import Array, Floats, Outputs, Reader
 from radin.metrics import Metric
 
-BLOCK_BYTES = 64 * 2**20
-RECIPE_BYTES = 256 * 2**20
+BLOCK_BYTES = 32 * 2**20
+RECIPE_BYTES = 64 * 2**20
 SUM_TOLERANCE = 1e-6
 
 
@@ -43,7 +43,7 @@ class DenseEstimator:
 
     A metric that is a mean, or a summary, of few numbers per example takes blocks of examples: the outputs are read
     once for all recipes of a call. Any other metric gets the averaged outputs whole, (M, C) in float64, with as many
-    recipes per reading as fit 256 MiB.
+    recipes per reading as fit 64 MiB.
     """
 
     def __init__(self, outputs: Outputs, targets: Array, metric: Metric, *, names: Sequence[str] | None = None) -> None:
@@ -70,8 +70,8 @@ class DenseEstimator:
         assert self._metric.per_example is not None
         for lo, hi in self._reader.blocks(BLOCK_BYTES):
             block, targets = self._reader.block(lo, hi), self._targets[lo:hi]
-            for index, row in enumerate(rows):
-                totals[index] += self._metric.per_example(pooled(block, row), targets).sum()
+            for index, outputs in enumerate(pooled(block, rows)):
+                totals[index] += self._metric.per_example(outputs, targets).sum()
         return totals / self.examples
 
     def _whole(self, rows: Floats) -> Floats:
@@ -79,15 +79,15 @@ class DenseEstimator:
         parts: list[list[Array]] = [[] for _ in rows]
         for lo, hi in self._reader.blocks(BLOCK_BYTES):
             block, targets = self._reader.block(lo, hi), self._targets[lo:hi]
-            for part, row in zip(parts, rows, strict=True):
-                outputs = pooled(block, row)
+            for part, outputs in zip(parts, pooled(block, rows), strict=True):
                 part.append(outputs if summary is None else summary(outputs, targets))
         value = self._metric.value if score is None else score
         return np.array([value(np.concatenate(part), self._targets) for part in parts])
 
 
-def pooled(block: Floats, row: Floats) -> Floats:
-    """The averaged outputs of one recipe: block (N, b, C), row (N,) -> (b, C)."""
+def pooled(block: Floats, rows: Floats) -> Iterator[Floats]:
+    """The averaged outputs of each recipe: block (N, b, C), rows (S, N) -> S times (b, C)."""
     members, examples, classes = block.shape
-    result: Floats = (row @ block.reshape(members, -1)).reshape(examples, classes)
-    return result
+    # As many at once as the block holds members: together they take no more than it does.
+    for lo in range(0, len(rows), members):
+        yield from (rows[lo : lo + members] @ block.reshape(members, -1)).reshape(-1, examples, classes)

@@ -16,7 +16,7 @@ from radin.estimate.reading import Array, Floats, Outputs, Reader
 from radin.metrics import Metric
 
 # Outputs up to this size in float64 stay in memory; larger ones are read again for every call.
-RESIDENT_BYTES = 512 * 2**20
+RESIDENT_BYTES = 128 * 2**20
 BLOCK_BYTES = 32 * 2**20
 
 

@@ -66,11 +66,14 @@ class Margins:
         columns = list(order)
         return replace(self, logits=self.logits[:, columns], truth=self.truth[:, columns])
 
-    def rows(self) -> tuple[Array, Floats]:
-        """Places of the rows of examples that are not always wrong, (K,), and their margins y_t - y_j, (K, N)."""
-        places = np.flatnonzero(self.allowed[self.example] >= 0)
-        truth = self.truth[self.example[places]].astype(np.float64)
-        return places, truth - self.logits[places]
+    def places(self) -> Array:
+        """Places of the rows of examples that are not always wrong, (K,)."""
+        return np.flatnonzero(self.allowed[self.example] >= 0)
+
+    def at(self, places: Array) -> Floats:
+        """The margins y_t - y_j of the rows at these places (K,), (K, N)."""
+        result: Floats = self.truth[self.example[places]].astype(np.float64) - self.logits[places]
+        return result
 
     def strict(self) -> Array:
         """Whether a row must be above zero (R,), because its class comes before the true one and would win a tie."""

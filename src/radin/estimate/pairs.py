@@ -19,9 +19,10 @@ from radin.estimate.threads import map_on_threads
 
 # One member's rows of a block stay in L2 from reading to comparison, all members' rows near it until pairs are taken.
 MEMBER_BLOCK_BYTES = 256 * 1024
-BLOCK_BYTES = 64 * 2**20
+BLOCK_BYTES = 16 * 2**20
 # Pairs of several blocks are pruned together: each round of pruning costs the same for many examples as for few.
 BLOCKS_TOGETHER = 8
+BYTES_TOGETHER = 32 * 2**20  # of outputs, at most: pruning takes several times what the pairs take
 
 T = TypeVar("T")
 
@@ -114,7 +115,8 @@ def scan(
     ``mark_more(lo, hi, hit)`` may mark further pairs of examples lo..hi in ``hit`` (hi - lo, C).
     """
     rows = _rows_per_block(len(members), reader.classes, reader.dtype.itemsize)
-    step = rows * BLOCKS_TOGETHER
+    nbytes = rows * len(members) * reader.classes * reader.dtype.itemsize
+    step = rows * max(1, min(BLOCKS_TOGETHER, BYTES_TOGETHER // nbytes))
     threads = max(1, min(torch.get_num_threads(), -(-reader.examples // step)))
     free = [Scratch(len(members), reader.classes, reader.dtype) for _ in range(threads)]
 

@@ -24,6 +24,8 @@ from radin.estimate.reading import Array, Floats
 
 Purpose = Literal["right", "class"]
 
+_FIRST = 12  # members compared first
+
 
 @dataclass(frozen=True)
 class Pruned:
@@ -77,6 +79,7 @@ def _undominated(
     """
     tie = rival if purpose == "class" else ~strict
     rows = rows[np.lexsort((rival[rows], tie[rows], margins[rows].sum(axis=1), example[rows]))]
+    few = np.ascontiguousarray(margins[:, :: max(1, margins.shape[1] // _FIRST)].T)
     dominators = np.zeros(len(margins), np.int32)
     by = np.full(len(margins), -1)
     done: list[Array] = []
@@ -89,7 +92,13 @@ def _undominated(
         place = np.arange(len(rows)) - np.repeat(starts, counts)
         later = np.flatnonzero(unfinished & (place > turn))
         first, second = rows[later - place[later] + turn], rows[later]
-        over = (margins[first] <= margins[second]).all(axis=1)
+        # Most pairs differ in the first few members already; only where they do not are all compared.
+        over = few[0][first] <= few[0][second]
+        for column in few[1:]:
+            again = np.flatnonzero(over)
+            over[again] = column[first[again]] <= column[second[again]]
+        again = np.flatnonzero(over)
+        over[again] = (margins[first[again]] <= margins[second[again]]).all(axis=1)
         wins_tie = rival[first] < rival[second] if purpose == "class" else strict[first] | ~strict[second]
         ask = np.flatnonzero(over & ~wins_tie)
         over[ask] = (margins[first[ask]] < margins[second[ask]]).all(axis=1)

@@ -192,6 +192,7 @@ def cook(
             outcome = _spend(job, engine, evaluator, known, rates, asked, choose_on_half)
             outcome.reestimate(engine)
             outcome.session.write(outcome.best())
+            _check_members(job, outcome.best())
             outcome.evaluate_splits(engine.splits)
             evaluator.bind_splits(job, asked)
             result = outcome.result(asked).reordered(listed)
@@ -218,6 +219,13 @@ def _members(job: Job, evaluator: Evaluator) -> Known:
     known = evaluator.members(job)
     job.spent("outputs", time.monotonic() - started)
     return known
+
+
+def _check_members(job: Job, best: Recipe) -> None:
+    """Raise CheckpointError unless the chosen members' weights are to the last bit those that the run began with."""
+    for k in best.members:
+        job.report(f"checking that {job.names[k]} is as it was")
+        job.pool[k].require_unchanged(content=True)
 
 
 def _rates(recorded: Mapping[str, Any], found: Rates) -> Rates:
@@ -332,6 +340,7 @@ def _search(
         parts=parts,
         account=account,
         among=among,
+        progress=job.progress,
     )
     if asked["uniform"]:
         search.enqueue(job.uniform_recipe)

@@ -23,7 +23,7 @@ from radin.estimate import (
     load_margins,
     save_margins,
 )
-from radin.outputs.collect import collect_outputs, stream_outputs
+from radin.outputs.collect import MemberOutputs, collect_outputs, stream_outputs
 from radin.outputs.files import open_array
 from radin.outputs.store import OutputStore
 from radin.question import VALIDATION, Answer, Failure, Question, answer_from_outputs, answer_from_values
@@ -67,11 +67,7 @@ def stored_outputs(job: Job, engine: LocalEngine, first: FirstBatch, store: Outp
             readings=engine.evaluator.readings,
         )
     job.metric.check(cached.targets, cached.outputs[0].shape[1])
-    for k, outputs in enumerate(cached.outputs):
-        recipe = Recipe.single(k, len(job.pool))
-        if job.known(recipe) is None:
-            found = answer_from_outputs(job.metric, np.asarray(outputs), cached.targets, 0.0, cached.data)
-            job.add(recipe, VALIDATION, found)
+    _score_members(job, cached)
     if job.progress:
         job.progress("reading the outputs", 0, None)
     estimates = estimator(
@@ -86,6 +82,29 @@ def stored_outputs(job: Job, engine: LocalEngine, first: FirstBatch, store: Outp
     )
     job.notes += tuple(store.notes)
     return Known(cached.data, len(cached.targets), estimates, cached.targets, cached.outputs)
+
+
+def _score_members(job: Job, cached: MemberOutputs) -> None:
+    """Each member's evaluation, into the ledger.
+
+    A metric that is a function alone is called once for each; the best also gets a standard error, by 20 more calls.
+    """
+    left = [k for k in range(len(job.pool)) if job.known(Recipe.single(k, len(job.pool))) is None]
+    found: dict[int, Answer] = {}
+    for done, k in enumerate(left):
+        outputs, targets = np.asarray(cached.outputs[k]), cached.targets
+        if job.metric.opaque:
+            if job.progress:
+                job.progress(f"scoring {len(left)} members with {job.metric.name}", done, len(left))
+            found[k] = Answer(job.metric.value(outputs, targets), float("nan"), len(targets), 0.0, cached.data)
+        else:
+            found[k] = answer_from_outputs(job.metric, outputs, targets, 0.0, cached.data)
+    if job.metric.opaque and left:
+        top = max(left, key=lambda k: job.metric.utility(found[k].score))
+        stderr = job.metric.standard_error(np.asarray(cached.outputs[top]), cached.targets)
+        found[top] = replace(found[top], stderr=stderr)
+    for k in left:
+        job.add(Recipe.single(k, len(job.pool)), VALIDATION, found[k])
 
 
 def streamed_outputs(job: Job, engine: LocalEngine, first: FirstBatch, store: OutputStore) -> Known:

@@ -203,7 +203,7 @@ class Outcome:
         to do as the best does: it was dropped by what it did on the others. On a half that only chooses, only members
         and complete soups are candidates.
         """
-        # By content, whatever the order of members and answers: the resampling draws the same, and ties go the same way.
+        # By content, whatever the order of members and answers: the resampling draws the same, ties go the same way.
         order = self.job.identity
         singles = sorted([*references.singles(self.job), *references.reestimated(self.job)], key=order)
         known = [(recipe, self.found(recipe)) for recipe in singles]

@@ -6,9 +6,9 @@ Axis names: members N, examples M, classes C, recipes S.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +22,18 @@ from radin.metrics import Metric
 from radin.question import Floats, Indices
 from radin.recipe import Recipe
 from radin.search.prior import ScorePrior
+from radin.search.screening import RANKED, WORK, by_gains, probes
 from radin.search.simplex import minimise, quadratic_minimum
 
-_SAMPLE = 1 << 25  # outputs of all members together that are compared
+if TYPE_CHECKING:
+    from radin.estimate import AccuracyEstimator
+    from radin.search.strategies.base import Problem
+
+_SMALLEST, _LARGEST = 1e-12, 1e60  # scores that strategies are given as they are
+_NUMBERS = 1 << 31  # outputs of all members that are averaged for estimates that take long
+_LARGE_POOL = 64  # members up to which a convex fit is exact, over all examples
+_FITTED = 1 << 23  # outputs of all members together that it is to
+_SAMPLE = 1 << 24  # outputs of all members together that are compared
 
 
 class Members:
@@ -70,7 +79,8 @@ class Members:
         for what, given in (("keys", keys), ("singles", self.singles)):
             if given is not None and len(given) != self.count:
                 raise RadinError(f"{what} must be one per member; got {len(given)} for {self.count} members")
-        self.utilities = np.array([metric.utility(float(score)) for score in self.singles])
+        self._unit = _unit(self.singles)
+        self.utilities = np.array([self.utility(float(score)) for score in self.singles])
         if np.isneginf(self.utilities).all():
             raise RadinError(f"no member has a usable {metric.name}: all {self.count} scores are {self.singles[0]}")
         # order[i]: the given index of canonical member i; position[k]: the canonical index of given member k.
@@ -86,6 +96,19 @@ class Members:
     def have_outputs(self) -> bool:
         """Whether the members' outputs are at hand, not only an estimator made from them."""
         return bool(self._outputs)
+
+    def utility(self, score: float) -> float:
+        """A score with its sign set so that higher is better, -inf where it is not finite.
+
+        In units of a power of two, where scores are so large or small that their squares are no numbers.
+        """
+        return self.metric.utility(score) / self._unit
+
+    def score(self, utility: float) -> float:
+        """The score that has this utility; NaN for one that is not finite."""
+        if not np.isfinite(utility):
+            return float("nan")
+        return (utility if self.metric.higher_is_better else -utility) * self._unit
 
     def recipe(self, ratios: Floats) -> Recipe:
         """The recipe, over the members in the order given, of ratios (N,) over the canonical order."""
@@ -107,8 +130,48 @@ class Members:
     def estimate(self, ratios: Floats) -> Floats:
         """Utilities of the averaged outputs, (S,); higher is better, -inf for NaN."""
         scores = self.scores(ratios)
-        utilities = scores if self.metric.higher_is_better else -scores
-        return np.where(np.isnan(utilities), -np.inf, utilities)
+        utilities = (scores if self.metric.higher_is_better else -scores) / self._unit
+        return np.where(np.isfinite(utilities), utilities, -np.inf)
+
+    @property
+    def affords(self) -> int:
+        """How many recipes may be estimated where each takes long; 0 where thousands take no more than seconds."""
+        family = self.metric.family
+        if not self.have_outputs or family not in ("other", "nll", "macro_f1"):
+            return 0
+        if self.metric.opaque and family == "other":
+            return RANKED
+        numbers = self.count * int(np.prod(self._outputs[0].shape))
+        cheap = family != "other" and numbers < (2 * WORK if family == "nll" else WORK)
+        return 0 if cheap else int(np.clip(_NUMBERS // numbers, RANKED, 16 * RANKED))
+
+    def screen(self, problem: Problem) -> Callable[[Floats], Floats] | None:
+        """A cheap estimate of utilities of ratios in canonical order, (S, N) -> (S,); None where ``estimate`` is it."""
+        from radin.estimate import AccuracyEstimator
+
+        if self.affords:
+            return by_gains(problem, self._accuracy(problem.seed) if self._have_classes() else None)
+        self.scores(np.eye(1, self.count))  # builds the estimator where none was given
+        if isinstance(self._estimator, AccuracyEstimator) and self._estimator.work >= WORK:
+            return self._few_rows(self._estimator, self._estimator_is_canonical, problem.seed)
+        return None
+
+    def _have_classes(self) -> bool:
+        targets, shape = self.targets, self._outputs[0].shape
+        plain = targets.ndim == 1 and np.issubdtype(targets.dtype, np.integer) and len(shape) == 2 and shape[1] > 1
+        return bool(plain) and int(targets.min()) >= 0 and int(targets.max()) < shape[1]
+
+    def _accuracy(self, seed: int) -> Callable[[Floats], Floats]:
+        """Accuracy of averaged outputs, whatever the metric."""
+        from radin.estimate import AccuracyEstimator
+
+        found = build_estimator(**self._canonical(), metric=metrics.get("accuracy"), device=self._device)
+        assert isinstance(found, AccuracyEstimator)
+        return self._few_rows(found, True, seed) if found.work >= WORK else found.scores
+
+    def _few_rows(self, estimator: AccuracyEstimator, canonical: bool, seed: int) -> Callable[[Floats], Floats]:
+        order = None if canonical else [int(k) for k in self.order]
+        return estimator.screened(probes(self.count, seed), order).scores
 
     def margins(self, ratios: Floats) -> Floats:
         """By how much the averaged outputs are right on each example, (S, M); ratios (S, N) in canonical order."""
@@ -122,14 +185,21 @@ class Members:
     def fit(self) -> Floats:
         """The mixing ratios, in canonical order, whose averaged outputs have the least cross-entropy or squared error.
 
-        Cross-entropy to a duality gap of 1e-10, squared error by its closed form.
+        Cross-entropy to a duality gap of 1e-10 (of a large pool 1e-6, and over evenly spaced examples), squared error
+        by its closed form.
         """
         # These need torch, which a search by other ways does not.
         from radin.estimate import LossEstimator, QuadraticEstimator
 
         if self.metric.targets == "classes":
-            loss = LossEstimator(**self._canonical(), metric=metrics.get("nll"))
-            return minimise(loss.value_and_gradient, self.count).weights
+            data, width = self._canonical(), self._outputs[0].shape[1] * self.count
+            if self.count > _LARGE_POOL and width * len(self.targets) > _FITTED:
+                few = np.unique(np.linspace(0, len(self.targets) - 1, max(1, _FITTED // width)).astype(int))
+                data["outputs"] = [_rows(source, few).astype(np.float32) for source in data["outputs"]]
+                data["targets"] = self.targets[few]
+            loss = LossEstimator(**data, metric=metrics.get("nll"))
+            tolerance = 1e-10 if self.count <= _LARGE_POOL else 1e-6
+            return minimise(loss.value_and_gradient, self.count, tolerance=tolerance).weights
         metric = self.metric if self.metric.family in ("mse", "r2") else metrics.get("mse")
         gram = QuadraticEstimator(**self._canonical(), metric=metric).gram
         return quadratic_minimum(2 * gram, np.zeros(len(gram)))
@@ -143,18 +213,23 @@ class Members:
         examples, columns = self._outputs[0].shape
         few = max(1, min(examples, 2048, _SAMPLE // (columns * len(self._outputs))))
         rows = np.unique(np.linspace(0, examples - 1, few).astype(int))
-        sample = []
-        for k in self.order:
+        flat = np.empty((self.count, len(rows) * columns), np.float32)
+        # Each member's in units of a power of two, so that no square is too large or too small for float32.
+        powers = np.empty(self.count, np.int64)
+        for index, k in enumerate(self.order):
             mine = _rows(self._outputs[k], rows)
-            sample.append(
-                (mine - mine.mean(axis=1, keepdims=True) if self.metric.targets == "classes" else mine).ravel()
-            )
-        flat = np.stack(sample)
+            powers[index] = np.frexp(np.abs(mine).max(initial=0))[1]
+            mine = np.ldexp(mine, -powers[index]).astype(np.float32)
+            flat[index] = (
+                mine - mine.mean(axis=1, keepdims=True) if self.metric.targets == "classes" else mine
+            ).ravel()
+        unit = powers.max()
+        flat *= np.ldexp(np.float32(1), np.maximum(powers - unit, -126))[:, None]
         flat -= flat.mean(axis=0)
         products = (flat @ flat.T).astype(np.float64)
         squares = np.diag(products)
         squared = np.maximum(squares[:, None] + squares[None, :] - 2 * products, 0.0)
-        result: Floats = np.sqrt(squared / len(rows))
+        result: Floats = np.ldexp(np.sqrt(squared / len(rows)), unit)
         return result
 
     def _own_scores(self) -> Floats:
@@ -190,6 +265,14 @@ def canonical_order(
     return np.array(order, dtype=np.intp)
 
 
+def _unit(scores: Floats) -> float:
+    """1, or for scores far from it the power of two next to the largest."""
+    largest = float(np.abs(scores[np.isfinite(scores)]).max(initial=0.0))
+    if not largest or _SMALLEST <= largest <= _LARGEST:
+        return 1.0
+    return float(np.ldexp(1.0, min(int(np.frexp(largest)[1]), 1023)))
+
+
 def _arrays(outputs: Outputs) -> list[ArrayLike2D]:
     """One (M, C) array per member; arrays that live in files stay there."""
     arrays: list[ArrayLike2D] = []
@@ -205,11 +288,11 @@ def _arrays(outputs: Outputs) -> list[ArrayLike2D]:
 def _rows(source: ArrayLike2D, rows: Indices) -> Floats:
     """Some rows of one member's outputs, read in blocks where they are in a file."""
     if isinstance(source, np.ndarray):
-        return source[rows].astype(np.float32)
+        return source[rows].astype(np.float64)
     blocks = []
     for part in np.array_split(rows, max(1, len(rows) // 64)):
         first, last = int(part[0]), int(part[-1]) + 1
-        blocks.append(np.asarray(source[first:last])[part - first].astype(np.float32))
+        blocks.append(np.asarray(source[first:last])[part - first].astype(np.float64))
     return np.concatenate(blocks)
 
 

@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from radin.errors import RadinError
 from radin.estimate import Estimator, Outputs
 from radin.metrics import Metric
 from radin.progress import Progress
 from radin.recipe import Recipe
+from radin.search.screening import reranked, screened
 from radin.search.search import Search
 from radin.search.sources import best_recipes, default_sources
 
@@ -63,13 +66,19 @@ def rank(
         names=names,
         estimator=estimator,
         device=device,
+        progress=progress,
     )
     problem = search.problem
     chosen = default_sources(problem.members, count) if sources is None else sources
-    ranking = best_recipes(problem, chosen, count=count, keep=max(top, _KEPT_AT_LEAST), progress=progress)
-    sign = 1.0 if search.metric.higher_is_better else -1.0
+    # Where estimates take long, only the best by something cheap get one each.
+    rough = screened(problem) if problem.affords else problem
+    kept = max(top, problem.affords or _KEPT_AT_LEAST)
+    ranking = best_recipes(rough, chosen, count=count, keep=kept, progress=progress)
+    places, utilities = np.arange(len(ranking.utilities)), ranking.utilities
+    if problem.affords:
+        places, utilities = reranked(problem, ranking.weights)
     ranked = []
-    for weights, utility, source in zip(ranking.weights, ranking.utilities, ranking.sources, strict=True):
-        recipe = search.recipe(weights)
-        ranked.append(RankedRecipe(recipe, sign * float(utility), recipe.size, source))
-    return ranked[:top]
+    for place, utility in zip(places[:top], utilities[:top], strict=True):
+        recipe = search.recipe(ranking.weights[place])
+        ranked.append(RankedRecipe(recipe, search.score(float(utility)), recipe.size, ranking.sources[place]))
+    return ranked

@@ -16,6 +16,7 @@ from radin.errors import RadinError
 from radin.estimate import Estimator, Outputs
 from radin.estimate.reading import Array
 from radin.metrics import Metric
+from radin.progress import Progress, silent
 from radin.question import Answer, Floats, Indices, Question, Rates, answer_from_values
 from radin.recipe import Recipe
 from radin.search.account import Account
@@ -57,6 +58,7 @@ class Search:
     A soup then costs its share of the examples. ``calibration``: K, how many examples starting a soup costs besides
     (those over which BatchNorm statistics are estimated again). ``account``: the budget and the memory that this search
     shares with others; ``among``: the examples, of all that the account knows, that the outputs are over.
+    ``progress``: called with (what, done, total) while estimates that take long are made.
 
     The answers depend on the members' content, not on their order. To resume, build the same search and tell
     it what was answered; the next question asked is the one that would have been next.
@@ -84,6 +86,7 @@ class Search:
         account: Account | None = None,
         among: Indices | None = None,
         device: str = "cpu",
+        progress: Progress | None = None,
     ) -> None:
         self.metric = metrics.get(metric)
         self.strategy = base.get(strategy)
@@ -134,6 +137,10 @@ class Search:
             output_distances=(lambda: members.output_distances) if members.have_outputs else None,
             examples=Examples(mine.examples, mine.overhead, members.margins, mine.reading) if by_slices else None,
             prior=members.prior,
+            affords=members.affords,
+            screen=members.screen if members.prior is None else None,
+            metric=self.metric.name,
+            progress=progress or silent,
         )
         """What the strategy sees: members in canonical order, utilities."""
         self._running = self.strategy.run(self.problem, **self.settings)
@@ -278,7 +285,7 @@ class Search:
             score = answer.score if np.isnan(answer.score) else self._score(recipe)
             if score is not None:
                 self._told[recipe] = score
-                self._known[recipe] = self.metric.utility(score)
+                self._known[recipe] = self._members.utility(score)
         self._deliver()
 
     def _score(self, recipe: Recipe) -> float | None:
@@ -347,6 +354,10 @@ class Search:
         """
         ratios = np.array([recipe.weights for recipe in recipes], dtype=np.float64)
         return self._members.scores(ratios[:, self._members.order]) if len(ratios) else np.empty(0)
+
+    def score(self, utility: float) -> float:
+        """The score, in the metric's own units, that has a utility of the problem's."""
+        return self._members.score(utility)
 
     def recipe(self, ratios: Floats) -> Recipe:
         """The recipe, over the members in the order given, of ratios (N,) over the problem's canonical order."""

@@ -18,6 +18,8 @@ Loss = Callable[[Floats], tuple[float, Floats]]
 _ARMIJO = 1e-4
 _SMALLEST_STEP = 1e-10
 _NEGLIGIBLE = 1e-12
+_LARGE = 64  # members in use from which eigenvectors, which tell flat directions, take long
+_CHANGES = 40
 
 
 @dataclass(frozen=True)
@@ -38,19 +40,22 @@ def duality_gap(weights: Floats, gradient: Floats) -> float:
     return float(gradient @ weights - gradient.min())
 
 
-def quadratic_minimum(matrix: Floats, linear: Floats, start: Floats | None = None) -> Floats:
+def quadratic_minimum(
+    matrix: Floats, linear: Floats, start: Floats | None = None, *, changes: int | None = None
+) -> Floats:
     """The p on the simplex that minimises p' matrix p / 2 + linear . p, by a primal active-set method.
 
     matrix (N, N) symmetric positive semidefinite, linear (N,) -> p (N,). From ``start`` (the best corner if None):
     minimise over the members in use, drop those whose weight reaches zero, then let in the member with the lowest
     gradient, until none is lower (Nocedal and Wright, algorithm 16.3). Where several p are equally good, as with
-    members that repeat each other, it returns one of them.
+    members that repeat each other, it returns one of them. ``changes``: how often the members in use may change; each
+    change lowers the quadratic, so that an early end is a better point, not the best one.
     """
     members = len(linear)
     weights = np.eye(members)[np.argmin(np.diag(matrix) / 2 + linear)] if start is None else start.copy()
     inside = weights > 0
     scale = float(np.abs(matrix).max() + np.abs(linear).max())
-    for _ in range(50 * members):
+    for _ in range(50 * members if changes is None else changes):
         gradient = matrix @ weights + linear
         direction, to_minimum = _descent(matrix, gradient, inside, scale)
         shrinking = direction < 0
@@ -81,6 +86,12 @@ def _descent(matrix: Floats, gradient: Floats, inside: NDArray[np.bool_], scale:
     """
     chosen = np.flatnonzero(inside)
     size = len(chosen)
+    if size > _LARGE:
+        newton = _newton(matrix[np.ix_(chosen, chosen)], gradient[chosen])
+        if newton is not None:
+            direction = np.zeros(len(gradient))
+            direction[chosen] = newton
+            return direction, 1.0
     centre = np.eye(size) - 1.0 / size
     values, vectors = np.linalg.eigh(centre @ matrix[np.ix_(chosen, chosen)] @ centre)
     slopes = vectors.T @ (centre @ gradient[chosen])
@@ -94,6 +105,19 @@ def _descent(matrix: Floats, gradient: Floats, inside: NDArray[np.bool_], scale:
     return direction, 1.0
 
 
+def _newton(matrix: Floats, gradient: Floats) -> Floats | None:
+    """Newton's direction of sum zero, by one linear system; None where the matrix is too nearly singular for that."""
+    try:
+        by_gradient, by_ones = np.linalg.solve(matrix, np.column_stack([gradient, np.ones(len(gradient))])).T
+    except np.linalg.LinAlgError:
+        return None
+    direction: Floats = by_ones * (by_gradient.sum() / by_ones.sum()) - by_gradient
+    slope = matrix @ direction + gradient
+    left = np.abs(slope - slope.mean()).max()
+    sound = np.isfinite(left) and left <= 1e-9 * np.abs(gradient).max() and float(direction @ gradient) < 0
+    return direction if sound else None
+
+
 def minimise(loss: Loss, members: int, *, tolerance: float = 1e-10, evaluations: int = 300) -> Fit:
     """Minimise a smooth convex loss over the simplex until the duality gap is at most ``tolerance``.
 
@@ -104,10 +128,16 @@ def minimise(loss: Loss, members: int, *, tolerance: float = 1e-10, evaluations:
     """
     weights = np.full(members, 1.0 / members)
     value, gradient = loss(weights)
-    curvature = np.eye(members) * max(float(np.ptp(gradient)), 1e-12)
+    size = max(float(np.ptp(gradient)), 1e-12)
+    curvature = np.eye(members) * size
     done = 1
     while done < evaluations and duality_gap(weights, gradient) > tolerance:
-        target = quadratic_minimum(curvature, gradient - curvature @ weights, start=weights)
+        if members <= _LARGE:
+            target = quadratic_minimum(curvature, gradient - curvature @ weights, start=weights)
+        elif done == 1:
+            target = projected((weights - gradient / size)[None])[0]
+        else:  # so many changes that the next evaluation is worth more than the rest of this minimum
+            target = quadratic_minimum(curvature, gradient - curvature @ weights, start=weights, changes=_CHANGES)
         direction = target - weights
         slope = float(gradient @ direction)
         step = 1.0

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from radin.errors import RadinError
 from radin.progress import Progress
@@ -28,6 +29,14 @@ from radin.search.simplex import tidy
 from radin.search.strategies.base import Problem
 
 ROWS_PER_BLOCK = 16384
+_MERGED = 4096  # recipes at least that are merged with the best so far at once
+
+# What bounds the work in large pools; up to 32 members all is tried.
+_ADDITIONS = 48  # to an ensemble
+_TRIED, _TURNS = 16, 16  # members tried for each, and in how many steps each of the others has its turn
+_FLIPS = 32  # single changes tried around a subset
+_SWAPS, _BEST_SWAPS = 256, 128  # swaps: all, or so many
+_STEPS = 48  # of a path of local search
 
 
 @dataclass(frozen=True)
@@ -78,7 +87,7 @@ def ensemble_selection(problem: Problem, hints: Hints, rng: np.random.Generator)
     sizes = [2**i for i in range(problem.members.bit_length()) if 2**i <= problem.members]
     starts = prefixes(problem.members)[np.array(sizes) - 1].astype(np.float64)
     unrestricted = np.ones((len(starts), problem.members), dtype=np.bool_)
-    for counts in _grow(problem, starts, unrestricted, steps=max(20, problem.members)):
+    for counts in _grow(problem, starts, unrestricted, steps=max(20, min(problem.members, _ADDITIONS))):
         yield counts / counts.sum(axis=1, keepdims=True)
 
 
@@ -102,60 +111,121 @@ def bagged_selection(problem: Problem, hints: Hints, rng: np.random.Generator) -
 
 
 def _grow(problem: Problem, counts: Floats, allowed: Masks, steps: int) -> Iterator[Floats]:
-    """Ensembles (E, N), as counts of each member, after 0, 1, ..., ``steps`` additions; each adds what helps most."""
-    grower, member = np.nonzero(allowed)
+    """Ensembles (E, N), as counts of each member, after 0, 1, ..., ``steps`` additions; each adds what helps most.
+
+    In a large pool most members help little, and the same ones again and again: after the first step only those are
+    tried that helped most when last tried, and in turns a few of the others.
+    """
     yield counts
-    for _ in range(steps):
+    latest = np.full(allowed.shape, -np.inf)
+    for step in range(steps):
+        tried = allowed if step == 0 else _worth_trying(latest, allowed, step)
+        grower, member = np.nonzero(tried)
         grown = counts[grower]
         grown[np.arange(len(member)), member] += 1
-        estimates = np.full(allowed.shape, -np.inf)
-        estimates[grower, member] = problem.estimate(grown / grown.sum(axis=1, keepdims=True))
-        counts = counts + np.eye(problem.members)[estimates.argmax(axis=1)]
+        latest[grower, member] = problem.estimate(grown / grown.sum(axis=1, keepdims=True))
+        counts = counts + np.eye(problem.members)[np.where(tried, latest, -np.inf).argmax(axis=1)]
         yield counts
+
+
+def _worth_trying(latest: Floats, allowed: Masks, step: int) -> Masks:
+    """For each row the ``_TRIED`` best of those allowed by the latest estimates, and some of the rest in turns."""
+    members = allowed.shape[1]
+    if members <= 2 * _TRIED:
+        return allowed
+    tried = np.zeros_like(allowed)
+    np.put_along_axis(tried, np.argsort(-latest, axis=1, kind="stable")[:, :_TRIED], True, axis=1)
+    tried[:, step % _TURNS :: _TURNS] = True
+    return tried & allowed
 
 
 def local_search(problem: Problem, hints: Hints, rng: np.random.Generator) -> Iterator[Floats]:
     """From several subsets, add, drop or swap one member as long as the estimate rises.
 
     Starts: the subsets behind the 8 best recipes so far, the best member and the average of all. Yields each subset on
-    the way and, around each subset where it ends, all its neighbours.
+    the way and, around each subset where it ends, its neighbours. In a large pool a step looks at the members whose
+    adding or dropping looked best before, at swaps of the best of these, and at all members before it ends.
     """
-    if problem.members < 2:
+    members = problem.members
+    if members < 2:
         return
-    ends = [np.eye(1, problem.members, dtype=np.bool_), np.ones((1, problem.members), dtype=np.bool_)]
+    ends = [np.eye(1, members, dtype=np.bool_), np.ones((1, members), dtype=np.bool_)]
     masks = np.concatenate([hints.best[:8] > 0, *ends])
     masks = masks[distinct(masks)]
     estimates = problem.estimate(equal_weights(masks))
-    while len(masks):
+    latest: Floats = np.full(
+        masks.shape, np.inf
+    )  # of each subset with one member added or dropped; not known: to be tried
+    fresh: Masks = np.ones(len(masks), dtype=np.bool_)  # whether all of these are those of the subset as it is
+    for _ in range(_STEPS):
+        if not len(masks):
+            return
         yield equal_weights(masks)
-        around = [neighbours(mask) for mask in masks]
-        scores = np.split(
-            problem.estimate(equal_weights(np.concatenate(around))), np.cumsum([len(a) for a in around])[:-1]
-        )
-        moved, gained = [], []
-        for near, score, current in zip(around, scores, estimates, strict=True):
-            if score.max() > current:
+        around, scores = _around_each(problem, masks, latest, fresh)
+        moved: list[NDArray[np.bool_]] = []
+        gained: list[float] = []
+        seen: list[NDArray[np.float64]] = []
+        known: list[bool] = []
+        for k, (near, score) in enumerate(zip(around, scores, strict=True)):
+            if score.max(initial=-np.inf) > estimates[k]:
                 moved.append(near[score.argmax()])
                 gained.append(score.max())
-            else:
+                seen.append(latest[k])
+                known.append(members <= _FLIPS)
+            elif fresh[k]:
                 yield equal_weights(near)
-        masks, estimates = np.array(moved, dtype=np.bool_).reshape(-1, problem.members), np.array(gained)
+            else:  # nothing better among those tried: try them all before it ends
+                moved.append(masks[k])
+                gained.append(estimates[k])
+                seen.append(latest[k])
+                known.append(True)
+        masks, estimates = np.array(moved, dtype=np.bool_).reshape(-1, members), np.array(gained, dtype=np.float64)
+        latest, fresh = np.array(seen, dtype=np.float64).reshape(-1, members), np.array(known, dtype=np.bool_)
         # Paths that meet continue as one.
         kept = distinct(masks) if len(masks) else np.arange(0)
-        masks, estimates = masks[kept], estimates[kept]
+        masks, estimates, latest, fresh = masks[kept], estimates[kept], latest[kept], fresh[kept]
 
 
-def neighbours(mask: Masks) -> Masks:
-    """The subsets that differ from ``mask`` (N,) by one member added, dropped, or swapped for another: (S, N)."""
-    members = len(mask)
+def _around_each(problem: Problem, masks: Masks, latest: Floats, fresh: Masks) -> tuple[list[Masks], list[Floats]]:
+    """Neighbours of each subset (P, N) and their estimates; writes those of single changes into ``latest`` (P, N).
+
+    ``fresh`` (P,): where all single changes are tried, and not only those that looked best.
+    """
+    flips = []
+    for mask, known, everything in zip(masks, latest, fresh, strict=True):
+        tried = np.arange(len(mask)) if everything else np.sort(np.argsort(-known, kind="stable")[:_FLIPS])
+        flipped = mask ^ np.eye(len(mask), dtype=np.bool_)[tried]
+        flips.append((tried[flipped.any(axis=1)], flipped[flipped.any(axis=1)]))
+    scores = _estimated(problem, [flipped for _, flipped in flips])
+    for known, (tried, _), found in zip(latest, flips, scores, strict=True):
+        known[tried] = found
+    swaps = [_swaps(mask, known) for mask, known in zip(masks, latest, strict=True)]
+    more = _estimated(problem, swaps)
+    around = [np.concatenate([flipped, swapped]) for (_, flipped), swapped in zip(flips, swaps, strict=True)]
+    return around, [np.concatenate(pair) for pair in zip(scores, more, strict=True)]
+
+
+def _estimated(problem: Problem, parts: list[Masks]) -> list[Floats]:
+    """Estimates of the averages of all subsets of all parts, by one call."""
+    found = problem.estimate(equal_weights(np.concatenate(parts)))
+    return np.split(found, np.cumsum([len(part) for part in parts])[:-1])
+
+
+def _swaps(mask: Masks, latest: Floats) -> Masks:
+    """The subset (N,) with one member swapped for another, (S, N): all swaps, or the most promising of many.
+
+    ``latest`` (N,): estimates with each member alone added or dropped.
+    """
     inside, outside = np.flatnonzero(mask), np.flatnonzero(~mask)
-    flips = mask ^ np.eye(members, dtype=np.bool_)
-    swaps = np.repeat(mask[None], len(inside) * len(outside), axis=0)
-    rows = np.arange(len(swaps))
-    swaps[rows, np.repeat(inside, len(outside))] = False
-    swaps[rows, np.tile(outside, len(inside))] = True
-    near = np.concatenate([flips, swaps])
-    return near[near.any(axis=1)]
+    out, into = np.repeat(inside, len(outside)), np.tile(outside, len(inside))
+    if len(out) > _SWAPS:
+        promise = np.where(np.isfinite(latest), latest, np.finfo(np.float64).min / 4)
+        chosen = np.sort(np.argsort(-(promise[out] + promise[into]), kind="stable")[:_BEST_SWAPS])
+        out, into = out[chosen], into[chosen]
+    swapped: Masks = np.repeat(mask[None], len(out), axis=0)
+    rows = np.arange(len(out))
+    swapped[rows, out], swapped[rows, into] = False, True
+    return swapped
 
 
 def ratios(problem: Problem, hints: Hints, rng: np.random.Generator) -> Iterator[Floats]:
@@ -275,12 +345,23 @@ def best_recipes(
     ranking = Ranking(np.empty((0, problem.members)), np.empty(0), ())
     for done, name in enumerate(names):
         hints = Hints(count, ranking.weights)
-        for weights in SOURCES[name](problem, hints, np.random.default_rng(problem.seed)):
-            if len(weights):
-                ranking = _merged(ranking, weights, problem.estimate(weights), name, keep)
+        for weights in _gathered(SOURCES[name](problem, hints, np.random.default_rng(problem.seed))):
+            ranking = _merged(ranking, weights, problem.estimate(weights), name, keep)
         if progress is not None:
             progress("ranking recipes", done + 1, len(names))
     return ranking
+
+
+def _gathered(blocks: Iterable[Floats]) -> Iterator[Floats]:
+    """The same recipes in fewer blocks: each is merged with all those kept."""
+    parts: list[Floats] = []
+    for block in blocks:
+        parts.append(block)
+        if sum(map(len, parts)) >= _MERGED:
+            yield np.concatenate(parts)
+            parts = []
+    if sum(map(len, parts)):
+        yield np.concatenate(parts)
 
 
 def _merged(ranking: Ranking, weights: Floats, utilities: Floats, source: str, keep: int) -> Ranking:
@@ -288,6 +369,8 @@ def _merged(ranking: Ranking, weights: Floats, utilities: Floats, source: str, k
         # Most of a large block cannot enter: leave it out before anything is sorted.
         better = utilities > ranking.utilities[-1]
         weights, utilities = weights[better], utilities[better]
+        if not len(weights):
+            return ranking
     weights = np.concatenate([ranking.weights, weights])
     utilities = np.concatenate([ranking.utilities, utilities])
     kept = distinct(weights)

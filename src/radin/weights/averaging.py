@@ -46,7 +46,7 @@ def average(
     for chunk in chunks(sizes, _CHUNK):
         for piece, total in _sums(chunk, used, report):
             reals(piece.of(result[piece.name])).copy_(total)
-    with source.checkpoint.open() as reader:
+    with source.open() as reader:
         result.update({name: reader[name].clone() for name in kept if name not in result})
     return {name: result[aliases.get(name, name)] for name in pool.names}
 
@@ -61,7 +61,7 @@ def _sums(
     totals: dict[Piece, Tensor] = {}
     scratch = torch.empty(_BLOCK, dtype=torch.float64)
     for member, ratio in used:
-        with member.checkpoint.open() as reader:
+        with member.open() as reader:
             for piece in chunk:
                 values = reals(piece.of(reader[piece.name]))
                 if piece in totals:

@@ -74,7 +74,7 @@ def geometry(pool: Pool, *, progress: Progress | None = None) -> Geometry:
     limit = max(1, _OPEN // members)
     for kind, chunk in [(k, chunk) for k, some in enumerate((matrices, others)) for chunk in chunks(some, limit)]:
         with ExitStack() as stack:
-            readers = [stack.enter_context(member.checkpoint.open()) for member in pool]
+            readers = [stack.enter_context(member.open()) for member in pool]
             # complex numbers come as two reals each, so a block of half the width always fits
             for block in regroup(chunk, width // 2):
                 used = 0

@@ -7,18 +7,19 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from radin.errors import PoolError
-from radin.weights.content import Content
-from radin.weights.formats import Checkpoint, open_checkpoint
+from radin.errors import CheckpointError, PoolError
+from radin.weights.content import Content, examine
+from radin.weights.formats import Checkpoint, Reader, open_checkpoint
 from radin.weights.layout import Shape, count, is_averaged, kind, promote, short
 from radin.weights.paths import find_checkpoints, short_names
-from radin.weights.remembered import remembered_content
+from radin.weights.remembered import States, remembered_content, states
 
 Progress = Callable[[int, int], None]
 
@@ -36,6 +37,42 @@ class Member:
     checkpoint: Checkpoint
     notes: tuple[str, ...]
     bytes: int
+    _seen: list[States] = field(default_factory=list, repr=False)  # the files as they were when last known to be whole
+
+    @contextmanager
+    def open(self) -> Iterator[Reader]:
+        """A mapping from name to tensor, good while the context is open; as ``Checkpoint.open``.
+
+        Raises CheckpointError when the files are not those that were opened, before what was read is of use.
+        """
+        self.require_unchanged()
+        with self.checkpoint.open() as reader:
+            yield reader
+        self.require_unchanged()
+
+    def require_unchanged(self, *, content: bool = False) -> None:
+        """Raise CheckpointError unless the weights are still those of the fingerprint.
+
+        Files of which the system says that nothing was done to them are believed, unless ``content``; others are read.
+        """
+        now = _states(self.checkpoint)
+        if not self._seen:
+            self._seen.append(now)
+        if now == self._seen[0] and not content:
+            return
+        if examine(self.checkpoint).fingerprint != self.fingerprint:
+            raise CheckpointError(
+                f"{self.checkpoint.path}: other weights than when radin started: it was replaced or written to. Put the "
+                "file back, or give the new one to a new run; what was evaluated before is not lost."
+            )
+        self._seen[0] = now
+
+
+def _states(checkpoint: Checkpoint) -> States:
+    try:
+        return states(checkpoint)
+    except OSError as error:
+        raise CheckpointError(f"{checkpoint.path}: cannot be read: {error.strerror}") from error
 
 
 class Pool:
@@ -66,17 +103,20 @@ class Pool:
         unique, duplicates = _same_file(found)
         checkpoints = [open_checkpoint(path, key=key) for path in unique]
         check_alike(checkpoints)
+        began = [_states(checkpoint) for checkpoint in checkpoints]
         contents = _contents(checkpoints, progress)
         check_copied(checkpoints, contents)
         first: dict[str, Checkpoint] = {}
-        for checkpoint, content in zip(checkpoints, (found.fingerprint for found in contents), strict=True):
+        before: dict[str, States] = {}
+        for checkpoint, state, content in zip(checkpoints, began, (c.fingerprint for c in contents), strict=True):
+            before.setdefault(content, state)
             if content in first:
                 duplicates.append((checkpoint.path, first[content].path))
             else:
                 first[content] = checkpoint
         names = short_names([checkpoint.path for checkpoint in first.values()])
         members = [
-            Member(name, checkpoint.path, content, checkpoint, checkpoint.notes, checkpoint.bytes)
+            Member(name, checkpoint.path, content, checkpoint, checkpoint.notes, checkpoint.bytes, [before[content]])
             for name, (content, checkpoint) in zip(names, first.items(), strict=True)
         ]
         return cls(members, duplicates)
@@ -148,7 +188,7 @@ class Pool:
         Tensors are memory-mapped where the format allows. Raises CheckpointError when the file changed.
         """
         checkpoint = self.members[index].checkpoint
-        with checkpoint.open() as reader:
+        with self.members[index].open() as reader:
             kept = {name: reader[name] for name in checkpoint.names if name not in checkpoint.aliases}
         return {name: kept[checkpoint.aliases.get(name, name)] for name in checkpoint.names}
 

@@ -28,6 +28,8 @@ from radin.weights.layout import short
 FileState = tuple[str, int, int, int, int, int]
 """Resolved path, device, inode, size in bytes, mtime and ctime in nanoseconds."""
 
+States = tuple[FileState, ...]
+
 RACY_NS = 2_000_000_000  # the coarsest clock of a file system that is in use: FAT's two seconds
 ENTRIES = 10_000
 _KEPT = 0.9  # of them when the folder is full: the newest
@@ -72,17 +74,23 @@ def file_states(checkpoint: Checkpoint) -> tuple[FileState, ...] | None:
     """The state of each file now; None where it is no ground for trust: unreadable, without ctime or inode, or racy."""
     if os.name == "nt":  # there ctime is the time of creation
         return None
-    states = []
-    for path in checkpoint.files:
-        try:
-            with path.open("rb") as file:  # opening makes a network file system ask for the state anew
-                status = os.fstat(file.fileno())
-                resolved = os.path.realpath(path)
-        except OSError:
-            return None
-        states.append((resolved, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
+    try:
+        found = states(checkpoint)
+    except OSError:
+        return None
     latest = time.time_ns() - RACY_NS
-    return tuple(states) if all(_is_old_enough(state, latest) for state in states) else None
+    return found if all(_is_old_enough(state, latest) for state in found) else None
+
+
+def states(checkpoint: Checkpoint) -> States:
+    """The state of each file now. Raises OSError."""
+    found = []
+    for path in checkpoint.files:
+        with path.open("rb") as file:  # opening makes a network file system ask for the state anew
+            status = os.fstat(file.fileno())
+            resolved = os.path.realpath(path)
+        found.append((resolved, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
+    return tuple(found)
 
 
 def _is_old_enough(state: FileState, latest: int) -> bool:

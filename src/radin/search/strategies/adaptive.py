@@ -23,14 +23,18 @@ from typing import Annotated
 import numpy as np
 
 from radin.search.candidates import equal_weights, monte_carlo, prefixes
+from radin.search.screening import estimated, screened
 from radin.search.sources import SubsetMemory, best_recipes, default_sources
-from radin.search.strategies.base import Asks, Examples, Floats, Open, Problem, Slice, Ticket, Wait, strategy
+from radin.search.strategies.base import Asks, Examples, Floats, Indices, Open, Problem, Slice, Ticket, Wait, strategy
 from radin.search.strategies.normal import expected_improvement, normal_below
-from radin.search.strategies.process import Prior, Process, expected
+from radin.search.strategies.process import Nonlinear, Prior, Process, expected
 from radin.search.strategies.scores_only import search_scores
 from radin.search.strategies.slices import Reading, Slices
 
-_ANCHORS = 8
+_ANCHORS = 8  # of each size, and how many sizes are told apart
+_SIZES = 32
+_PLENTY = 1024  # candidates, where their number need not be watched
+_FEW = 64  # members up to which distances are summed as they are defined
 _SOFTENING = 0.3  # of the typical margin
 _ROWS = 64
 
@@ -49,10 +53,11 @@ def adaptive(
     if problem.prior is not None:
         yield from search_scores(problem, problem.prior)
         return
-    remembered = SubsetMemory(problem.estimate)
-    by_expected = replace(problem, estimate=lambda rows: expected(problem, rows, remembered(rows)))
-    weights = candidates(by_expected, count, keep)
-    estimates = problem.estimate(weights)
+    rough, nonlinear = screened(problem), Nonlinear.of(problem)
+    remembered = SubsetMemory(rough.estimate)
+    by_expected = replace(rough, estimate=lambda rows: expected(problem, rows, remembered(rows), nonlinear))
+    weights = candidates(by_expected, count, keep, problem.affords)
+    estimates = estimated(problem, weights)
     usable = np.isfinite(estimates)
     weights, estimates = weights[usable], estimates[usable]
     if problem.examples is None:
@@ -338,36 +343,49 @@ def softened(examples: Examples, weights: Floats, estimates: Floats) -> Floats:
     return result
 
 
-def candidates(problem: Problem, count: int, keep: int) -> Floats:
+def candidates(problem: Problem, count: int, keep: int, most: int = 0) -> Floats:
     """Distinct recipes (K, N): the members alone, the best by estimate of every source, and anchors of every size.
 
-    ``problem.estimate`` says what counts as best.
+    ``problem.estimate`` says what counts as best. ``most``: of soups, where estimating each takes long.
 
     Equal ratios and unequal ones get half of ``keep`` each, since unequal ones exploit the estimate's errors; of
-    recipes that lie close together the best by estimate stands for all. The anchors keep the set diverse: all prefixes
+    recipes that lie close together the best by estimate stands for all. The anchors keep the set diverse: the prefixes
     of the members sorted best first, and the best few random subsets of each size. Where the estimate is wrong for
-    whole regions, some candidate lies outside them.
+    whole regions, some candidate lies outside them. In a large pool sizes next to each other count as one.
     """
     members = problem.members
+    anchors, first, sizes = _ANCHORS, members - 1, _SIZES
+    if 0 < most < _PLENTY:  # half of them the best, an eighth prefixes, the others random subsets
+        keep, first, anchors, sizes = min(keep, most // 2), most // 8, 2, most // 8
     names = default_sources(members, count)
     found = without_traces(best_recipes(problem, names, count=count, keep=8 * keep).weights)
     equal = [name for name in names if name in ("top-k", "random", "all", "local")]
     subsets = best_recipes(problem, equal, count=count, keep=8 * keep).weights
+    best_first = equal_weights(prefixes(members)[1:])
     rows = [
         np.eye(members),
         thinned(subsets, keep // 2),
         thinned(found, keep // 2),
-        equal_weights(prefixes(members)[1:]),
+        best_first[_spread(len(best_first), first)],
     ]
     if members > 2:
         drawn = equal_weights(monte_carlo(members, count, (2, members - 1), np.random.default_rng(problem.seed), False))
-        estimates, sizes = problem.estimate(drawn), (drawn > 0).sum(axis=1)
-        for size in np.unique(sizes):
-            of_size = np.flatnonzero(sizes == size)
-            rows.append(drawn[of_size[np.argsort(-estimates[of_size], kind="stable")[:_ANCHORS]]])
+        estimates, group = problem.estimate(drawn), (drawn > 0).sum(axis=1) - 2
+        if members - 2 > sizes:
+            group = np.searchsorted(_spread(members - 2, sizes), group, side="right")
+        for one in np.unique(group):
+            of_size = np.flatnonzero(group == one)
+            rows.append(drawn[of_size[np.argsort(-estimates[of_size], kind="stable")[:anchors]]])
     everything = np.concatenate(rows)
-    _, first = np.unique(np.round(everything, 12), axis=0, return_index=True)
-    return everything[np.sort(first)]
+    _, places = np.unique(np.round(everything, 12), axis=0, return_index=True)
+    return everything[np.sort(places)]
+
+
+def _spread(count: int, most: int) -> Indices:
+    """At most ``most`` of the numbers 0 to ``count`` - 1, denser at the start; all where they are no more."""
+    if count <= most:
+        return np.arange(count)
+    return np.unique(np.geomspace(1, count, most).astype(np.intp)) - 1
 
 
 def without_traces(weights: Floats) -> Floats:
@@ -397,5 +415,11 @@ def _apart(weights: Floats, radius: float, keep: int) -> Floats:
     left = np.arange(len(weights))
     while len(left) and len(chosen) < keep:
         chosen.append(int(left[0]))
-        left = left[np.abs(weights[left] - weights[left[0]]).sum(axis=1) > radius]
+        first = weights[left[0]]
+        if len(first) <= _FEW:
+            apart = np.abs(weights[left] - first).sum(axis=1)
+        else:  # what they do not share, which only the members of the first can tell
+            mixed = np.flatnonzero(first)
+            apart = 2 - 2 * np.minimum(weights[np.ix_(left, mixed)], first[mixed]).sum(axis=1)
+        left = left[apart > radius]
     return weights[chosen]

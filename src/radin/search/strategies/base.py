@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from radin.errors import RadinError
+from radin.progress import Progress, silent
 from radin.search.prior import ScorePrior
 
 Floats = NDArray[np.float64]
@@ -108,6 +109,9 @@ class Problem:
     kept. ``examples``: where soups may be evaluated on some examples only; else None.
     ``prior``: where there are no outputs, so that ``estimate`` is what the members' scores and distances lead one to
     expect; else None.
+    ``affords``: about how many recipes ``estimate`` may be asked where it takes long; 0 where it does not.
+    ``screen(problem)``: a cheap estimate that is close to it, for ranking very many; None where it is cheap itself.
+    ``metric``: its name, and ``progress``: called while estimates are made, both for messages.
     """
 
     members: int
@@ -120,6 +124,10 @@ class Problem:
     output_distances: Callable[[], Floats] | None = None
     examples: Examples | None = None
     prior: ScorePrior | None = None
+    affords: int = 0
+    screen: Callable[[Problem], Callable[[Floats], Floats] | None] | None = None
+    metric: str = "the metric"
+    progress: Progress = silent
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import Annotated
 import numpy as np
 
 from radin.search.candidates import Floats, distinct, equal_weights, subsets
+from radin.search.screening import estimated
 from radin.search.strategies.base import Asks, Problem, strategy
 
 
@@ -36,5 +37,5 @@ def ranked(problem: Problem, weights: Floats, prior: float = 0.0) -> list[int]:
     if not len(kept):
         return []
     chosen = weights[kept]
-    utility = problem.estimate(chosen) + prior * (chosen > 0).sum(axis=1)
+    utility = estimated(problem, chosen) + prior * (chosen > 0).sum(axis=1)
     return [int(kept[i]) for i in np.argsort(-utility, kind="stable")]

@@ -43,7 +43,7 @@ class Process:
     the averaged outputs over the members, and the estimate itself, for the selection bias of the highest estimates.
     ``distances`` (K, K): between soups in weight space, 1 for the typical pair. ``scale``: the gain that the best
     estimate promises, the unit of all prior deviations. ``known``: the candidates that are single members, whose truth
-    is their estimate. ``_explained``: see ``_singles``, by prior.
+    is their estimate. ``_factors``, ``_explained``: see ``_factor`` and ``_singles``, by prior.
     """
 
     expected: Floats
@@ -51,6 +51,7 @@ class Process:
     distances: Floats
     scale: float
     known: Indices
+    _factors: dict[Prior, Floats] = field(default_factory=dict, repr=False)
     _explained: dict[Prior, Floats] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -70,19 +71,23 @@ class Process:
         features = np.column_stack([features, slope])
         products = ratios @ gram @ ratios.T
         squares = np.diag(products)
-        squared = np.maximum(squares[:, None] + squares[None, :] - 2 * products, 0.0)
+        squared = squares[:, None] + squares[None, :]
+        products *= 2
+        squared -= products
+        np.maximum(squared, 0.0, out=squared)
         typical_pair = np.median(squared[np.ix_(mixed, mixed)]) if mixed.any() else 1.0
+        squared /= typical_pair if typical_pair > 0 else 1.0
         finite = estimates[np.isfinite(estimates)]
         promise = float(finite.max() - problem.singles.max())
         process = cls(
             expected(problem, ratios, estimates),
             features,
-            np.sqrt(squared / (typical_pair if typical_pair > 0 else 1.0)),
+            np.sqrt(squared, out=squared),
             max(promise, 0.25 * float(finite.std()), 1e-9),
             known,
         )
         for prior in _PRIORS:  # now, so that nothing waits for it between two evaluations
-            process._singles(prior)
+            process._factor(prior)
         return process
 
     def posterior(self, seen: list[int], truth: Floats, noise: Floats, prior: Prior) -> tuple[Floats, Floats]:
@@ -93,7 +98,7 @@ class Process:
         lower, whitened = self._whitened(seen, truth, noise, prior)
         cross = np.linalg.solve(lower, self._covariance(seen, slice(None), prior))
         mean: Floats = self.expected + cross.T @ whitened
-        explained = (self._singles(prior) ** 2).sum(axis=0) + (cross**2).sum(axis=0)
+        explained = (self._singles(prior, slice(None)) ** 2).sum(axis=0) + (cross**2).sum(axis=0)
         alone = self.scale**2 * (prior.trend**2 * (self.trends**2).sum(axis=1) + prior.remainder**2)
         variance: Floats = np.maximum(alone - explained, 0.0)
         return mean, variance
@@ -116,18 +121,34 @@ class Process:
 
     def _covariance(self, rows: list[int], columns: list[int] | slice, prior: Prior) -> Floats:
         """Between candidates (rows, columns), given that single members score what their outputs do."""
-        singles = self._singles(prior)
-        result: Floats = self._before(rows, columns, prior) - singles[:, rows].T @ singles[:, columns]
+        left = self._singles(prior, rows)
+        result: Floats = self._before(rows, columns, prior) - left.T @ (
+            left if columns is rows else self._singles(prior, columns)
+        )
         return result
 
-    def _singles(self, prior: Prior) -> Floats:
-        """(members, K): what the single members explain of each candidate's deviation, whitened. Computed once."""
-        if prior not in self._explained:
-            lower = np.linalg.cholesky(
-                self._before(self.known, self.known, prior) + np.eye(len(self.known)) * (self.scale * _JITTER) ** 2
-            )
-            self._explained[prior] = np.linalg.solve(lower, self._before(self.known, slice(None), prior))
-        return self._explained[prior]
+    def _singles(self, prior: Prior, columns: list[int] | slice) -> Floats:
+        """(members, columns): what the single members explain of candidates' deviations, whitened."""
+        if columns == slice(None):
+            if prior not in self._explained:
+                self._explained.clear()  # of one prior at a time: of all, it would be the largest thing there is
+                self._explained[prior] = self._whiten(prior, columns)
+            return self._explained[prior]
+        if prior in self._explained:
+            return self._explained[prior][:, columns]
+        return self._whiten(prior, columns)
+
+    def _whiten(self, prior: Prior, columns: list[int] | slice) -> Floats:
+        found = np.linalg.solve(self._factor(prior), self._before(self.known, columns, prior))
+        return found.astype(np.float64, copy=False)
+
+    def _factor(self, prior: Prior) -> Floats:
+        """The Cholesky factor (members, members) of the single members' deviations. Computed once."""
+        if prior not in self._factors:
+            own = np.eye(len(self.known)) * (self.scale * _JITTER) ** 2
+            factor = np.linalg.cholesky(self._before(self.known, self.known, prior) + own)
+            self._factors[prior] = factor.astype(np.float64, copy=False)
+        return self._factors[prior]
 
     def _before(self, rows: list[int] | Indices, columns: list[int] | Indices | slice, prior: Prior) -> Floats:
         """Between candidates (rows, columns), before anything is known."""
@@ -144,38 +165,62 @@ def gained(problem: Problem, ratios: Floats, estimates: Floats) -> Floats:
     return result
 
 
-def expected(problem: Problem, ratios: Floats, estimates: Floats) -> Floats:
-    """The estimates, less the share of the gain that a soup is expected to lose; more with nonlinearity; (K,)."""
-    loss = _USUAL_LOSS + _NONLINEAR_LOSS * nonlinearity(problem, ratios)
+def expected(problem: Problem, ratios: Floats, estimates: Floats, nonlinear: Nonlinear | None = None) -> Floats:
+    """The estimates, less the share of the gain that a soup is expected to lose; more with nonlinearity; (K,).
+
+    ``nonlinear``: what ``Nonlinear.of`` gives for the problem, where it is at hand.
+    """
+    found = Nonlinear.of(problem) if nonlinear is None else nonlinear
+    loss = _USUAL_LOSS + _NONLINEAR_LOSS * found.along(ratios)
     result: Floats = estimates - loss * np.maximum(gained(problem, ratios, estimates), 0.0)
     return result
 
 
 def nonlinearity(problem: Problem, ratios: Floats) -> Floats:
-    """Nonlinearity of outputs along the lines between the members that each recipe mixes, (K,); 0 with no sign of it.
+    """See ``Nonlinear``; ``ratios`` (K, N) -> (K,)."""
+    return Nonlinear.of(problem).along(ratios)
+
+
+@dataclass(frozen=True)
+class Nonlinear:
+    """Nonlinearity of outputs along the lines between the members that a recipe mixes; 0 with no sign of it.
 
     Near a common start outputs move in proportion to the weights. Where two members' outputs lie closer together than
     their weights lead one to expect from the pool's closest pairs, outputs are nonlinear between them, and averages of
     their weights are no averages of their outputs. That is the mean, over the pairs mixed, of the squared ratio of
-    expected to actual, less 1; it counts to the degree that outputs have stopped to follow weights in the pool as a
-    whole (the slope of one against the other, both as logarithms, below 1/2). ``ratios`` (K, N).
+    expected to actual, ``pairs`` (N, N), less 1; it counts to the degree ``stopped`` that outputs have stopped to
+    follow weights in the pool as a whole (the slope of one against the other, both as logarithms, below 1/2).
     """
-    if problem.gram is None or problem.output_distances is None or problem.members < 4:
-        return np.zeros(len(ratios))
-    squares = np.diag(problem.gram)
-    apart = np.sqrt(np.maximum(squares[:, None] + squares[None, :] - 2 * problem.gram, 0.0))
-    moved = problem.output_distances()
-    pairs = np.triu((moved > 1e-6 * moved.max()) & (apart > 1e-6 * apart.max()), 1)
-    if pairs.sum() < 3:
-        return np.zeros(len(ratios))
-    logs = np.log(apart[pairs]), np.log(moved[pairs])
-    slope = np.cov(*logs)[0, 1] / max(float(logs[0].var(ddof=1)), 1e-12)
-    stopped = float(np.clip(1 - 2 * slope, 0.0, 1.0))
-    ratio = np.divide(apart, moved, out=np.zeros_like(apart), where=moved > 1e-6 * moved.max())
-    ratio = np.maximum(ratio / np.quantile(ratio[pairs], 0.1), 1.0) ** 2
-    np.fill_diagonal(ratio, 0.0)
-    mixed = ((ratios @ ratio) * ratios).sum(axis=1)
-    share = 1 - (ratios**2).sum(axis=1)
-    several = share > 1e-12
-    result: Floats = stopped * np.where(several, mixed / np.where(several, share, 1.0) - 1, 0.0)
-    return result
+
+    stopped: float
+    pairs: Floats
+
+    @classmethod
+    def of(cls, problem: Problem) -> Nonlinear:
+        """Of a pool; none where its weights or outputs are not at hand, or too few of its members differ."""
+        none = cls(0.0, np.zeros((problem.members, problem.members)))
+        if problem.gram is None or problem.output_distances is None or problem.members < 4:
+            return none
+        squares = np.diag(problem.gram)
+        apart = np.sqrt(np.maximum(squares[:, None] + squares[None, :] - 2 * problem.gram, 0.0))
+        moved = problem.output_distances()
+        pairs = np.triu((moved > 1e-6 * moved.max()) & (apart > 1e-6 * apart.max()), 1)
+        if pairs.sum() < 3:
+            return none
+        logs = np.log(apart[pairs]), np.log(moved[pairs])
+        slope = np.cov(*logs)[0, 1] / max(float(logs[0].var(ddof=1)), 1e-12)
+        stopped = float(np.clip(1 - 2 * slope, 0.0, 1.0))
+        ratio = np.divide(apart, moved, out=np.zeros_like(apart), where=moved > 1e-6 * moved.max())
+        ratio = np.maximum(ratio / np.quantile(ratio[pairs], 0.1), 1.0) ** 2
+        np.fill_diagonal(ratio, 0.0)
+        return cls(stopped, ratio)
+
+    def along(self, ratios: Floats) -> Floats:
+        """For each recipe, (K, N) -> (K,)."""
+        if not self.stopped:
+            return np.zeros(len(ratios))
+        mixed = ((ratios @ self.pairs) * ratios).sum(axis=1)
+        share = 1 - (ratios**2).sum(axis=1)
+        several = share > 1e-12
+        result: Floats = self.stopped * np.where(several, mixed / np.where(several, share, 1.0) - 1, 0.0)
+        return result
