@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from radin.errors import CheckpointError, PoolError
-from radin.weights import Pool, open_checkpoint
+from radin.recipe import Recipe
+from radin.weights import Pool, average, geometry, open_checkpoint
+from radin.weights import pool as pool_module
 from radin.weights.content import fingerprint, not_finite
 from radin.weights.layout import Piece, chunks, promote
 from radin.weights.paths import find_checkpoints, short_names
@@ -329,3 +333,55 @@ def test_promotion_holds_every_value() -> None:
     assert promote([e4m3, e5m2]) == torch.bfloat16
     assert promote([e4m3, torch.float16]) == torch.float32
     assert promote([torch.float32, torch.float64]) == torch.float64
+
+
+def replace_keeping_size_and_time(path: Path, by: Path) -> None:
+    """As cp -p and rsync -t do: a new file of the same size and time of change."""
+    before = path.stat()
+    shutil.copyfile(by, path.with_name("new"))
+    os.utime(path.with_name("new"), ns=(before.st_atime_ns, before.st_mtime_ns))
+    os.replace(path.with_name("new"), path)
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+
+
+@pytest.mark.parametrize("how", ["replaced", "written to"])
+def test_a_member_replaced_under_the_same_size_and_time_is_not_used(tmp_path: Path, how: str) -> None:
+    for k in range(3):
+        save_file({"a": torch.full((1000,), float(k))}, tmp_path / f"{k}.safetensors")
+    pool = Pool.open([tmp_path / "0.safetensors", tmp_path / "1.safetensors"])
+    target, by = tmp_path / "1.safetensors", tmp_path / "2.safetensors"
+    if how == "replaced":
+        replace_keeping_size_and_time(target, by)
+    else:
+        times = target.stat()
+        target.write_bytes(by.read_bytes())
+        os.utime(target, ns=(times.st_atime_ns, times.st_mtime_ns))
+    for use in (lambda: average(pool, Recipe.uniform(range(2), 2)), lambda: pool.tensors(1), lambda: geometry(pool)):
+        with pytest.raises(CheckpointError, match=r"1\.safetensors: other weights than when radin started"):
+            use()
+
+
+def test_a_member_that_was_only_touched_is_used(tmp_path: Path) -> None:
+    for k in range(2):
+        save_file({"a": torch.full((1000,), float(k))}, tmp_path / f"{k}.safetensors")
+    pool = Pool.open(tmp_path)
+    replace_keeping_size_and_time(
+        tmp_path / "1.safetensors", shutil.copy(tmp_path / "1.safetensors", tmp_path / "same")
+    )
+    (tmp_path / "0.safetensors").chmod(0o600)
+    assert average(pool, Recipe.uniform(range(2), 2))["a"][0] == 0.5
+
+
+def test_the_chosen_members_are_read_again_at_the_end(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(1000)}, tmp_path / "0.safetensors")
+    save_file({"a": torch.ones(1000)}, tmp_path / "1.safetensors")
+    pool = Pool.open(tmp_path)
+    path = tmp_path / "1.safetensors"
+    times = path.stat()
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + b"\x01")
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # and where stat shows nothing of it at all:
+    pool[1]._seen[0] = pool_module._states(pool[1].checkpoint)
+    pool[1].require_unchanged()
+    with pytest.raises(CheckpointError, match="other weights"):
+        pool[1].require_unchanged(content=True)

@@ -62,8 +62,8 @@ class Member:
             return
         if examine(self.checkpoint).fingerprint != self.fingerprint:
             raise CheckpointError(
-                f"{self.checkpoint.path}: other weights than when radin started: it was replaced or written to. Put the "
-                "file back, or give the new one to a new run; what was evaluated before is not lost."
+                f"{self.checkpoint.path}: other weights than when radin started: it was replaced or written to. Put "
+                "the file back, or give the new one to a new run; what was evaluated before is not lost."
             )
         self._seen[0] = now
 
