@@ -1,0 +1,138 @@
+"""The kinds of runs that are broken, and what each gives when nobody does."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from benchmarks.fault_parts.compare import content, same
+from benchmarks.fault_parts.pool import faults_pool, known_lines
+from benchmarks.fault_parts.trials import Ended, Fault, Servers
+
+BUDGET, RAISED = 8, 10
+_NUMBER = itertools.count()
+
+# What is given on the command line besides pool, budget and folder. Where several answers come in any order, only
+# strategies whose questions depend on no answer ask the same each time.
+KINDS: dict[str, tuple[str, ...]] = {
+    "task": ("--task", "{pool}/task.py"),
+    "streamed": ("--task", "{pool}/task.py", "--no-keep-outputs"),
+    "workers": ("--task", "{pool}/task.py", "--jobs", "2", "--strategy", "paper"),
+    "program": ("--eval", "{pool}/score.sh {{soup}}"),
+    "programs": ("--eval", "{pool}/score.sh {{soup}}", "--jobs", "2", "--strategy", "random"),
+}
+SLOTS = {"workers": 2, "programs": 2}
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A run that nobody disturbed.
+
+    content: of its folder. seconds: it took. calls: on files of the folder, those that change something. lines: what
+    went through models or the program. again: what does when the finished run is asked for again.
+    """
+
+    content: dict[str, Any]
+    seconds: float
+    calls: tuple[str, ...]
+    lines: Counter[str]
+    again: Counter[str]
+
+
+class Runs:
+    """Starts runs of every kind on the small pool, and keeps the references."""
+
+    def __init__(self, servers: Servers, pool: Path) -> None:
+        self.servers = servers
+        self.pool = pool
+        self._references: dict[tuple[str, int], Reference] = {}
+        self._members, self._validation = known_lines(pool)
+
+    def new_folder(self) -> Path:
+        """A name for a run directory, and for the log beside it."""
+        return self.servers.folder / f"run-{next(_NUMBER):06d}"
+
+    def start(self, kind: str, out: Path, *, budget: int = BUDGET, log: Path | None = None, **more: Any) -> Ended:
+        """Cook into ``out``; ``more`` as of Servers.run. log: what is run goes there, by default beside the folder."""
+        given = [part.format(pool=self.pool) for part in KINDS[kind]]
+        argv = ["cook", self.pool / "members", *given, "--budget", budget, "--out", out]
+        environment = {"FAULTS_LOG": str(log or log_of(out)), **more.pop("env", {})}
+        return self.servers.run(argv, env=environment, **more)
+
+    def reference(self, kind: str, budget: int = BUDGET) -> Reference:
+        """What this kind of run gives, made when first asked for."""
+        if (kind, budget) not in self._references:
+            self._references[kind, budget] = self._undisturbed(kind, budget)
+        return self._references[kind, budget]
+
+    def prepare(self, kinds: list[str]) -> None:
+        """Make the references of several kinds side by side."""
+        list(self.servers.each(self.reference, kinds))
+
+    def content(self, kind: str, out: Path, *, notes: bool = True) -> dict[str, Any]:
+        """What a folder holds, as the reference of its kind has it."""
+        return content(out, notes=notes, any_order=kind in SLOTS)
+
+    def _undisturbed(self, kind: str, budget: int) -> Reference:
+        out = self.new_folder()
+        ended = self.start(kind, out, budget=budget, fault=Fault(out), log_calls=True)
+        if ended.verdict != "ok":
+            raise RuntimeError(f"the undisturbed run {kind} failed: {ended.stderr}")
+        once, found = lines_of(out), self.content(kind, out)
+        again = self.start(kind, out, budget=budget)
+        if again.verdict != "ok" or not same(self.content(kind, out), found):
+            raise RuntimeError(f"the undisturbed run {kind} is another when it is asked for again: {again.stderr}")
+        return Reference(found, ended.seconds, tuple(ended.calls), once, lines_of(out) - once)
+
+    def lost(self, kind: str, lines: Counter[str], sessions: int, kills: int, unread: int) -> int:
+        """Evaluations that were made again though they had been finished.
+
+        lines: of all sessions of a run. kills: sessions that did not end by themselves, each of which may have had one
+        evaluation in work for each slot. unread: those of them that ended before the members' outputs were kept: what
+        they had read of these is read again.
+        """
+        reference = self.reference(kind)
+        allowed = Counter({line: count * sessions for line, count in reference.again.items()})
+        more = lines - reference.lines - allowed
+        soups: Counter[str] = Counter()
+        members: Counter[str] = Counter()
+        for line, count in more.items():
+            weights, _, batch = line.partition(" ")
+            of_members = weights in self._members and batch in self._validation
+            which = members if of_members else soups
+            which[weights] = max(which[weights], count)
+        lost = max(0, sum(soups.values()) - kills * SLOTS.get(kind, 1))
+        return lost + sum(max(0, count - unread) for count in members.values())
+
+    @cached_property
+    def member_count(self) -> int:
+        return len(self._members)
+
+    def has_read_members(self, out: Path) -> bool:
+        """Whether the members' outputs, or what was made of them, are on disk."""
+        outputs = out / "outputs"
+        kept = [path for path in outputs.glob("*.safetensors") if re.fullmatch("[0-9a-f]{32}", path.stem)]
+        return len(kept) >= self.member_count or (outputs / "compiled.safetensors").exists()
+
+
+def log_of(out: Path) -> Path:
+    return out.with_name(out.name + ".log")
+
+
+def lines_of(out: Path) -> Counter[str]:
+    """What has been run for a folder so far."""
+    log = log_of(out)
+    return Counter(log.read_text().splitlines()) if log.exists() else Counter()
+
+
+def opened(threads: int, folder: Path) -> Runs:
+    """Processes that fork runs, warmed up on the pool."""
+    pool = faults_pool()
+    warm_up = ["cook", pool / "members", "--task", pool / "task.py", "--budget", BUDGET, "--out", folder / "warm-up"]
+    servers = Servers(threads, folder, [str(part) for part in warm_up])
+    return Runs(servers, pool)
