@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import shutil
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
@@ -132,7 +133,10 @@ def lines_of(out: Path) -> Counter[str]:
 
 def opened(threads: int, folder: Path) -> Runs:
     """Processes that fork runs, warmed up on the pool."""
-    pool = faults_pool()
+    pool = folder / "pool"  # where any user may read it
+    shutil.copytree(faults_pool(), pool)
+    for path in [pool, *pool.rglob("*")]:
+        path.chmod(0o755 if path.is_dir() or path.suffix == ".sh" else 0o644)
     warm_up = ["cook", pool / "members", "--task", pool / "task.py", "--budget", BUDGET, "--out", folder / "warm-up"]
     servers = Servers(threads, folder, [str(part) for part in warm_up])
     return Runs(servers, pool)
