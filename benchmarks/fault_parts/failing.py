@@ -194,9 +194,12 @@ def _read_only(runs: Runs, kind: str, chance: random.Random, out: Path) -> tuple
     _half(runs, kind, chance, out)
     place = out.with_name(out.name + ".read-only")
     with _mounted(place, "--bind", str(out)) as done:
-        if not done or subprocess.run(
-            ["mount", "-o", "remount,bind,ro", str(place)], capture_output=True, check=False
-        ).returncode:
+        if (
+            not done
+            or subprocess.run(
+                ["mount", "-o", "remount,bind,ro", str(place)], capture_output=True, check=False
+            ).returncode
+        ):
             return _nothing(), False
         ended = runs.start(kind, place, log=log_of(out))
     place.rmdir()
