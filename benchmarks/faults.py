@@ -1,4 +1,4 @@
-"""radin broken from outside: killed, failed, its files damaged, its readers fed with nonsense; and what it made of that.
+"""radin broken from outside: killed, failed, its files damaged, its readers fed with nonsense; what it made of that.
 
     python benchmarks/faults.py --quick --json      about 90 seconds on two cores
     python benchmarks/faults.py --write             the whole of it, kept in benchmarks/results/faults.md
@@ -13,7 +13,7 @@ where file systems may not be mounted there is no full one. --json ends with one
     flips              bits flipped in files of finished and half-finished runs
     lost               evaluations made again though they had been finished
     different_results  runs that were killed or failed, resumed, and ended otherwise than undisturbed
-    silent_flips       flips after which the result is another one, or that are still there, or are told without the file
+    silent_flips       flips after which the result is another, or that are still there, or are told without the file
     fuzzed             inputs to readers, damaged or made up
     crashes            tracebacks, messages that tell another cause, ends that never came, wherever
     slowest_file_s     the longest time that any of these inputs took

@@ -1,1 +1,1 @@
-"""What faults.py is made of: a small real pool, a process that forks runs, calls that fail, and the four experiments."""
+"""What faults.py is made of: a small real pool, a process that forks runs, calls that fail, and the experiments."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.fault_parts.compare import differences
-from benchmarks.fault_parts.runs import SLOTS, Runs, lines_of, log_of
+from benchmarks.fault_parts.runs import Runs, lines_of, log_of
 from benchmarks.fault_parts.trials import KILL_AFTER, KILL_BEFORE, Fault
 
 # Of every eight runs; the others stop in other places.
@@ -63,20 +63,21 @@ def one(runs: Runs, kind: str, seed: int) -> Killed:
                 fault, place = _at_call(chance, out, reference.calls, first=not places)
             else:
                 after, place = chance.uniform(0.02, 1.0) * reference.seconds, "at a random moment"
-        ended = runs.start(kind, out, fault=fault, kill_after=after)
+        context = (
+            "spawn" if seed % 40 == 19 else "fork"
+        )  # few with worker processes as they really start: they are slow
+        ended = runs.start(kind, out, fault=fault, kill_after=after, context=context)
         sessions += 1
         if ended.verdict == "killed":
             places.append(place)
             unread += not runs.has_read_members(out)
             continue
+        if ended.fired:  # a worker process was killed, not the run
+            places.append(f"{place}, of a worker")
         if ended.verdict != "ok":
             crash = f"{ended.verdict}: {ended.head}"
-            if fault is not None and ended.fired and kind in SLOTS:  # a worker process was killed, not the run
-                places.append(f"{place} (of a worker)")
-        if ended.verdict == "ok" and (fault is not None or after is not None) and len(places) < wanted and not places:
-            shutil.rmtree(out)  # it was over before its time: again, so that there is a kill
-            log_of(out).unlink(missing_ok=True)
-            reference = runs.reference(kind)
+        elif not places:
+            _remove(out)  # it was over before its time: again, so that there is a kill
             sessions = 0
             continue
         break
@@ -108,7 +109,8 @@ def named(call: str) -> str:
     call = re.sub(r"\.tmp[A-Za-z0-9]{6}$", ".tmp", call)
     call = re.sub(r"\.[0-9a-f]{8}-\d+-[0-9a-f]{8}\.", ".TOKEN.", call)
     call = re.sub(r"soup-[0-9a-f]{16}", "soup-RECIPE", call)
-    return re.sub(r"\.\d+\.part", ".part", call)
+    call = re.sub(r"\.\d+\.part", ".part", call)
+    return call + "the run directory" if call.endswith(" ") else call
 
 
 def tally(found: Iterable[Killed]) -> Counter[str]:

@@ -1,7 +1,7 @@
 """A small real pool to break: a BatchNorm network on scikit-learn's digits, trained in seconds and kept.
 
-Its task counts what is run from outside: every batch that goes through a model is a line in the file $FAULTS_LOG, a hash
-of the model's weights and one of the batch. The program does the same for every soup that it is given.
+Its task tells what is run: every batch that goes through a model is a line in the file $FAULTS_LOG, a hash of the
+model's weights and one of the batch. The program does the same for every soup that it is given.
 """
 
 from __future__ import annotations

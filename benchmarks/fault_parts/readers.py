@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from benchmarks.fault_parts.mutate import damaged_bytes, damaged_json
 
 Probe = Callable[[random.Random], str]
@@ -303,7 +302,7 @@ def _scores(pool: Path, run: Path, folder: Path) -> Probe:
     paths = [folder / "members" / f"{name}.safetensors" for name in names]
     forms: list[tuple[str, Any]] = [
         ("scores.json", [{"name": name, "score": 0.5 + k / 10} for k, name in enumerate(names)]),
-        ("scores.json", {name: 0.5 for name in names}),
+        ("scores.json", dict.fromkeys(names, 0.5)),
         (
             "scores.json",
             {"members": [{"name": n, "path": str(p), "score": 0.5} for n, p in zip(names, paths, strict=True)]},
@@ -428,7 +427,7 @@ def _command_text(pool: Path, run: Path, folder: Path) -> Probe:
         made = Command(
             text, timeout=chance.choice((None, 1, 0, -1, float("nan"), "x")), jobs=chance.choice((1, 1, 0, "2"))
         )
-        Template.parse(made.command).fill({name: "/a b'\"$x" for name in ("soup", "slot", "examples", "out")})
+        Template.parse(made.command).fill(dict.fromkeys(("soup", "slot", "examples", "out"), "/a b'\"$x"))
         return "ok"
 
     return probe
@@ -509,15 +508,16 @@ class _Odd:
 def _raise(*a, **k): raise ZeroDivisionError("user")
 """
 _ODD = (
-    "None", "0", "-1", "'x'", "[]", "{}", "()", "_Odd()", "_Odd", "_raise", "lambda: None", "lambda: 3", "lambda: [3]",
-    "lambda: [(1, 2)]", "lambda: [(1, 2, 3)]", "lambda: [None]", "lambda: iter(())", "lambda: {}", "lambda: 'text'",
-    "lambda *a: 'text'", "lambda *a: float('nan')", "lambda *a: None", "lambda *a: [1, 2]", "lambda *a: 10**400", "b'x'", "1e308", "True",
-    "object()", "type", "print", "_net()", "lambda: _net", "lambda: nn.Linear(3, 3)", "lambda: torch.zeros(3)",
-    "lambda: [(torch.zeros(0, 64), torch.zeros(0))]", "lambda: [(torch.zeros(2, 64), ['a', 'b'])]",
-    "lambda: [(torch.zeros(2, 64), torch.tensor([0, 99]))]", "lambda: [(torch.zeros(2, 64), torch.zeros(2, 3, 4))]",
-    "lambda: [(torch.zeros(2, 64), torch.zeros(3))]", "lambda: [({'x': torch.zeros(2, 64)}, torch.zeros(2))]",
-    "lambda: {'a': 3}", "lambda: {'a': _raise}", "lambda: {3: _data()}", "lambda: {'\\x1b[2J': _data()}", "lambda: sys.exit()",
-    "lambda: sys.exit(3)", "lambda: (_ for _ in [1])", "lambda: torch.utils.data.TensorDataset(torch.zeros(2, 64))",
+    "None", "0", "-1", "'x'", "[]", "{}", "()", "_Odd()", "_Odd", "_raise", "lambda: None", "lambda: 3",
+    "lambda: [3]", "lambda: [(1, 2)]", "lambda: [(1, 2, 3)]", "lambda: [None]", "lambda: iter(())", "lambda: {}",
+    "lambda: 'text'", "lambda *a: 'text'", "lambda *a: float('nan')", "lambda *a: None", "lambda *a: [1, 2]",
+    "lambda *a: 10**400", "b'x'", "1e308", "True", "object()", "type", "print", "_net()", "lambda: _net",
+    "lambda: nn.Linear(3, 3)", "lambda: torch.zeros(3)", "lambda: [(torch.zeros(0, 64), torch.zeros(0))]",
+    "lambda: [(torch.zeros(2, 64), ['a', 'b'])]", "lambda: [(torch.zeros(2, 64), torch.tensor([0, 99]))]",
+    "lambda: [(torch.zeros(2, 64), torch.zeros(2, 3, 4))]", "lambda: [(torch.zeros(2, 64), torch.zeros(3))]",
+    "lambda: [({'x': torch.zeros(2, 64)}, torch.zeros(2))]", "lambda: {'a': 3}", "lambda: {'a': _raise}",
+    "lambda: {3: _data()}", "lambda: {'\\x1b[2J': _data()}", "lambda: sys.exit()", "lambda: sys.exit(3)",
+    "lambda: (_ for _ in [1])", "lambda: torch.utils.data.TensorDataset(torch.zeros(2, 64))",
 )  # fmt: skip
 _NAMES = ("model", "validation", "test", "shifts", "calibration", "metric", "higher_is_better", "outputs")
 

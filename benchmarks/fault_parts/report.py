@@ -96,13 +96,15 @@ def _seconds(seconds: dict[str, float]) -> str:
 
 def soak_text(table: Soaked) -> str:
     """The table of a soak."""
+    columns = ("minute", "sessions", "kills", "finished", "memory at the first answer, MB", "most memory, MB")
+    columns += ("open files", "run directory, MB", "files in it", "cache, MB")
     lines = [
         f"{table.kills} kills in {table.sessions} sessions, {table.finished} runs of {table.members} members and a "
         f"budget of {table.budget} finished; {table.different} ended otherwise than undisturbed, {table.lost} "
         f"evaluations were lost, {table.crashes} sessions failed.",
         "",
-        "| minute | sessions | kills | finished | memory at the first soup, MB | most memory, MB | open files | run directory, MB | files in it | cache, MB |",
-        "|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "| " + " | ".join(columns) + " |",
+        "|" + "---:|" * len(columns),
     ]
     for row in table.rows:
         values = (f"{row.minute:.0f}", row.sessions, row.kills, row.finished, f"{row.at_start:.0f}", f"{row.most:.0f}")
