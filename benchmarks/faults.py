@@ -75,32 +75,41 @@ class Found:
 
 
 def measured(amounts: dict[str, int], *, seed: int = 0, threads: int = 2) -> Found:
-    """Break radin so many times in each of the ways: "kills", "faults", "flips", "fuzz"."""
-    found = Found()
+    """As ``broken``, with so many runs side by side."""
     with trials.scratch() as folder:
         started = time.monotonic()
-        all_runs = runs.opened(threads, folder)
-        found.seconds["start"] = time.monotonic() - started
-        if all_runs.servers.library is None:
-            found.notes.append("no C compiler: no failing calls, and no kills at named calls")
-        if not failing.can_mount():
-            found.notes.append("mounting is not permitted here: no full and no read-only file system")
-        ways = {
-            "kills": kills.killed_runs,
-            "faults": failing.failed_runs,
-            "flips": flips.flipped_bits,
-            "fuzz": fuzz.fuzzed,
-        }
+        opened = runs.opened(threads, folder)
+        seconds = time.monotonic() - started
         try:
-            for name, act in ways.items():
-                started = time.monotonic()
-                for one in act(all_runs, amounts.get(name, 0), seed) if amounts.get(name) else ():
-                    getattr(found, name).append(one)
-                    if text := report.complaint(one):
-                        print(text, file=sys.stderr, flush=True)
-                found.seconds[name] = time.monotonic() - started
+            found = broken(opened, amounts, seed)
         finally:
-            all_runs.servers.close()
+            opened.servers.close()
+    found.seconds = {"start": seconds, **found.seconds}
+    return found
+
+
+def broken(all_runs: runs.Runs, amounts: dict[str, int], seed: int = 0) -> Found:
+    """Break radin so many times in each of the ways: "kills", "faults", "flips", "fuzz"."""
+    found = Found()
+    if all_runs.servers.library is None:
+        found.notes.append("no C compiler: no failing calls, and no kills at named calls")
+    if not failing.can_mount():
+        found.notes.append("mounting is not permitted here: no full and no read-only file system")
+    ways = {
+        "kills": kills.killed_runs,
+        "faults": failing.failed_runs,
+        "flips": flips.flipped_bits,
+        "fuzz": fuzz.fuzzed,
+    }
+    for name, act in ways.items():
+        if not amounts.get(name):
+            continue
+        started = time.monotonic()
+        for one in act(all_runs, amounts[name], seed):
+            getattr(found, name).append(one)
+            if text := report.complaint(one):
+                print(text, file=sys.stderr, flush=True)
+        found.seconds[name] = time.monotonic() - started
     return found
 
 

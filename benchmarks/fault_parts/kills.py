@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.fault_parts.compare import differences
-from benchmarks.fault_parts.runs import Runs, lines_of, log_of
+from benchmarks.fault_parts.runs import Runs, has_read_members, lines_of, log_of
 from benchmarks.fault_parts.trials import KILL_AFTER, KILL_BEFORE, Fault
 
 # Of every eight runs; the others stop in other places.
@@ -63,14 +63,12 @@ def one(runs: Runs, kind: str, seed: int) -> Killed:
                 fault, place = _at_call(chance, out, reference.calls, first=not places)
             else:
                 after, place = chance.uniform(0.02, 1.0) * reference.seconds, "at a random moment"
-        context = (
-            "spawn" if seed % 40 == 19 else "fork"
-        )  # few with worker processes as they really start: they are slow
+        context = "spawn" if seed % 40 == 19 else "fork"  # worker processes as they really start are slow
         ended = runs.start(kind, out, fault=fault, kill_after=after, context=context)
         sessions += 1
         if ended.verdict == "killed":
             places.append(place)
-            unread += not runs.has_read_members(out)
+            unread += not has_read_members(out, len(runs.members))
             continue
         if ended.fired:  # a worker process was killed, not the run
             places.append(f"{place}, of a worker")

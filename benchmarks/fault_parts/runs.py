@@ -7,7 +7,6 @@ import re
 import shutil
 from collections import Counter
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +51,7 @@ class Runs:
         self.servers = servers
         self.pool = pool
         self._references: dict[tuple[str, int], Reference] = {}
-        self._members, self._validation = known_lines(pool)
+        self.members, self._validation = known_lines(pool)
 
     def new_folder(self) -> Path:
         """A name for a run directory, and for the log beside it."""
@@ -91,34 +90,42 @@ class Runs:
         return Reference(found, ended.seconds, tuple(ended.calls), once, lines_of(out) - once)
 
     def lost(self, kind: str, lines: Counter[str], sessions: int, kills: int, unread: int) -> int:
-        """Evaluations that were made again though they had been finished.
+        """Evaluations of a run of this kind that were made again though they had been finished; see ``made_again``."""
+        slots = SLOTS.get(kind, 1)
+        return made_again(lines, self.reference(kind), self.members, self._validation, sessions, kills * slots, unread)
 
-        lines: of all sessions of a run. kills: sessions that did not end by themselves, each of which may have had one
-        evaluation in work for each slot. unread: those of them that ended before the members' outputs were kept: what
-        they had read of these is read again.
-        """
-        reference = self.reference(kind)
-        allowed = Counter({line: count * sessions for line, count in reference.again.items()})
-        more = lines - reference.lines - allowed
-        soups: Counter[str] = Counter()
-        members: Counter[str] = Counter()
-        for line, count in more.items():
-            weights, _, batch = line.partition(" ")
-            of_members = weights in self._members and batch in self._validation
-            which = members if of_members else soups
-            which[weights] = max(which[weights], count)
-        lost = max(0, sum(soups.values()) - kills * SLOTS.get(kind, 1))
-        return lost + sum(max(0, count - unread) for count in members.values())
 
-    @cached_property
-    def member_count(self) -> int:
-        return len(self._members)
+def made_again(
+    lines: Counter[str],
+    reference: Reference,
+    members: frozenset[str],
+    validation: frozenset[str],
+    sessions: int,
+    open_ones: int,
+    unread: int,
+) -> int:
+    """How many evaluations were made again though they had been finished.
 
-    def has_read_members(self, out: Path) -> bool:
-        """Whether the members' outputs, or what was made of them, are on disk."""
-        outputs = out / "outputs"
-        kept = [path for path in outputs.glob("*.safetensors") if re.fullmatch("[0-9a-f]{32}", path.stem)]
-        return len(kept) >= self.member_count or (outputs / "compiled.safetensors").exists()
+    lines: of all sessions of a run. members, validation: the hashes of the members' weights and of the batches.
+    open_ones: how many may have been in work when sessions were ended: one for each slot of each. unread: how many
+    sessions were ended before the members' outputs were kept: what they had read of these is read again.
+    """
+    allowed = Counter({line: count * sessions for line, count in reference.again.items()})
+    soups: Counter[str] = Counter()
+    of_members: Counter[str] = Counter()
+    for line, count in (lines - reference.lines - allowed).items():
+        weights, _, batch = line.partition(" ")
+        which = of_members if weights in members and batch in validation else soups
+        which[weights] = max(which[weights], count)
+    lost = max(0, sum(soups.values()) - open_ones)
+    return lost + sum(max(0, count - unread) for count in of_members.values())
+
+
+def has_read_members(out: Path, members: int) -> bool:
+    """Whether the members' outputs, or what was made of them, are on disk."""
+    outputs = out / "outputs"
+    kept = [path for path in outputs.glob("*.safetensors") if re.fullmatch("[0-9a-f]{32}", path.stem)]
+    return len(kept) >= members or (outputs / "compiled.safetensors").exists()
 
 
 def log_of(out: Path) -> Path:

@@ -14,17 +14,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from benchmarks.fault_parts.compare import content, differences
-from benchmarks.fault_parts.pool import faults_pool
+from benchmarks.fault_parts.pool import faults_pool, known_lines
+from benchmarks.fault_parts.runs import Reference, has_read_members, lines_of, log_of, made_again
 from benchmarks.fault_parts.trials import scratch
 
 MEMBERS, BUDGET = 72, 200
 _EVERY = 60.0  # seconds that a row stands for
 _LOOK = 0.1
+_IMPORTS = 3.0  # seconds in which there is nothing to break
 
 
 @dataclass(frozen=True)
@@ -67,61 +69,76 @@ class _Minute:
     at_start: list[float] = field(default_factory=list)
     most: float = 0.0
     open_files: int = 0
+    disk: float = 0.0
+    files: int = 0
+
+    def look(self, out: Path) -> None:
+        """See how much a run directory takes."""
+        disk, files = _disk(out)
+        self.disk, self.files = max(self.disk, disk), max(self.files, files)
+
+    def row(self, minute: float, cache: float) -> Row:
+        starts = sorted(self.at_start)
+        memory = starts[len(starts) // 2] if starts else float("nan")
+        counts = (self.sessions, self.kills, self.finished)
+        return Row(minute, *counts, memory, self.most, self.open_files, self.disk, self.files, cache)
 
 
 def soaked(minutes: float, *, members: int = MEMBERS, budget: int = BUDGET, seed: int = 0) -> Soaked:
     """Run for so long; one undisturbed run first, with which all others are compared."""
     table = Soaked(members, budget)
     pool, chance = faults_pool(members), random.Random(seed)
+    hashes = known_lines(pool)
     with scratch() as folder:
-        reference, minute = folder / "reference", _Minute()
-        seconds = _session(pool, reference, folder, budget, None, minute, table)
-        expected = content(reference)
-        evaluated = _soups(folder / "reference.log")
-        started, begun, number = time.monotonic(), time.monotonic(), 0
-        out, kills = folder / "run-0", 0
-        minute = _Minute()
+        cook = partial(_session, pool, folder, budget)
+        reference = folder / "reference"
+        seconds = cook(reference, None, _Minute(), Soaked(members, budget))
+        assert seconds is not None
+        lines, expected = lines_of(reference), content(reference)
+        cook(reference, None, _Minute(), Soaked(members, budget))
+        undisturbed = Reference(expected, seconds, (), lines, lines_of(reference) - lines)
+        started = begun = time.monotonic()
+        minute, number, sessions, kills, unread = _Minute(), 0, 0, 0, 0
         while time.monotonic() - started < 60 * minutes:
-            # Half of the sessions end before a quarter of a run is done, so that there are many.
-            patience = seconds * chance.choice((chance.uniform(0, 0.25), chance.uniform(0, 1.2)))
-            killed = _session(pool, out, folder, budget, patience, minute, table) is None
+            out = folder / f"run-{number}"
+            # Most sessions end before a quarter of a run is done, so that there are many.
+            patience = seconds * chance.uniform(0, 0.25 if chance.random() < 0.8 else 1.0)
+            killed = cook(out, patience, minute, table) is None
+            sessions += 1
             kills += killed
+            unread += killed and not has_read_members(out, members)
+            minute.look(out)
             if not killed:
                 minute.finished += 1
                 table.finished += 1
                 said = differences(content(out), expected)
                 table.different += bool(said)
                 table.said += said
-                more = _soups(out.with_name(out.name + ".log")) - evaluated
-                table.lost += max(0, len(more) - kills)
-                _look(table, minute, started, out, folder, final=False)
+                table.lost += made_again(lines_of(out), undisturbed, *hashes, sessions, kills, unread)
                 shutil.rmtree(out)
-                out.with_name(out.name + ".log").unlink()
-                number, kills = number + 1, 0
-                out = folder / f"run-{number}"
+                log_of(out).unlink()
+                number, sessions, kills, unread = number + 1, 0, 0, 0
             if time.monotonic() - begun > _EVERY:
-                _look(table, minute, started, out, folder, final=True)
+                cache = _disk(folder / "cache")[0]
+                table.rows.append(minute.row((time.monotonic() - started) / 60, cache))
                 minute, begun = _Minute(), time.monotonic()
     return table
 
 
 def _session(
-    pool: Path, out: Path, folder: Path, budget: int, patience: float | None, minute: _Minute, table: Soaked
+    pool: Path, folder: Path, budget: int, out: Path, patience: float | None, minute: _Minute, table: Soaked
 ) -> float | None:
     """Cook in a new process; its seconds, or None when it was killed."""
     command = [sys.executable, "-m", "radin", "cook", str(pool / "members"), "--task", str(pool / "task.py")]
     command += ["--budget", str(budget), "--out", str(out)]
-    log = out.with_name(out.name + ".log")
+    log = log_of(out)
     environment = os.environ | {"FAULTS_LOG": str(log), "RADIN_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
-    started = time.monotonic()
-    before = _size(log)
+    started, before, answered = time.monotonic(), _size(log), False
+    table.sessions += 1
+    minute.sessions += 1
     with (folder / "stderr").open("w+") as errors:
         process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=errors)
-        table.sessions += 1
-        minute.sessions += 1
-        answered = False
-        # Imports and the reading of the pool take a while, in which there is nothing to break.
-        until = None if patience is None else started + 3.0 + patience
+        until = None if patience is None else started + _IMPORTS + patience
         while process.poll() is None:
             memory = _memory(process.pid)
             minute.most = max(minute.most, memory)
@@ -141,37 +158,6 @@ def _session(
             errors.seek(0)
             table.said.append(errors.read()[-500:])
     return time.monotonic() - started
-
-
-def _look(table: Soaked, minute: _Minute, started: float, out: Path, folder: Path, *, final: bool) -> None:
-    """Add a row when its minute is over. The disk is looked at where a run has just ended, or is now."""
-    if final:
-        starts = sorted(minute.at_start)
-        memory = starts[len(starts) // 2] if starts else 0.0
-        disk, files = _disk(out)
-        row = Row(
-            (time.monotonic() - started) / 60,
-            minute.sessions,
-            minute.kills,
-            minute.finished,
-            memory,
-            minute.most,
-            minute.open_files,
-            disk,
-            files,
-            _disk(folder / "cache")[0],
-        )
-        table.rows.append(row)
-
-
-def _soups(log: Path) -> Counter[str]:
-    """Weights of which more than one session may have run the same batch: weights -> the most often that one was."""
-    counts = Counter(log.read_text().splitlines()) if log.exists() else Counter()
-    most: Counter[str] = Counter()
-    for line, count in counts.items():
-        weights = line.split()[0]
-        most[weights] = max(most[weights], count)
-    return most
 
 
 def _memory(pid: int) -> float:

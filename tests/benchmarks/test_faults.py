@@ -18,8 +18,16 @@ AMOUNTS = {"kills": 10, "faults": 8, "flips": 18, "fuzz": 340}
 
 
 @pytest.fixture(scope="module")
-def broken() -> faults.Found:
-    return faults.measured(AMOUNTS, threads=1)
+def few_runs() -> Iterator[runs.Runs]:
+    with trials.scratch() as folder:
+        opened = runs.opened(1, folder)
+        yield opened
+        opened.servers.close()
+
+
+@pytest.fixture(scope="module")
+def broken(few_runs: runs.Runs) -> faults.Found:
+    return faults.broken(few_runs, AMOUNTS)
 
 
 def complaints(broken: faults.Found, *verdicts: str) -> list[str]:
@@ -60,22 +68,15 @@ def test_no_input_takes_long(broken: faults.Found) -> None:
 # -- the harness itself
 
 
-@pytest.fixture(scope="module")
-def few_runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[runs.Runs]:
-    opened = runs.opened(1, tmp_path_factory.mktemp("runs"))
-    yield opened
-    opened.servers.close()
-
-
 def test_an_evaluation_that_is_paid_twice_is_counted(few_runs: runs.Runs) -> None:
     once = few_runs.reference("task").lines
-    soup = next(line for line in once if line.split()[0] not in few_runs._members)
+    soup = next(line for line in once if line.split()[0] not in few_runs.members)
     again = Counter({line: 1 for line in once if line.split()[0] == soup.split()[0]})
     assert few_runs.lost("task", once, sessions=1, kills=0, unread=0) == 0
     assert few_runs.lost("task", once + again, sessions=1, kills=0, unread=0) == 1
     assert few_runs.lost("task", once + again, sessions=2, kills=1, unread=0) == 0  # it was in work
-    members = Counter({line: 1 for line in once if line.split()[0] in few_runs._members})
-    assert few_runs.lost("task", once + members, sessions=2, kills=1, unread=0) >= few_runs.member_count
+    members = Counter({line: 1 for line in once if line.split()[0] in few_runs.members})
+    assert few_runs.lost("task", once + members, sessions=2, kills=1, unread=0) >= len(few_runs.members)
     assert few_runs.lost("task", once + members, sessions=2, kills=1, unread=1) <= 1
 
 
@@ -133,11 +134,8 @@ def test_a_traceback_is_a_crash_and_a_message_is_none() -> None:
     assert ended(2, "radin: no space left").verdict == "refused"
     assert ended(2, "radin: one\nradin: two").verdict == "crash"
     assert ended(2, "").verdict == "crash"
-    assert ended(1, "Traceback (most recent call last):\n  x\nKeyError: 'x'\nradin: this is a fault").verdict == "crash"
-    assert (
-        ended(1, "Traceback (most recent call last):\n  x\nKeyError: 'x'\nradin: this is a fault").head
-        == "KeyError: 'x'"
-    )
+    fault = ended(1, "Traceback (most recent call last):\n  x\nKeyError: 'x'\nradin: this is a fault")
+    assert (fault.verdict, fault.head) == ("crash", "KeyError: 'x'")
     assert ended(-9, "").verdict == "killed"
     assert ended(-11, "").verdict == "crash"
 
