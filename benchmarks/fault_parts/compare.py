@@ -11,7 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-_TIMES = ("seconds", "created")
+# Times, what is drawn when a run begins, and checksums over them.
+_TIMES = ("seconds", "created", "run", "checksum")
 # Places in the order of things, which a run that was interrupted has more of, and checksums over them.
 _ORDER = re.compile(r"id|session|asked|told|place|created|seconds|(check|seal|sum|digest|hash|crc).*")
 _NOT_COMPARED = (".lock",)
@@ -95,14 +96,17 @@ def _tensors(path: Path) -> tuple[str, bytes]:
 
 
 def rows(path: Path) -> dict[str, Counter[Any]]:
-    """Table -> its rows, in no order. Tables that say only in what order things happened are left out."""
+    """Table -> its rows, in no order. Tables that say only in what order things happened are left out.
+
+    So is the record of which soup was on disk: an interrupted run may have written one more than once.
+    """
     with sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True) as database:
         tables = [name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
         found = {}
         for table in tables:
             cursor = database.execute(f'SELECT * FROM "{table}"')
             kept = [k for k, column in enumerate(cursor.description) if not _ORDER.fullmatch(column[0])]
-            if "identity" in [cursor.description[k][0] for k in kept]:
+            if table != "soups" and "identity" in [cursor.description[k][0] for k in kept]:
                 found[table] = Counter(tuple(row[k] for k in kept) for row in cursor)
     database.close()
     return found

@@ -49,10 +49,30 @@ def sealed_header(header: bytes, content: hashlib._Hash) -> bytes:
 def seal(path: Path) -> None:
     """Fill in the checksum of a safetensors file that was written with {KEY: BLANK} in its metadata."""
     with path.open("r+b") as file:
-        header = _head(file)
+        header = _in_order(_head(file))
         header = sealed_header(header, _content(file))
         file.seek(0)
         file.write(header)
+
+
+def sort_metadata(path: Path) -> None:
+    """Put the metadata of a safetensors file in order: the library's differs from one process to the next.
+
+    The same tensors then give the same bytes, for programs that know a file by its hash.
+    """
+    with path.open("r+b") as file:
+        header = _in_order(_head(file))
+        file.seek(0)
+        file.write(header)
+
+
+def _in_order(header: bytes) -> bytes:
+    """Length and header with the metadata sorted, as long as before."""
+    value = json.loads(header[_LENGTH:])
+    value["__metadata__"] = dict(sorted(value["__metadata__"].items()))
+    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
+    room = len(header) - _LENGTH
+    return header[:_LENGTH] + text.ljust(room) if len(text) <= room else header  # Python escapes no more than Rust
 
 
 def damage(path: Path) -> str | None:

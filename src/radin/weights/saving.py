@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from radin.checksums import sort_metadata
 from radin.errors import CheckpointError
 from radin.files import Writer, parse_json, read_json, replacing, told
 from radin.weights import safetensors_file, torch_file
@@ -145,24 +146,9 @@ def write_safetensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mappi
     try:
         # transformers loads only files that say which framework wrote them
         safetensors.torch.save_file(whole, path, metadata={"format": "pt", **aliases, **metadata})
-        _sort_metadata(path)
+        sort_metadata(path)
     except KeyError as error:  # how the library says that it knows no such dtype
         raise CheckpointError(f"safetensors cannot store {error}; write a .pt file instead") from error
-
-
-def _sort_metadata(path: Path) -> None:
-    """Put the metadata of a safetensors file in order: the library's differs from one process to the next.
-
-    The same tensors then give the same bytes, for programs that know a file by its hash.
-    """
-    with path.open("r+b") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        if len(text) <= length:  # as long as before, but for escapes that Python writes shorter
-            file.seek(8)
-            file.write(text.ljust(length))
 
 
 def write_torch(content: Any, path: Path, metadata: Mapping[str, str]) -> None:
