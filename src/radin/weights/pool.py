@@ -243,7 +243,8 @@ def _refuse_scaled(checkpoint: Checkpoint) -> None:
     if scaled:
         raise PoolError(
             f"{_listed(scaled, 'there are')} of float8 with a scale beside each in {checkpoint.path}: quantized "
-            "weights, which cannot be averaged. Average the checkpoints from before quantization, then quantize the soup."
+            "weights, which cannot be averaged. Average the checkpoints from before quantization, and quantize the "
+            "soup."
         )
 
 
