@@ -145,8 +145,11 @@ def write_safetensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mappi
 
 def write_torch(content: Any, path: Path, metadata: Mapping[str, str]) -> None:
     """torch.save ``content``, a state dict or what holds one, and the metadata with it."""
-    with path.open("wb") as file:
-        torch.save(content, file)
+    try:
+        with path.open("wb") as file:
+            torch.save(content, file)
+    except RecursionError:  # what else the members' file holds, beside its weights
+        raise CheckpointError(f"{path}: cannot be written: its entries are nested too deeply") from None
     if metadata:
         with zipfile.ZipFile(path, "a") as archive:
             archive.writestr(zipfile.ZipInfo(_TORCH_METADATA), json.dumps(dict(metadata)))
