@@ -249,7 +249,7 @@ def test_a_file_without_a_recipe(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match="carries no recipe"):
             read_recipe(tmp_path / name)
     (tmp_path / "text.pt").write_text("x")
-    with pytest.raises(CheckpointError, match=r"not written by torch\.save"):
+    with pytest.raises(CheckpointError, match="carries no recipe"):
         read_recipe(tmp_path / "text.pt")
 
 

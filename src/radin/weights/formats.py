@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from radin.errors import CheckpointError
-from radin.files import open_regular, read_json
+from radin.files import open_regular, parse_json
 from radin.weights import safetensors_file, torch_file
 from radin.weights.layout import Shape, count, short
 from radin.weights.limits import DIMENSIONS, INDEX_BYTES, NAME, SHARDS, TENSORS
@@ -308,16 +308,31 @@ def _shards(index: Path, weight_map: Mapping[str, str]) -> list[Path]:
     return [index.parent / name for name in names]
 
 
+def _parsed(index: Path) -> Any:
+    """An index as JSON. Raises OSError, ValueError."""
+    with open_regular(index) as file:
+        data = file.read(INDEX_BYTES + 1)
+    if len(data) > INDEX_BYTES:
+        raise ValueError(f"larger than {INDEX_BYTES:,} bytes")
+    # Three bytes make a list of sixty, and an index has hardly any.
+    if data.count(b"[") + data.count(b"{") > TENSORS:
+        raise ValueError("it is made of lists")
+    return parse_json(data.decode("utf-8"))
+
+
 def _weight_map(index: Path) -> dict[str, str]:
     try:
-        content: Any = read_json(index, INDEX_BYTES)
+        content = _parsed(index)
         weight_map = content["weight_map"]
         if not isinstance(weight_map, dict) or not weight_map:
             raise TypeError
     except OSError as error:
         raise CheckpointError(f"{index}: cannot be read: {error.strerror}") from error
     except (ValueError, LookupError, TypeError) as error:
-        raise CheckpointError(f"{index}: not an index of shards; expected a JSON object with a weight_map") from error
+        reason = f" ({error})" if isinstance(error, ValueError) else ""
+        raise CheckpointError(
+            f"{index}: not an index of shards; expected a JSON object with a weight_map{reason}"
+        ) from error
     if not all(isinstance(name, str) for name in weight_map.values()):
         raise CheckpointError(f"{index}: weight_map must give a file name for each tensor")
     if len(weight_map) > TENSORS:

@@ -74,7 +74,9 @@ class _Machine:
     def run(self) -> Any:
         data, steps = self.data, _STEPS
         while True:
-            self.spend(1)
+            self.left -= 1
+            if self.left < 0:
+                self.spend(0)
             code = data[self.at]
             self.at += 1
             if code == _STOP:

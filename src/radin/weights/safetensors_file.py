@@ -18,6 +18,7 @@ from radin.weights.limits import HEADER_BYTES, TENSORS
 from radin.weights.stored import Stored
 
 _EXPLAINED_BYTES = 2**20  # a damaged header up to this size is read again to say what is wrong with it
+_QUOTED = 300  # characters of what the library says
 _LENGTH_BYTES = 8  # a safetensors file starts with its header's length, little endian
 
 
@@ -93,6 +94,7 @@ def _check_header(path: Path) -> None:
 
 def _damage(path: Path, error: Exception) -> str:
     """One sentence on what is wrong with a file that the library would not read."""
+    reason = str(error)[:_QUOTED]  # it quotes the file
     try:
         with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
@@ -100,16 +102,16 @@ def _damage(path: Path, error: Exception) -> str:
             promised = int.from_bytes(start, "little") + _LENGTH_BYTES
             if promised <= min(size, _EXPLAINED_BYTES):
                 promised += _promised(file.read(promised - _LENGTH_BYTES))
-    except OSError as reason:
-        return f"{path}: cannot be read: {reason.strerror}"
-    except (ValueError, TypeError, LookupError, AttributeError):
-        return f"{path}: not a safetensors file, or damaged: {error}"
+    except OSError as problem:
+        return f"{path}: cannot be read: {problem.strerror}"
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError):
+        return f"{path}: not a safetensors file, or damaged: {reason}"
     if size < promised:
         return (
             f"{path}: truncated or not a safetensors file: it has {size:,} bytes, its header expects "
             f"{promised:,}. Copy or download it again."
         )
-    return f"{path}: not a safetensors file, or damaged: {error}"
+    return f"{path}: not a safetensors file, or damaged: {reason}"
 
 
 def _promised(header: bytes) -> int:

@@ -157,6 +157,8 @@ def write_torch(content: Any, path: Path, metadata: Mapping[str, str]) -> None:
         writer: Any = Writer(file)
         try:
             torch.save(content, writer)
+        except RecursionError:  # what else the members' file holds, beside its weights
+            raise CheckpointError(f"{path}: cannot be written: its entries are nested too deeply") from None
         except RuntimeError:
             if writer.error is not None:
                 raise writer.error from None

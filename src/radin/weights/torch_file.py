@@ -88,9 +88,12 @@ def tensors(path: Path, places: Mapping[str, Place]) -> Iterator[Callable[[str],
 def entry(path: Path, name: str, limit: int) -> bytes | None:
     """An entry of the archive that a torch file is, of at most ``limit`` bytes; None where there is none.
 
-    Raises OSError, and ValueError for what is no whole archive.
+    Files from before torch 1.6 are no archives and have none. Raises OSError, and ValueError for a damaged archive.
     """
-    archive = open_archive(_mapped(path))
+    content = _mapped(path)
+    if content[: len(_ZIP)] != _ZIP:
+        return None
+    archive = open_archive(content)
     found = archive.entries.get(name.encode())
     return None if found is None else archive.read(found, limit)
 
