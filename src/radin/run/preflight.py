@@ -70,6 +70,7 @@ def preflight(
     check_finite(member, outputs, 0)
     targets = first.targets.cpu().numpy()
     metric.check_batch(targets, outputs.shape[1])
+    metric.probe(outputs.numpy(), targets)
     layers = len(statistics_layers(model))
     notes = []
     if layers and task.calibration is None:
