@@ -41,7 +41,7 @@ def test_a_sick_pool_is_no_error(toy_folder, radin_command, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--examples", "1"), "examples is how much of validation() to look at and must be at least 2; got 1"),
+        (("--examples", "1"), "examples, how much of validation() to look at, must be at least 2; got 1"),
         (("--run", "nowhere"), "nowhere is not a run directory"),
         (("--task", "nowhere.py"), "no task file nowhere.py"),
     ],

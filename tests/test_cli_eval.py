@@ -170,7 +170,7 @@ def test_a_program_that_prints_nonsense_is_told_what_was_expected(here, radin_co
         (("--task", "task.py", "--eval", "x {soup}"), "or --eval './score.sh {soup}', any program; not both"),
         (("--eval", "./score.sh"), "where the soup goes: add {soup}"),
         (("--task", "task.py", "--retries", "2", "--lower-is-better"), "--lower-is-better, --retries: only for"),
-        (("--eval", "x {soup}", "--jobs", "0"), "jobs must be a whole number, at least 1; got 0"),
+        (("--eval", "x {soup}", "--jobs", "0"), "jobs must be at least 1; got 0"),
         (("--eval", "x {soup}", "--timeout", "-3"), "timeout must be a number of seconds above 0; got -3"),
         (("--eval", "x {soup}", "--outputs", "nowhere"), "nowhere is no folder of outputs"),
         (("--eval", "x {soup}", "--choose-on-half"), "choosing on half of validation takes a task"),

@@ -17,12 +17,8 @@ import pytest
 import toy
 from radin import interrupts
 
-READY = """
-import radin.__main__, sys
-from radin import interrupts
-with interrupts.handled():
-    print('ready', flush=True)
-"""
+READY = "import radin.__main__, sys\nfrom radin import interrupts\n"
+READY += "with interrupts.handled():\n    print('ready', flush=True)\n"
 SEVERAL = 24  # moments of a start
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 

@@ -6,6 +6,8 @@ outputs. Axis names: examples M, classes C, columns of a summary K.
 
 from __future__ import annotations
 
+import math
+import numbers
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from radin.errors import TaskError
+from radin.usercode import user_code
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
@@ -33,7 +36,7 @@ TARGET_KINDS: dict[TargetKind, str] = {
 BOOTSTRAP_SAMPLES = 100
 BOOTSTRAP_CALLS = 20  # resamples where each is a call of the metric itself, which may take long
 CALIBRATION_BINS = 15
-_TOP_K = re.compile(r"top-?([1-9]\d*)")
+_TOP_K = re.compile(r"top-?([1-9]\d{0,8})")
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,27 @@ class Metric:
         if self.family == "accuracy" and self.top > 1 and classes <= self.top:
             raise TaskError(f"metric {self.name!r} needs more than {self.top} classes; the model returns {classes}")
 
+    def probe(self, outputs: Array, targets: Array) -> None:
+        """Call the metric once, on a few examples: outputs (m, C), targets (m, ...).
+
+        Raises TaskError when it fails, or gives something else than it must. NaN is none of that: on a part of the
+        examples it may not be defined.
+        """
+        what = f"the metric {self.name!r}"
+        with user_code(f"{what}, called on {len(targets)} examples,"):
+            number = self.value(outputs, targets)
+            values = None if self.per_example is None else self.per_example(outputs, targets)
+        number_of(self.name, number)
+        if values is None:
+            return
+        found = values if isinstance(values, np.ndarray) else np.empty(0, dtype=object)
+        real = np.issubdtype(found.dtype, np.floating) or np.issubdtype(found.dtype, np.integer) or found.dtype == bool
+        if found.shape != (len(targets),) or not real:
+            got = f"{found.dtype} {found.shape}" if isinstance(values, np.ndarray) else type(values).__name__
+            raise TaskError(
+                f"{what}: per_example must return an array of {len(targets)} numbers, one per example; got {got}"
+            )
+
     def standard_error(self, outputs: Array, targets: Array, seed: int = 0) -> float:
         """Standard error of the value over examples; NaN where it is not known.
 
@@ -130,7 +154,7 @@ def _check_classes(name: str, targets: Array, classes: int) -> None:
 
 
 def _check_values(name: str, targets: Array, classes: int) -> None:
-    if not np.issubdtype(targets.dtype, np.number):
+    if not np.issubdtype(targets.dtype, np.number) or np.issubdtype(targets.dtype, np.complexfloating):
         raise TaskError(f"metric {name!r} needs numbers as targets; they are {targets.dtype}")
     width = 1 if targets.ndim == 1 else int(np.prod(targets.shape[1:]))
     if width != classes:
@@ -418,6 +442,18 @@ def _from_function(function: Callable[[Any, Any], float], higher_is_better: bool
     def value(outputs: Array, targets: Array) -> float:
         import torch
 
-        return float(function(torch.from_numpy(np.array(outputs)), torch.from_numpy(np.array(targets))))
+        with user_code(f"the metric {_name_of(function)!r}"):
+            found = function(torch.from_numpy(np.array(outputs)), torch.from_numpy(np.array(targets)))
+        return number_of(_name_of(function), found)
 
     return Metric(_name_of(function), higher_is_better, "any", value)
+
+
+def number_of(name: str, found: Any) -> float:
+    """What a metric returned, as a float: any real number, or a tensor or array of a single one. Raises TaskError."""
+    single = found.item() if getattr(found, "shape", None) is not None and math.prod(found.shape) == 1 else found
+    if isinstance(single, numbers.Real):
+        return float(single)
+    shape = getattr(found, "shape", None)
+    got = type(found).__name__ + (f" of shape {tuple(shape)}" if shape is not None else f" {found!r}"[:60])
+    raise TaskError(f"the metric {name!r} must return one number; got {got}")

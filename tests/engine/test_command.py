@@ -480,9 +480,9 @@ def test_torch_files_as_members_keep_their_nesting(toy_pool, engine, tmp_path, s
         ({"command": "./score.sh {soup:>9}"}, r"unknown placeholder \{soup:>9\}"),
         ({"command": "./score.sh {soup} }"}, "a brace that belongs to nothing"),
         ({"command": "  "}, "a command is text such as"),
-        ({"command": "a {soup}", "jobs": 0}, "jobs must be a whole number, at least 1; got 0"),
-        ({"command": "a {soup}", "jobs": True}, "jobs must be a whole number, at least 1; got True"),
-        ({"command": "a {soup}", "retries": -1}, "retries must be a whole number, at least 0; got -1"),
+        ({"command": "a {soup}", "jobs": 0}, "jobs must be at least 1; got 0"),
+        ({"command": "a {soup}", "jobs": True}, "jobs must be a whole number; got True"),
+        ({"command": "a {soup}", "retries": -1}, "retries must be at least 0; got -1"),
         ({"command": "a {soup}", "timeout": 0}, "timeout must be a number of seconds above 0; got 0"),
     ],
 )  # fmt: skip

@@ -84,7 +84,7 @@ def test_workers_score_as_this_process_does(toy_folder, tmp_path):
 def test_a_task_that_cannot_be_sent_is_said_so(toy_pool, toy_task, tmp_path):
     with pytest.raises(TaskError, match=r"cannot be sent to worker processes .*give it as a file or a module"):
         radin.cook(toy_pool, toy_task, budget=2, out=tmp_path / "run", strategy="top-k", workers=2)
-    with pytest.raises(RadinError, match="workers is the number of processes that evaluate soups, at least 1; got 0"):
+    with pytest.raises(RadinError, match=r"workers, the number of processes .* must be at least 1; got 0"):
         radin.cook(toy_pool, toy_task, budget=2, out=tmp_path / "other", workers=0)
 
 

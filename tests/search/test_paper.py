@@ -96,7 +96,7 @@ def test_sizes_bound_the_candidates(zoo):
     assert {len(subset) for subset in asked} == {3, 4}
     with pytest.raises(RadinError, match=r"2 <= smallest <= largest <= 10, the number of members; got 4 and 11"):
         asked_in_order(zoo, budget=1, sizes=(4, 11))
-    with pytest.raises(RadinError, match="number of candidates must be at least 1; got 0"):
+    with pytest.raises(RadinError, match="must be at least 1; got 0"):
         asked_in_order(zoo, budget=1, candidates=0)
 
 

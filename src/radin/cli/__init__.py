@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from radin import interrupts
 from radin.cli import streams
+from radin.errors import RadinError, printable, printable_lines
 
 
 def main() -> NoReturn:
@@ -40,8 +41,6 @@ def _run() -> int:
 
 def _command() -> int:
     import click
-
-    from radin.errors import RadinError, printable_lines
 
     try:
         from radin.cli.group import cli
@@ -75,14 +74,25 @@ def _command() -> int:
         if isinstance(error.__cause__, EOFError):
             return _fault()
         raise KeyboardInterrupt from None
-    except Exception:
-        return _fault()
+    except Exception as error:
+        return _memory(error) or _fault()
+
+
+def _memory(error: Exception) -> int:
+    """Said of memory that ran out where nothing could be made smaller; 0 where it is something else."""
+    forward = sys.modules.get("radin.engine.forward")
+    if not (isinstance(error, MemoryError) or (forward is not None and forward.lacks_memory(error))):
+        return 0
+    reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+    streams.say(
+        f"radin: memory ran out ({printable(reason)}). What is smaller: --members-at-once 1, --jobs 1, --batch-size, "
+        "--device. Nothing finished is lost; the same command continues from here."
+    )
+    return 2
 
 
 def _fault() -> int:
     import traceback
-
-    from radin.errors import printable_lines
 
     streams.say(printable_lines(traceback.format_exc()).rstrip())
     streams.say("radin: this is a fault of radin's own. Please report it with the lines above.")

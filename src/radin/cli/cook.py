@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from radin.checks import whole_number
 from radin.cli.shared import JSON, KEY, PATHS, console_progress, engine_options, open_pool, show
 from radin.errors import RadinError
 
@@ -118,9 +119,10 @@ def cook(
     """
     given: dict[str, Any] = dict(_split_option(text) for text in options)
     given |= {name: value for name, value in (("prior", prior), ("candidates", candidates)) if value is not None}
-    strategy = strategy or ("adaptive" if prior is None and candidates is None else "paper")
-    if budget < 1:
-        raise RadinError(f"the budget is the number of passes to spend on soups and must be at least 1; got {budget}")
+    if strategy is None:
+        strategy = "adaptive" if prior is None and candidates is None else "paper"
+    whole_number("the budget, the number of passes to spend on soups,", budget, 1)
+    whole_number("--seed", seed, 0, None)
     _check_evaluator(
         task,
         command,
@@ -164,7 +166,7 @@ def cook(
             outputs=outputs,
             keep_outputs=keep_outputs,
             scores=scores,
-            metric=metric or "accuracy",
+            metric="accuracy" if metric is None else metric,
             outputs_dtype=outputs_dtype,
             integers_from=integers_from,
             progress=progress,
@@ -179,7 +181,7 @@ def _check_evaluator(task: str | None, command: str | None, of_commands: dict[st
             "say what evaluates a soup: --task task.py, a Python file with model() and validation(), or "
             "--eval './score.sh {soup}', any program" + ("; not both" if task else "")
         )
-    given = [name for name, value in of_commands.items() if value]
+    given = [name for name, value in of_commands.items() if value not in (None, False, 0)]
     if task is not None and given:
         raise RadinError(f"{', '.join(given)}: only for a program given with --eval")
 

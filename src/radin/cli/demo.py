@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
+from radin.checks import whole_number
 from radin.cli.shared import JSON, console_progress, show
-from radin.errors import RadinError
 
 
 @click.command()
@@ -20,8 +20,8 @@ from radin.errors import RadinError
 @JSON
 def demo(out: Path, data: str, budget: int, seed: int, as_json: bool) -> None:
     """Train a real pool on real images, cook it, and compare with greedy at the same number of passes."""
-    if budget < 1:
-        raise RadinError(f"the budget must be at least 1; got {budget}")
+    whole_number("the budget", budget, 1)
+    whole_number("--seed", seed, 0, 2**32 - 1)
     from radin.demo.run import run_demo
 
     with console_progress() as progress:

@@ -62,7 +62,15 @@ def _as_batch(item: Any, where: str) -> Batch:
     else:
         raise TaskError(f"{where}: expected (inputs, targets) or a mapping with 'labels'; got {_describe(item)}")
     if targets is not None:
-        targets = torch.as_tensor(targets)
+        try:
+            targets = torch.as_tensor(targets)
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+            raise TaskError(
+                f"{where}: the targets are no numbers: {str(error).splitlines()[0]}. Give a tensor of class "
+                "indices, or of numbers; labels that are text must be mapped to indices first"
+            ) from None
+        if not targets.ndim:
+            raise TaskError(f"{where}: the targets must be one for each example; got a single {targets.dtype}")
     tensors = [tensor for _, tensor in leaves(inputs)]
     if not tensors:
         raise TaskError(f"{where}: the inputs hold no tensor; got {_describe(inputs)}")

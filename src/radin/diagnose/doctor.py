@@ -9,11 +9,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from radin.checks import whole_number
 from radin.data.task import Task
 from radin.diagnose.examine import ALPHAS, History, SliceReport, examine_run, examine_slice
 from radin.engine.device import Device
 from radin.engine.load import check_fits
-from radin.errors import RadinError
 from radin.progress import Progress, logged
 from radin.weights import Pool, batchnorm_layers
 from radin.weights.spread import Spread, spread
@@ -95,8 +95,7 @@ def doctor(
 
     Raises RadinError (one of its children) for what cannot be examined at all; a bad pool is a finding.
     """
-    if isinstance(examples, bool) or not isinstance(examples, int) or examples < 2:
-        raise RadinError(f"examples is how much of validation() to look at and must be at least 2; got {examples!r}")
+    whole_number("examples, how much of validation() to look at,", examples, 2)
     progress = logged(progress)
     engine = Device.create(device, precision, batch_size)
     loaded = Task.load(task) if task is not None else None

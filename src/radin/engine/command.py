@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from radin.checks import whole_number
 from radin.engine.answers import EXPECTED, AnswerError, Parsed, parse, shown_lines
 from radin.engine.base import Engine
 from radin.engine.process import Finished, run_shell, signal_name
@@ -54,8 +55,8 @@ class Command:
         if "\0" in self.command:
             raise RadinError("a command cannot hold a NUL character")
         Template.parse(self.command)
-        _check_count("jobs", self.jobs, 1)
-        _check_count("retries", self.retries, 0)
+        whole_number("jobs", self.jobs, 1, 1024)
+        whole_number("retries", self.retries, 0)
         timeout = self.timeout
         if timeout is not None and (
             isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout < math.inf
@@ -71,11 +72,6 @@ class Command:
 
 def _not_here(outputs: Any, targets: Any) -> float:
     raise RadinError("only the program can score outputs")
-
-
-def _check_count(name: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise RadinError(f"{name} must be a whole number, at least {least}; got {value!r}")
 
 
 class CommandEngine(Engine):

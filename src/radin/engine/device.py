@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from radin.checks import whole_number
 from radin.data.batches import Batch, rows_between, to_device
 from radin.engine.forward import OutOfMemoryError, forward, memory_errors, outputs_of
 from radin.errors import RadinError, TaskError
@@ -20,6 +21,10 @@ PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.floa
 _SHARE_OF_MEMORY = 0.4
 
 _LOG = logging.getLogger("radin")
+
+
+class TooLittleMemoryError(RadinError):
+    """Not even one example fits beside the models that are in memory."""
 
 
 @dataclass(frozen=True)
@@ -51,13 +56,13 @@ class Device:
         if precision not in PRECISIONS:
             raise RadinError(f"unknown precision {precision!r}; known: {', '.join(PRECISIONS)}")
         for name, number in (("batch size", batch_size), ("members at once", members_at_once)):
-            if number is not None and number < 1:
-                raise RadinError(f"{name} must be at least 1; got {number}")
+            if number is not None:
+                whole_number(name, number, 1)
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
             place = torch.device(device)
-            torch.empty(1, device=place)
+            torch.zeros(1, device=place).item()  # a place that computes, which "meta" is not
         except (RuntimeError, AssertionError) as error:
             reason = str(error).splitlines()[0]
             raise RadinError(f"device {device!r} cannot be used here: {reason}") from None
@@ -90,12 +95,27 @@ class Device:
         """The largest batch for this work ("outputs" or "calibration"), as far as is known; None: no limit."""
         return self._fits.get(work, self.batch_size)
 
+    @property
+    def said(self) -> dict[str, str]:
+        """The notes, by what they are about."""
+        return dict(self._said)
+
+    def say(self, key: str, note: str) -> None:
+        """Add to the notes, and to the log, once for each key."""
+        if key not in self._said:
+            self._said[key] = note
+            _LOG.warning(note)
+
+    def forget(self, work: str) -> None:
+        """Batches may be larger again: what filled the memory beside them is gone."""
+        self._fits.pop(work, None)
+
     def halve(self, examples: int, work: str) -> None:
         """A batch of so many examples did not fit: use half from now on. Raises RadinError when it was one example."""
         if examples <= 1:
-            raise RadinError(
+            raise TooLittleMemoryError(
                 f"device {str(self.device)!r} has too little memory for a single example: use a device with more, "
-                "--precision bfloat16, or fewer models side by side (--members-at-once 1)"
+                "--precision bfloat16, or fewer models side by side (--members-at-once 1, --jobs 1)"
             )
         self._fits[work] = examples // 2
         release = getattr(getattr(torch, self.device.type, None), "empty_cache", None)
@@ -104,12 +124,12 @@ class Device:
 
     def fitted(self, work: str) -> None:
         """A batch did fit after all: say once what size."""
-        if work in self._fits and work not in self._said:
-            self._said[work] = (
+        if work in self._fits:
+            self.say(
+                work,
                 f"a batch did not fit in the memory of device {str(self.device)!r}; batches of at most "
-                f"{self._fits[work]} examples are used for the {work}"
+                f"{self._fits[work]} examples are used for the {work}",
             )
-            _LOG.warning(self._said[work])
 
     def outputs(self, models: Sequence[torch.nn.Module], batch: Batch) -> list[torch.Tensor]:
         """Each model's outputs on one batch: float32 tensors (b, C) on the CPU. The batch is moved once.

@@ -13,25 +13,37 @@ from radin.data.task import user_code
 from radin.errors import OutputsError, TaskError
 
 # What torch and the libraries below it say where they raise no torch.OutOfMemoryError.
-_NO_MEMORY = ("out of memory", "can't allocate memory", "_ALLOC_FAILED")
+_NO_MEMORY = ("out of memory", "can't allocate memory", "_ALLOC_FAILED", "bad_alloc")
 
 
 class OutOfMemoryError(TaskError):
-    """A batch of ``examples`` was too large for the device's memory."""
+    """A batch of ``examples`` was too large for the memory of the device, or of this machine."""
 
     def __init__(self, examples: int, reason: str) -> None:
-        super().__init__(f"a batch of {examples} examples does not fit in the device's memory: {reason}")
+        super().__init__(f"a batch of {examples} examples does not fit in memory: {reason}")
         self.examples = examples
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[OutOfMemoryError], tuple[int, str]]:
+        return OutOfMemoryError, (self.examples, self.reason)
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether this says that memory, of a device or of this machine, has run out."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _NO_MEMORY)
 
 
 @contextmanager
 def memory_errors(examples: int) -> Iterator[None]:
-    """Turn a device's lack of memory, while a batch of ``examples`` is in work, into an OutOfMemoryError."""
+    """Turn a lack of memory, while a batch of ``examples`` is in work, into an OutOfMemoryError."""
     try:
         yield
-    except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in _NO_MEMORY):
-            raise OutOfMemoryError(examples, str(error).splitlines()[0]) from None
+    except (RuntimeError, MemoryError) as error:
+        if lacks_memory(error):
+            reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+            raise OutOfMemoryError(examples, reason) from None
         raise
 
 

@@ -130,7 +130,9 @@ class Workers:
             if kind == "error":
                 self._error = value
                 continue
-            answer, estimated = value
+            answer, estimated, said = value
+            for key, note in said.items():
+                worker.device.say(key, note)
             assert question is not None
             worker.built, worker.deaths = question.recipe, 0
             done.append((question, answer, estimated))
@@ -248,7 +250,7 @@ def _work(
             else:
                 question, kept, data = message
                 worker.data.update(data)
-                reply = ("done", worker.answer(question, kept))
+                reply = ("done", (*worker.answer(question, kept), device.said))
         except RadinError as error:
             reply = ("error", error)
         except Exception as error:

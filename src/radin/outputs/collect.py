@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from radin.data.batches import DataFingerprint
 from radin.data.readings import Readings
 from radin.data.task import Task
-from radin.engine.device import Device
-from radin.engine.forward import check_finite
+from radin.engine.device import Device, TooLittleMemoryError
+from radin.engine.forward import OutOfMemoryError, check_finite, lacks_memory
 from radin.engine.load import load_weights
 from radin.errors import OutputsError, RadinError, TaskError
 from radin.metrics import Metric
@@ -62,16 +62,25 @@ def collect_outputs(
         expected_data = next(iter(stored.values())).data
     missing = [k for k in range(len(pool)) if k not in stored]
     group = engine.capacity(pool.bytes, len(missing)) if missing else 1
-    groups = [missing[i : i + group] for i in range(0, len(missing), group)] or [[]]
     targets: NDArray[Any] | None = None
     readings = readings or Readings(task, engine.batch_size, share=0.0)
-    for index, members in enumerate(groups):
+    left, done = list(missing), 0
+    while left or targets is None:
+        members = left[:group]
+        count = done + -(-len(left) // group)
         what = f"outputs of {len(members)} members" if members else "checking the data"
-        if len(groups) > 1:
-            what += f", reading {index + 1} of {len(groups)}"
-        placed = _place(task, pool, members, engine)
-        passing = _Pass(readings, placed, engine, metric, expected_data, what, progress)
-        expected_data, targets = _read_into(store, [pool.fingerprints[k] for k in members], passing)
+        if count > 1:
+            what += f", reading {done + 1} of {count}"
+        passing = _Pass(readings, (), engine, metric, expected_data, what, progress)
+        made = _made(task, pool, members, store, passing)
+        if made is not None:
+            expected_data, targets = made
+            left, done = left[len(members) :], done + 1
+            continue
+        # The memory is free again only here, without the error's frames.
+        group = len(members) // 2
+        engine.forget("outputs")
+        engine.say("members", f"the members' outputs were made {group} at a time: more did not fit in memory")
     assert expected_data is not None
     assert targets is not None
     for k, member in enumerate(pool):
@@ -130,13 +139,34 @@ def stream_outputs(
 Placed = Sequence[tuple[str, torch.nn.Module]]
 
 
+def _made(
+    task: Task, pool: Pool, members: Sequence[int], store: OutputStore, passing: _Pass
+) -> tuple[str, NDArray[Any]] | None:
+    """Outputs of some members, in one reading; None where they do not fit in memory together."""
+    try:
+        placed = _place(task, pool, members, passing.engine)
+        return _read_into(store, [pool.fingerprints[k] for k in members], replace(passing, placed=placed))
+    except (TooLittleMemoryError, OutOfMemoryError):
+        if len(members) < 2:
+            raise
+        return None
+
+
 def _place(task: Task, pool: Pool, members: Iterable[int], engine: Device) -> Placed:
     """(name, model on the device) of each member."""
     placed = []
     for k in members:
-        model = task.build_model()
-        load_weights(model, pool.tensors(k), pool[k].name)
-        placed.append((pool[k].name, engine.place(model)))
+        try:
+            model = task.build_model()
+            load_weights(model, pool.tensors(k), pool[k].name)
+            placed.append((pool[k].name, engine.place(model)))
+        except (RuntimeError, MemoryError) as error:
+            if not lacks_memory(error):
+                raise
+            raise TooLittleMemoryError(
+                f"{pool[k].name} does not fit in the memory of device {str(engine.device)!r}, beside "
+                f"{len(placed)} others: use a device with more, or fewer at once (--members-at-once, --jobs)"
+            ) from None
     return placed
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 import radin
+from radin.checks import whole_number
 from radin.checksums import sealed
 from radin.data.task import Task
 from radin.engine.base import Engine
@@ -44,6 +45,7 @@ __all__ = ["cook", "versions"]
 UNIFORM_FROM = 8
 # Where any question costs more than this share of a pass, asking about some of the examples gains nothing.
 _READING = 0.5
+_WORKERS = 1024  # processes at most: more is a slip
 # Soups evaluated on the half that chooses: one for every so many passes, and the most.
 _PASSES_PER_FINALIST, _FINALISTS = 3, 4
 
@@ -102,10 +104,9 @@ def cook(
     known; never overwrites another run.
     """
     started, progress = time.monotonic(), logged(progress)
-    if isinstance(budget, bool) or not isinstance(budget, int) or budget < 1:
-        raise RadinError(f"the budget is the number of passes to spend on soups and must be at least 1; got {budget!r}")
-    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
-        raise RadinError(f"workers is the number of processes that evaluate soups, at least 1; got {workers!r}")
+    budget = whole_number("the budget, the number of passes to spend on soups,", budget, 1)
+    workers = whole_number("workers, the number of processes that evaluate soups,", workers, 1, _WORKERS)
+    seed = whole_number("the seed", seed, 0, None)
     settings = base.get(strategy).settings(options)
     if not isinstance(task, Command | Engine):
         spec = None if isinstance(task, Task) else task
@@ -195,6 +196,7 @@ def cook(
             _check_members(job, outcome.best())
             outcome.evaluate_splits(engine.splits)
             evaluator.bind_splits(job, asked)
+            job.notes += tuple(note for note in engine.notes if note not in job.notes)
             result = outcome.result(asked).reordered(listed)
         finally:
             ledger.close()

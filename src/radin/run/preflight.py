@@ -80,6 +80,7 @@ def preflight(
         )
     targets = first.targets.cpu().numpy()
     metric.check_batch(targets, outputs.shape[1])
+    metric.probe(outputs.numpy(), targets)
     layers = len(statistics_layers(model))
     notes = []
     if layers and task.calibration is None:

@@ -64,6 +64,8 @@ class Members:
         self._names: Sequence[str] = names or ()
         self.targets: Array = np.empty(0) if targets is None else np.asarray(targets)
         if outputs is not None:
+            if not self.targets.ndim:
+                raise OutputsError("the targets must be one for each example; got a single one")
             reader = Reader(_arrays(outputs), names)
             self._outputs, self._names = reader.sources, reader.names
             if len(self.targets) != reader.examples:

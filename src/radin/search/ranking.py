@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from radin.errors import RadinError
+from radin.checks import whole_number
 from radin.estimate import Estimator, Outputs
 from radin.metrics import Metric
 from radin.progress import Progress
@@ -16,6 +16,7 @@ from radin.recipe import Recipe
 from radin.search.screening import reranked, screened
 from radin.search.search import Search
 from radin.search.sources import best_recipes, default_sources
+from radin.search.strategies.base import MOST_RECIPES
 
 _KEPT_AT_LEAST = 64
 
@@ -53,8 +54,7 @@ def rank(
     not the soup's. Raises RadinError for anything that does not fit.
     """
     for name, value in (("top", top), ("count", count)):
-        if value < 1:
-            raise RadinError(f"{name} must be at least 1; got {value}")
+        whole_number(name, value, 1, MOST_RECIPES)
     search = Search(
         outputs,
         targets,

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from radin import metrics
+from radin.checks import whole_number
 from radin.errors import RadinError
 from radin.estimate import Estimator, Outputs
 from radin.estimate.reading import Array
@@ -91,7 +92,8 @@ class Search:
         self.metric = metrics.get(metric)
         self.strategy = base.get(strategy)
         self.settings = self.strategy.settings(options)
-        self.budget = _checked_budget(budget, at_least=1 if self.strategy.spends else 0)
+        self.budget = whole_number("budget", budget, 1 if self.strategy.spends else 0)
+        seed = whole_number("seed", seed, 0, None)
         self.parts = parts
         self._members = members = Members(
             outputs,
@@ -370,11 +372,3 @@ class Search:
             return self._running.send(reply)
         except StopIteration:
             return None
-
-
-def _checked_budget(budget: int, at_least: int) -> int:
-    if isinstance(budget, bool) or not isinstance(budget, int | np.integer):
-        raise RadinError(f"budget must be a whole number of soup evaluations; got {budget!r}")
-    if budget < at_least:
-        raise RadinError(f"budget must be at least {at_least}; got {budget}")
-    return int(budget)

@@ -45,8 +45,8 @@ _State = tuple[list[int], Floats, Floats, Floats]
 def adaptive(
     problem: Problem,
     *,
-    count: Annotated[int, "recipes that each random source of candidates draws"] = 4096,
-    keep: Annotated[int, "candidates kept, best estimates first, beside the anchors of every size"] = 384,
+    count: Annotated[int, "recipes that each random source of candidates draws", 1] = 4096,
+    keep: Annotated[int, "candidates kept, best estimates first, beside the anchors of every size", 1] = 384,
     finish: Annotated[int, "soups evaluated on all examples in the end, where soups are started on some"] = 1,
 ) -> Asks:
     """Rank recipes of every source, unequal ratios too, and correct the ranking by each soup evaluated."""

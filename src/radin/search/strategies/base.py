@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import json
+import sys
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from types import NoneType
@@ -16,9 +17,12 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import numpy as np
 from numpy.typing import NDArray
 
+from radin.checks import whole_number
 from radin.errors import RadinError
 from radin.progress import Progress, silent
 from radin.search.prior import ScorePrior
+
+MOST_RECIPES = 10**7  # what may be asked for of candidates, and of whatever else is counted
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.intp]
@@ -138,6 +142,7 @@ class Option:
     kind: Any
     default: Any
     help: str
+    least: int = 0
 
     @property
     def choices(self) -> tuple[str, ...]:
@@ -154,6 +159,9 @@ class Option:
             value = tuple(value)
         if not _fits(value, self.kind):
             raise RadinError(f"option {self.name!r} ({self.help}): expected {self.describe()}; got {given!r}")
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, int) and not isinstance(number, bool) and self.kind is not float:
+                whole_number(f"option {self.name!r} ({self.help})", number, self.least, MOST_RECIPES)
         return float(value) if self.kind is float else value
 
     def describe(self) -> str:
@@ -180,7 +188,7 @@ def _fits(value: Any, kind: Any) -> bool:
     if kind is bool or isinstance(value, bool):
         return kind is bool and isinstance(value, bool)
     if kind is float:
-        return isinstance(value, int | float) and bool(np.isfinite(value))
+        return isinstance(value, int | float) and abs(value) <= sys.float_info.max
     return isinstance(value, kind)
 
 
@@ -222,7 +230,8 @@ def strategy(
 ) -> Callable[[Callable[..., Asks]], Callable[..., Asks]]:
     """Register a generator function under ``name``.
 
-    Its keyword-only parameters, each ``Annotated[type, "help"] = default``, are the options; the first line
+    Its keyword-only parameters, each ``Annotated[type, "help"] = default``, or with the least value of a whole
+    number after the help, are the options; the first line
     of its docstring is the summary. A registered strategy joins the conformance suite in tests/search.
     """
 
@@ -231,8 +240,8 @@ def strategy(
         options = []
         for parameter in inspect.signature(function).parameters.values():
             if parameter.kind is parameter.KEYWORD_ONLY:
-                kind, text = get_args(hints[parameter.name])
-                options.append(Option(parameter.name, kind, parameter.default, text))
+                kind, text, *least = get_args(hints[parameter.name])
+                options.append(Option(parameter.name, kind, parameter.default, text, *least))
         summary = (inspect.getdoc(function) or "").splitlines()[0]
         _STRATEGIES[name] = Strategy(name, summary, function, tuple(options), spends, geometry, outputs, independent)
         return function

@@ -15,7 +15,7 @@ from radin.search.strategies.base import Asks, Problem, strategy
 def paper(
     problem: Problem,
     *,
-    candidates: Annotated[int, "how many distinct subsets to draw (C); all are taken when no more exist"] = 200,
+    candidates: Annotated[int, "how many distinct subsets to draw (C); all are taken when no more exist", 1] = 200,
     prior: Annotated[float, "utility added per member (lambda); the paper uses 0 and 1"] = 0.0,
     uniform: Annotated[bool, "whether the average of all members joins the candidates"] = True,
     sizes: Annotated[tuple[int, int] | None, "smallest and largest subset drawn; 2 to N-1 if not given"] = None,
