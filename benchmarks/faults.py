@@ -113,7 +113,7 @@ def broken(all_runs: runs.Runs, amounts: dict[str, int], seed: int = 0) -> Found
     return found
 
 
-QUICK = {"kills": 24, "faults": 12, "flips": 40, "fuzz": 600}
+QUICK = {"kills": 40, "faults": 20, "flips": 100, "fuzz": 2000}
 FULL = {"kills": 300, "faults": 100, "flips": 2000, "fuzz": 20_000}
 
 

@@ -11,10 +11,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-# Times, what is drawn when a run begins, and checksums over them.
+# Times, a run's own number, and a checksum over these.
 _TIMES = ("seconds", "created", "run", "checksum")
 # Places in the order of things, which a run that was interrupted has more of, and checksums over them.
 _ORDER = re.compile(r"id|session|asked|told|place|created|seconds|(check|seal|sum|digest|hash|crc).*")
+_HISTORY = ("soups",)  # every soup that was written, by the bytes of its file
 _NOT_COMPARED = (".lock",)
 
 
@@ -89,10 +90,12 @@ def _in_any_order(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tensors(path: Path) -> tuple[str, bytes]:
-    """Header and data: the library writes what stands in the header in any order."""
+    """Header and data: the library writes what stands in the header in any order, and a checksum covers the order."""
     whole = path.read_bytes()
     length = int.from_bytes(whole[:8], "little")
-    return json.dumps(json.loads(whole[8 : 8 + length]), sort_keys=True), whole[8 + length :]
+    header = json.loads(whole[8 : 8 + length])
+    about = {name: text for name, text in header.pop("__metadata__", {}).items() if "checksum" not in name}
+    return json.dumps([about, header], sort_keys=True), whole[8 + length :]
 
 
 def rows(path: Path) -> dict[str, Counter[Any]]:
@@ -106,7 +109,7 @@ def rows(path: Path) -> dict[str, Counter[Any]]:
         for table in tables:
             cursor = database.execute(f'SELECT * FROM "{table}"')
             kept = [k for k, column in enumerate(cursor.description) if not _ORDER.fullmatch(column[0])]
-            if table != "soups" and "identity" in [cursor.description[k][0] for k in kept]:
+            if table not in _HISTORY and "identity" in [cursor.description[k][0] for k in kept]:
                 found[table] = Counter(tuple(row[k] for k in kept) for row in cursor)
     database.close()
     return found

@@ -36,10 +36,9 @@ _ERRORS: tuple[tuple[str, tuple[str, ...], bool], ...] = (
     ("EIO", ("sync",), False),
     ("EIO", ("read", "map"), True),
     ("EACCES", ("create", "mkdir", "rename", "unlink"), True),
-    ("EACCES", ("open", "create"), False),
-    ("EROFS", ("create", "mkdir", "rename", "unlink", "write"), True),
+    ("EACCES", ("open", "create"), True),
+    ("EROFS", ("create", "mkdir", "rename"), True),
     ("EMFILE", ("open", "create"), True),
-    ("EMFILE", ("open", "create"), False),
     ("ENOMEM", ("map",), False),
     ("EINTR", ("write", "read"), False),
     ("short", ("write",), False),
@@ -131,8 +130,8 @@ def _judged(runs: Runs, kind: str, what: str, error: str, inject: Inject) -> Fai
     if verdict == "refused":
         wrong = [text for text in _MISLEADING if text in ended.message]
         words = _SAYS.get(error, ())
-        # SQLite says no more than this of what the system told it.
-        words += ("disk i/o error", "unable to open database", "readonly database") if "sqlite" in ended.message else ()
+        if error == "EACCES" and "sqlite" in ended.message:
+            words += ("read-only",)  # SQLite does not tell one from the other
         told = not _SAYS.get(error) or any(text in ended.message.lower() for text in words)
         verdict = "misleading" if wrong or not told else "refused"
     if verdict == "crash":

@@ -152,7 +152,7 @@ def _others(
 
 def _probed(label: str, act: Any) -> dict[str, Any]:
     """What became of one input."""
-    import click
+    from benchmarks.fault_parts.readers import Refused
 
     from radin.engine.answers import AnswerError
     from radin.errors import RadinError
@@ -162,7 +162,7 @@ def _probed(label: str, act: Any) -> dict[str, Any]:
     try:
         if act() == "refused":
             verdict = "refused"
-    except (RadinError, click.ClickException, AnswerError) as error:
+    except (RadinError, AnswerError, Refused) as error:
         verdict, why = "refused", str(error)[:200]
         if any(ord(character) < 32 and character not in "\n\t" for character in str(error)):
             verdict, why = "crash", f"control characters in a message: {why!r}"

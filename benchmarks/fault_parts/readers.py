@@ -1,18 +1,21 @@
 """Every reader of radin's but that of checkpoints, with what it is fed.
 
-A reader is made once in the process that feeds it, from a finished run and the pool: ``make`` gives one damaged input,
-``probe`` reads it. It may raise what says that the input is bad (RadinError, a usage error of the command line, an
-AnswerError); everything else is a crash.
+Each is made once in the process that feeds it, from a finished run and the pool; its probe then makes one damaged input
+after another and has it read. It may raise what says that the input is bad (RadinError, AnswerError, Refused);
+everything else is a crash.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
 import random
+import re
 import shutil
 import sqlite3
+import sys
 from collections.abc import Callable
 from contextlib import closing, redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -21,16 +24,49 @@ from typing import Any
 import numpy as np
 from benchmarks.fault_parts.mutate import damaged_bytes, damaged_json
 
+from radin.checksums import BLANK, row_checksum, sealed, sealed_header
+
 Probe = Callable[[random.Random], str]
 """Makes one input and has it read; what was read, in a word. Raises what the reader raises."""
 
 
-def command(*arguments: object) -> None:
-    """The command line in this process; raises as it does before it is turned into an exit code."""
-    from radin.cli import cli
+class Refused(Exception):
+    """A command ended with exit code 2 and one message."""
 
-    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-        cli.main([str(part) for part in arguments], standalone_mode=False)
+
+class Broken(Exception):
+    """A command ended in any other way than done, or refused in one message."""
+
+
+def command(*arguments: object) -> None:
+    """The command line in this process. Raises Refused, and Broken."""
+    from radin.cli import main
+
+    out, err = io.StringIO(), io.StringIO()
+    sys.argv = ["radin", *map(str, arguments)]
+    with redirect_stdout(out), redirect_stderr(err):
+        try:
+            main()
+        except SystemExit as error:
+            code = error.code
+    said = err.getvalue()
+    if code == 2 and "Traceback (most" not in said.replace(_users_traceback(said), ""):
+        raise Refused(said[max(0, said.rfind("radin: ")) :].strip())
+    if code or "Traceback (most" in said:
+        lines = [line for line in said.splitlines() if line.strip()]
+        places = [line.strip() for line in lines if "/radin/" in line and line.strip().startswith("File ")]
+        errors = [line for line in lines if line[:1].isalpha() and "Error" in line.split(":")[0]] or lines[-1:]
+        where = places[-1].rsplit("/radin/", 1)[-1] if places else ""
+        raise Broken(f"exit code {code}: {' '.join(errors[-1:])[:160]} at {where}")
+    if not out.getvalue():
+        raise Broken("exit code 0, and nothing was said")
+
+
+def _users_traceback(said: str) -> str:
+    """The traceback of a user's own code, which is shown above the message."""
+    at = said.find("Traceback (most")
+    end = said.rfind("radin: ")
+    return said[at:end] if 0 <= at < end and "/radin/" not in said[at:end] else ""
 
 
 def reader(name: str, pool: Path, run: Path, folder: Path) -> Probe:
@@ -97,12 +133,37 @@ def _outputs_safetensors(pool: Path, run: Path, folder: Path) -> Probe:
 
 
 def _damaged_tensors(chance: random.Random, whole: bytes) -> bytes:
-    """A .safetensors file with other bytes, or with a header of another shape and a length that fits it."""
-    if chance.random() < 0.4:
+    """A .safetensors file with other bytes, or with a header of another shape and a length that fits it.
+
+    Most are given a checksum that is right: what does not match its own goes no further.
+    """
+    if chance.random() < 0.3:
         return damaged_bytes(chance, whole, 400)
     length = int.from_bytes(whole[:8], "little")
-    header = damaged_json(chance, json.loads(whole[8 : 8 + length]))
-    return len(header).to_bytes(8, "little") + header + whole[8 + length :]
+    header = json.loads(whole[8 : 8 + length])
+    data = damaged_bytes(chance, whole[8 + length :], 400) if chance.random() < 0.3 else whole[8 + length :]
+    return resealed_tensors(damaged_json(chance, header), data)
+
+
+def resealed_tensors(header: bytes, data: bytes) -> bytes:
+    """A .safetensors file, its checksum made anew if its header still has one."""
+    blank = re.sub(rb'("radin\.checksum":\s*")[0-9a-f]{64}"', rb"\g<1>" + BLANK.encode() + b'"', header)
+    head = len(blank).to_bytes(8, "little") + blank
+    if re.search(rb'"radin\.checksum":\s*"0{64}"', blank):
+        head = sealed_header(head, hashlib.sha256(data))
+    return head + data
+
+
+def resealed_json(chance: random.Random, value: Any) -> bytes:
+    """A JSON text of another shape; most of those that are objects with a checksum that is right."""
+    text = damaged_json(chance, value)
+    if chance.random() < 0.3:
+        return text
+    try:
+        changed = json.loads(text)
+        return json.dumps(sealed(changed)).encode() if isinstance(changed, dict) else text
+    except (ValueError, RecursionError):
+        return text
 
 
 def _targets(pool: Path, run: Path, folder: Path) -> Probe:
@@ -193,9 +254,9 @@ def _ledger_rows(pool: Path, run: Path, folder: Path) -> Probe:
         with closing(sqlite3.connect(path)) as database, database:
             tables = [n for (n,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
             for _ in range(chance.choice((1, 1, 2))):
-                table = chance.choice(tables)
+                table = chance.choice(tables)  # it may be gone by now
                 columns = [row[1] for row in database.execute(f'PRAGMA table_info("{table}")')]
-                column = chance.choice(columns)
+                column = chance.choice(columns or ["id"])
                 way = chance.randrange(12)
                 try:
                     if way == 0:
@@ -210,11 +271,19 @@ def _ledger_rows(pool: Path, run: Path, folder: Path) -> Probe:
                         where = f"rowid = {chance.randint(1, 20)}" if chance.random() < 0.8 else "1"
                         given = chance.choice(values)
                         database.execute(f'UPDATE OR REPLACE "{table}" SET "{column}" = ? WHERE {where}', (given,))
+                    if chance.random() < 0.8:
+                        _reseal_rows(database, table)
                 except sqlite3.Error:
                     continue
         return _read_ledger(path)
 
     return probe
+
+
+def _reseal_rows(database: sqlite3.Connection, table: str) -> None:
+    """Give all rows of a table checksums that are right."""
+    for number, *row in database.execute(f'SELECT rowid, * FROM "{table}"').fetchall():
+        database.execute(f'UPDATE "{table}" SET checksum = ? WHERE rowid = ?', (row_checksum(*row[:-1]), number))
 
 
 def _no_journal(path: Path) -> Path:
@@ -230,7 +299,7 @@ def _run_json(pool: Path, run: Path, folder: Path) -> Probe:
     place.mkdir()
 
     def probe(chance: random.Random) -> str:
-        _write(place / "run.json", damaged_json(chance, whole))
+        _write(place / "run.json", resealed_json(chance, whole))
         with RunDirectory(place, dict(whole["identity"])) as directory:
             directory.read().get("settings", {}).get("rates")
         return "ok"
@@ -247,7 +316,7 @@ def _run_json_names(pool: Path, run: Path, folder: Path) -> Probe:
         shutil.copy(path, place / "outputs")
 
     def probe(chance: random.Random) -> str:
-        _write(place / "run.json", damaged_json(chance, whole))
+        _write(place / "run.json", resealed_json(chance, whole))
         command("rank", "--outputs", place / "outputs", "--count", 5, "--top", 2, "--source", "top-k")
         return "ok"
 
@@ -260,7 +329,7 @@ def _result(pool: Path, run: Path, folder: Path) -> Probe:
     place.mkdir()
 
     def probe(chance: random.Random) -> str:
-        _write(place / "result.json", damaged_json(chance, whole))
+        _write(place / "result.json", resealed_json(chance, whole))
         command("report", place, *(["--json"] if chance.random() < 0.5 else []))
         return "ok"
 
@@ -271,7 +340,7 @@ def _recipe(pool: Path, run: Path, folder: Path) -> Probe:
     whole = json.loads((run / "recipe.json").read_text())
 
     def probe(chance: random.Random) -> str:
-        path = _write(folder / "recipe.json", damaged_json(chance, whole))
+        path = _write(folder / "recipe.json", resealed_json(chance, whole))
         output = folder / "averaged.safetensors"
         command("average", pool / "members", "--recipe", path, "-o", output, "--force")
         return "ok"
@@ -527,9 +596,7 @@ def _task(pool: Path, run: Path, folder: Path) -> Probe:
 
     def probe(chance: random.Random) -> str:
         lines = [f"{chance.choice(_NAMES)} = {chance.choice(_ODD)}" for _ in range(chance.choice((1, 1, 2, 3)))]
-        lines += [chance.choice(("sys.exit()", "1/0", "raise KeyboardInterrupt", "x = (", "del model"))] * (
-            chance.random() < 0.04
-        )
+        lines += [chance.choice(("sys.exit()", "1/0", "x = (", "del model"))] * (chance.random() < 0.04)
         path = _write(folder / "task.py", (_TASK + "\n".join(lines)).encode())
         command("evaluate", first, "--task", path)
         return "ok"

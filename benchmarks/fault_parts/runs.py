@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.fault_parts.compare import content, same
+from benchmarks.fault_parts.compare import content, differences
 from benchmarks.fault_parts.pool import faults_pool, known_lines
 from benchmarks.fault_parts.trials import Ended, Fault, Servers
 
@@ -85,8 +85,9 @@ class Runs:
             raise RuntimeError(f"the undisturbed run {kind} failed: {ended.stderr}")
         once, found = lines_of(out), self.content(kind, out)
         again = self.start(kind, out, budget=budget)
-        if again.verdict != "ok" or not same(self.content(kind, out), found):
-            raise RuntimeError(f"the undisturbed run {kind} is another when it is asked for again: {again.stderr}")
+        if again.verdict != "ok" or (said := differences(self.content(kind, out), found)):
+            why = again.stderr if again.verdict != "ok" else "; ".join(said)
+            raise RuntimeError(f"the undisturbed run {kind} is another when it is asked for again: {why}")
         return Reference(found, ended.seconds, tuple(ended.calls), once, lines_of(out) - once)
 
     def lost(self, kind: str, lines: Counter[str], sessions: int, kills: int, unread: int) -> int:
