@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from radin.engine.device import Device, TooLittleMemoryError
 from radin.engine.forward import OutOfMemoryError, check_finite, lacks_memory
 from radin.engine.load import load_weights
 from radin.errors import OutputsError, RadinError, TaskError
+from radin.files import told
 from radin.metrics import Metric
 from radin.outputs.store import OutputStore, PendingOutputs
 from radin.progress import Progress
@@ -181,6 +182,7 @@ class _Pass:
     expected_data: str | None
     what: str
     progress: Progress | None
+    total: list[int] = field(default_factory=lambda: [0])  # examples, where the data tell how many they have
 
     def batches(
         self, data: DataFingerprint, wanted: Callable[[int], bool], *, all_wanted: bool = True
@@ -192,6 +194,7 @@ class _Pass:
         models = [model for _, model in self.placed]
 
         def report(done: int, total: int | None) -> None:
+            self.total[:] = [total or 0]
             if self.progress:
                 self.progress(self.what, done, total)
 
@@ -250,7 +253,9 @@ def _attempt(reading: PendingOutputs | None, passing: _Pass) -> tuple[str, NDArr
     for labels, outputs in passing.batches(data, wanted, all_wanted=skip == 0):
         targets.append(labels)
         if outputs and reading is not None:
-            reading.append(outputs, data)
+            left = max(0, passing.total[0] - reading.examples) * sum(rows[0].numel() for rows in outputs)
+            with told(needs=left * reading.itemsize):
+                reading.append(outputs, data)
     if data.examples < skip:
         raise _CannotResume
     fingerprint, whole = passing.finished(data, targets)

@@ -183,6 +183,11 @@ class PendingOutputs:
             with attributed(self._partial(member)), self._partial(member).open("r+b" if note else "wb") as file:
                 file.truncate(self._size(self.examples, self._classes))
 
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one number as it is stored."""
+        return self._store.dtype.itemsize
+
     def _partial(self, member: str) -> Path:
         return self._store.path(member).with_suffix(".partial")
 

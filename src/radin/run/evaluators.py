@@ -24,7 +24,7 @@ from radin.outputs.files import SavedOutputs, read_outputs
 from radin.outputs.store import OutputStore
 from radin.question import VALIDATION, Floats, Indices, Rates
 from radin.run.identity import metric_identity
-from radin.run.job import Job
+from radin.run.job import Job, data_name
 from radin.run.members import Known, asked_scores, slice_cost, some_examples, stored_outputs, streamed_outputs
 from radin.run.preflight import preflight
 from radin.weights import Pool
@@ -133,7 +133,7 @@ class TaskEvaluator(Evaluator):
             "the metric's code": metric_identity(self.metric),
             VALIDATION: None,
             "calibration data": None,
-            **{_named(split): None for split in self.engine.splits},
+            **{data_name(split): None for split in self.engine.splits},
             "outputs stored as": self._dtype,
             "outputs kept": self._keep,
             **self.engine.identity(),
@@ -155,9 +155,9 @@ class TaskEvaluator(Evaluator):
             seen = job.ledger.data(split)
             if seen is not None:
                 job.report(f"checking that {split} is as before")
-                job.directory.bind(_named(split), seen, asked)
+                job.directory.bind(data_name(split), seen, asked)
                 found, _ = self.engine.fingerprint(split)
-                job.directory.bind(_named(split), found, asked)
+                job.directory.bind(data_name(split), found, asked)
                 self.engine.data[split] = found
 
     def cached(self, job: Job) -> int:
@@ -189,15 +189,11 @@ class TaskEvaluator(Evaluator):
         """Test and shifts, whose content is known once they were evaluated."""
         for split in self.engine.splits:
             if split in self.engine.data:
-                job.directory.bind(_named(split), self.engine.data[split], asked)
+                job.directory.bind(data_name(split), self.engine.data[split], asked)
 
     def some_examples(self, job: Job, known: Known, examples: Indices) -> Known:
         """Their outputs copied to files in the run directory, for as long as the run lasts."""
         return some_examples(job, self.engine, known, examples, job.directory.searched_half)
-
-
-def _named(split: str) -> str:
-    return f"{split} data"
 
 
 class EngineEvaluator(Evaluator):

@@ -8,11 +8,12 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from radin.errors import RunError
 from radin.metrics import Metric
 from radin.progress import Progress
 from radin.question import VALIDATION, Answer
 from radin.recipe import Recipe
-from radin.run.directory import RunDirectory
+from radin.run.directory import RunDirectory, way_on
 from radin.run.ledger import REESTIMATED, Ledger
 from radin.weights import Pool, geometry
 
@@ -59,7 +60,19 @@ class Job:
 
         A member whose BatchNorm statistics were estimated again is known by a recipe of its own.
         """
-        return self.ledger.get(self.identity(recipe), _kind(recipe), split)
+        found = self.ledger.get(self.identity(recipe), _kind(recipe), split)
+        if found is not None:
+            self.check_data(split, found)
+        return found
+
+    def check_data(self, split: str, found: Answer) -> None:
+        """Raise RunError when what was recorded is an evaluation over other data than this run's."""
+        bound = self.directory.identity.get(data_name(split))
+        if found.data and bound is not None and found.data != bound:
+            raise RunError(
+                f"{self.ledger.path} holds an evaluation over other data ({found.data[:12]}) than {split} of this run "
+                f"({bound[:12]}). {way_on(self.directory.path)}"
+            )
 
     def add(self, recipe: Recipe, split: str, found: Answer) -> None:
         """Record an evaluation that ``known`` is asked about."""
@@ -91,6 +104,11 @@ class Job:
         """Say how far what is done now has come."""
         if self.progress is not None:
             self.progress(self._doing, done, total)
+
+
+def data_name(split: str) -> str:
+    """What the identity of a run calls the fingerprint of a split's data."""
+    return split if split == VALIDATION else f"{split} data"
 
 
 def _kind(recipe: Recipe) -> str:

@@ -15,7 +15,7 @@ from radin.checksums import file_checksum
 from radin.engine.base import Engine
 from radin.errors import RunError
 from radin.files import told
-from radin.question import Answer, Failure, Indices, Question, answer_from_values
+from radin.question import VALIDATION, Answer, Failure, Indices, Question, answer_from_values
 from radin.recipe import Recipe
 from radin.run.job import Job
 from radin.run.ledger import Asked
@@ -85,6 +85,9 @@ class Session:
         ledger = self._job.ledger
         ledger.reopen_failures()
         sessions, asked = ledger.sessions(), ledger.questions()
+        for question in asked:
+            if question.answer is not None:
+                self._job.check_data(VALIDATION, question.answer)
         same = len(sessions)
         while same and sessions[same - 1].settings == self._settings:
             same -= 1
