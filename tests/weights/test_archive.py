@@ -200,6 +200,12 @@ def test_what_else_a_checkpoint_may_hold(tmp_path: Path) -> None:
     assert kept == other
 
 
+def test_names_that_python_2_wrote(tmp_path: Path) -> None:
+    found = [(n, d.replace(b"X\x01\x00\x00\x00a", b"U\x01a") if n.endswith(".pkl") else d) for n, d in entries()]
+    assert found != entries()
+    assert_same(archive(tmp_path / "m.pt", found))
+
+
 # Damaged, or made to lie
 
 

@@ -10,28 +10,19 @@ from __future__ import annotations
 import argparse
 import struct
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
 
-from radin.weights.described import Described, Odd, Quantized, Storage
+from radin.weights.described import Described, Odd, Storage
 from radin.weights.limits import DIMENSIONS, PICKLE_BYTES, PICKLE_STEPS
+from radin.weights.named import Call, StorageType, is_size, known, word
 
-_TEXT_PER_STEP = 64  # copying so many bytes counts as one step
-_TENSOR_STEPS = 10  # what describing one tensor counts
 _TUPLE_KEYS = 1_000  # tuples as keys of dicts: their hashes can be made to collide, at the square of their number
 _INTEGER_KEYS = 1 << 60  # larger integers' hashes too
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Call:
-    """What the file may name and call: a function of ours of the machine and the arguments."""
-
-    run: Callable[[_Machine, tuple[Any, ...]], Any]
 
 
 @dataclass(frozen=True)
@@ -140,9 +131,9 @@ def _global(m: _Machine) -> None:
     else:
         module = IMPORT_MAPPING.get(module, module)
     full = f"{module}.{name}"
-    known = _known()
-    if full in known:
-        m.stack.append(known[full])
+    found = known()
+    if full in found:
+        m.stack.append(found[full])
     else:
         m.unsafe.add(full.removeprefix("builtins."))
         m.stack.append(Odd(f"a {full}"))
@@ -153,7 +144,7 @@ def _reduce(m: _Machine) -> None:
     function = m.stack.pop()
     if isinstance(function, Odd):
         m.stack.append(function)
-    elif isinstance(function, _Call) and isinstance(arguments, tuple):
+    elif isinstance(function, Call) and isinstance(arguments, tuple):
         m.stack.append(function.run(m, arguments))
     else:
         raise ValueError(f"it calls a {type(function).__name__}")
@@ -204,21 +195,21 @@ def _text(m: _Machine, length: int) -> None:
 
 def _persistent(m: _Machine) -> None:
     found = m.stack.pop()
-    if not isinstance(found, tuple) or len(found) not in (5, 6) or _word(found[0]) != "storage":
+    if not isinstance(found, tuple) or len(found) not in (5, 6) or word(found[0]) != "storage":
         raise ValueError("it refers to something that is no storage")
     kind, key, location, numel = found[1:5]
     if isinstance(kind, Odd):
         m.stack.append(kind)
         return
-    if not isinstance(kind, _StorageType) or not _is_size(numel):
+    if not isinstance(kind, StorageType) or not is_size(numel):
         raise ValueError("a storage without a type or a length")
     view = found[5] if len(found) == 6 else None
     if view is not None:
         _, offset, length = view
-        if not (_is_size(offset) and _is_size(length)):
+        if not (is_size(offset) and is_size(length)):
             raise ValueError("a view without a place")
         view = (offset, length)
-    storage = Storage(_word(key), kind.dtype, numel, _word(location), view)
+    storage = Storage(word(key), kind.dtype, numel, word(location), view)
     m.storages.setdefault(storage.key, storage)
     m.stack.append(storage)
 
@@ -271,198 +262,9 @@ _STEPS: dict[int, Callable[[_Machine], None]] = {
     ord("G"): lambda m: m.stack.append(m.number(_FLOAT8)),
     0x8A: lambda m: m.stack.append(int.from_bytes(m.take(m.number(_UINT1)), "little", signed=True)),  # LONG1
     ord("X"): lambda m: _text(m, m.number(_UINT4)),
-    ord("U"): lambda m: m.stack.append(m.take(m.number(_UINT1))),  # a string of Python 2
+    ord("U"): lambda m: m.stack.append(m.take(m.number(_UINT1)).decode("utf-8")),  # a string of Python 2
     ord("h"): lambda m: m.stack.append(m.memo[m.number(_UINT1)]),
     ord("j"): lambda m: m.stack.append(m.memo[m.number(_UINT4)]),
     ord("q"): lambda m: _remember(m, m.number(_UINT1)),
     ord("r"): lambda m: _remember(m, m.number(_UINT4)),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class _StorageType:
-    dtype: torch.dtype
-
-
-def _dense(
-    m: _Machine, storage: Any, offset: Any, size: Any, stride: Any, dtype: torch.dtype, metadata: Any = None
-) -> Described | Odd:
-    if isinstance(storage, Odd):
-        return storage
-    if not isinstance(storage, Storage) or not (isinstance(size, tuple) and isinstance(stride, tuple)):
-        raise ValueError("a tensor without a storage or a shape")
-    m.spend(_TENSOR_STEPS + len(size))
-    if len(size) != len(stride) or len(size) > DIMENSIONS or not all(map(_is_size, (*size, *stride, offset))):
-        raise ValueError("a tensor whose shape, strides and offset are not sizes")
-    if str(dtype) in _QUANTIZED_DTYPES:
-        return Quantized("quantized")
-    if storage.location == "meta":
-        return Odd("without data")
-    bits = metadata if isinstance(metadata, dict) else {}
-    return Described(
-        storage, dtype, offset, tuple(size), tuple(stride), bits.get("conj") is True, bits.get("neg") is True
-    )
-
-
-def _tensor(m: _Machine, a: tuple[Any, ...]) -> Any:
-    storage, offset, size, stride = a[:4]
-    dtype = storage.dtype if isinstance(storage, Storage) else torch.float32
-    return _dense(m, storage, offset, size, stride, dtype, a[6] if len(a) > 6 else None)
-
-
-def _typed_tensor(m: _Machine, a: tuple[Any, ...]) -> Any:
-    storage, offset, size, stride, _, _, dtype = a[:7]
-    if not isinstance(dtype, torch.dtype):
-        raise ValueError("a tensor without a dtype")
-    return _dense(m, storage, offset, size, stride, dtype, a[7] if len(a) > 7 else None)
-
-
-def _inner(m: _Machine, a: tuple[Any, ...]) -> Any:
-    """A parameter is the tensor in it."""
-    if not a or not isinstance(a[0], Described | Odd):
-        raise ValueError("a parameter without a tensor")
-    return a[0]
-
-
-def _typed(m: _Machine, a: tuple[Any, ...]) -> Any:
-    function, kind, arguments = a[:3]
-    if isinstance(kind, Odd):
-        return kind
-    if not isinstance(function, _Call) or function.run is _typed or not isinstance(arguments, tuple):
-        raise ValueError("a tensor that nothing makes")
-    return function.run(m, arguments)
-
-
-def _ordered(m: _Machine, a: tuple[Any, ...]) -> Any:
-    found: OrderedDict[Any, Any] = OrderedDict()
-    for key, value in a[0] if a else ():
-        m.spend(1)
-        found[m.key(key)] = value
-    return found
-
-
-def _counter(m: _Machine, a: tuple[Any, ...]) -> Any:
-    m.spend(len(a[0]) if a else 0)
-    return Counter(dict(a[0])) if a else Counter()
-
-
-def _set(m: _Machine, a: tuple[Any, ...]) -> Any:
-    values = a[0] if a else []
-    m.spend(len(values))
-    return {m.key(value) for value in values}
-
-
-def _bytes(m: _Machine, a: tuple[Any, ...]) -> Any:
-    text, encoding = a
-    m.spend(len(text) // _TEXT_PER_STEP)
-    if _word(encoding) not in ("latin1", "latin-1"):
-        raise ValueError("bytes in an encoding that torch does not write")
-    return text.encode("latin1")
-
-
-def _bytearray(m: _Machine, a: tuple[Any, ...]) -> Any:
-    if a and not isinstance(a[0], bytes):
-        return bytearray(_bytes(m, a))
-    m.spend(len(a[0]) // _TEXT_PER_STEP if a else 0)
-    return bytearray(*a[:1])
-
-
-def _device(m: _Machine, a: tuple[Any, ...]) -> Any:
-    kind = _word(a[0])[:20]
-    try:
-        return torch.device(kind, *a[1:2])
-    except RuntimeError:
-        return kind
-
-
-def _sizes(m: _Machine, a: tuple[Any, ...]) -> Any:
-    values = tuple(a[0]) if a else ()
-    m.spend(len(values))
-    if not all(map(_is_size, values)):
-        raise ValueError("a shape that is not made of sizes")
-    return torch.Size(values)
-
-
-def _odd(what: str) -> _Call:
-    return _Call(lambda m, a: Odd(what))
-
-
-@cache
-def _known() -> dict[str, Any]:
-    """What a checkpoint may name: classes and functions as calls of ours, and torch's constants as they are."""
-    constants = {str(value): value for value in vars(torch).values() if isinstance(value, torch.dtype)}
-    storages = {
-        "DoubleStorage": torch.float64,
-        "FloatStorage": torch.float32,
-        "HalfStorage": torch.float16,
-        "BFloat16Storage": torch.bfloat16,
-        "LongStorage": torch.int64,
-        "IntStorage": torch.int32,
-        "ShortStorage": torch.int16,
-        "CharStorage": torch.int8,
-        "ByteStorage": torch.uint8,
-        "BoolStorage": torch.bool,
-        "ComplexFloatStorage": torch.complex64,
-        "ComplexDoubleStorage": torch.complex128,
-        "QInt8Storage": torch.qint8,
-        "QUInt8Storage": torch.quint8,
-        "QInt32Storage": torch.qint32,
-        "QUInt4x2Storage": torch.quint4x2,
-        "QUInt2x4Storage": torch.quint2x4,
-    }
-    tensor, parameter = _Call(_tensor), _Call(_inner)
-    return {
-        **constants,
-        **{f"{module}.{name}": _StorageType(dtype) for name, dtype in storages.items() for module in _STORAGE_MODULES},
-        "torch.storage.UntypedStorage": _StorageType(torch.uint8),
-        "torch._utils._rebuild_tensor": tensor,
-        "torch._utils._rebuild_tensor_v2": tensor,
-        "torch._utils._rebuild_tensor_v3": _Call(_typed_tensor),
-        "torch._tensor._rebuild_from_type_v2": _Call(_typed),
-        "torch._utils._rebuild_parameter": parameter,
-        "torch._utils._rebuild_parameter_with_state": parameter,
-        "torch.nn.parameter.Parameter": parameter,
-        "torch.Tensor": _odd("in a form of torch's that is too old"),
-        "torch._utils._rebuild_qtensor": _Call(lambda m, a: Quantized("quantized")),
-        "torch._utils._rebuild_sparse_tensor": _Call(lambda m, a: Odd(_word(a[0])[:40])),  # its layout
-        "torch._utils._rebuild_nested_tensor": _odd("nested"),
-        "torch._utils._rebuild_meta_tensor_no_storage": _odd("without data"),
-        "torch._utils._rebuild_wrapper_subclass": _odd("of a subclass"),
-        "torch._utils._rebuild_device_tensor_from_numpy": _odd("from another device"),
-        "torch._utils._rebuild_device_tensor_from_cpu_tensor": _odd("from another device"),
-        "torch.serialization._get_layout": _Call(lambda m, a: _word(a[0])),
-        **{f"torch.{name}": name for name in _QSCHEMES},
-        "torch.Size": _Call(_sizes),
-        "torch.device": _Call(_device),
-        "collections.OrderedDict": _Call(_ordered),
-        "collections.Counter": _Call(_counter),
-        "argparse.Namespace": _Call(lambda m, a: argparse.Namespace()),
-        "builtins.set": _Call(_set),
-        "builtins.complex": _Call(lambda m, a: complex(float(a[0]), float(a[1]))),
-        "builtins.bytearray": _Call(_bytearray),
-        "_codecs.encode": _Call(_bytes),
-    }
-
-
-_QUANTIZED_DTYPES = ("torch.qint8", "torch.quint8", "torch.qint32", "torch.quint4x2", "torch.quint2x4")
-_STORAGE_MODULES = ("torch", "torch.storage", "torch.cuda")
-_QSCHEMES = (
-    "per_tensor_affine",
-    "per_tensor_symmetric",
-    "per_channel_affine",
-    "per_channel_symmetric",
-    "per_channel_affine_float_qparams",
-)
-
-
-def _is_size(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 1 << 62
-
-
-def _word(value: Any) -> str:
-    """Text, which comes as bytes where Python 2 wrote it, or a number as text."""
-    if isinstance(value, bytes):
-        return value.decode("ascii", "replace")
-    if not isinstance(value, str | int):
-        raise ValueError(f"a {type(value).__name__} where a word should be")
-    return str(value)

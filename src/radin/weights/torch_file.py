@@ -19,7 +19,7 @@ from radin.weights import pickled
 from radin.weights.archive import Entry, open_archive, unpacked
 from radin.weights.described import Described, Odd, Quantized, Storage, holders
 from radin.weights.layout import DTYPES, count, short
-from radin.weights.limits import EXPANDED_BYTES, EXPANSION, PICKLE_BYTES, VIEWS
+from radin.weights.limits import EXPANDED_BYTES, EXPANSION, PICKLE_BYTES, PICKLE_STEPS, VIEWS
 from radin.weights.stored import LIGHTNING_WRAPPERS, WRAPPERS, Place, Stored
 
 # Where training scripts put the weights, in order of preference. Like timm, the moving average comes first.
@@ -179,12 +179,12 @@ def _legacy(path: Path, content: mmap.mmap) -> _Content:
     """The format before 1.6: pickles one after another, then each storage's length and numbers."""
     if content[257:262] == b"ustar":
         raise ValueError("torch's format of 2016, a tar archive; load it with a torch of then and save it again")
-    at = 0
+    at, left = 0, PICKLE_STEPS
     values: list[pickled.Loaded] = []
     for _ in range(5):
-        loaded = pickled.load(content, at)
+        loaded = pickled.load(content, at, left)
         values.append(_checked(path, loaded) if len(values) == 3 else loaded)
-        at = loaded.end
+        at, left = loaded.end, left - loaded.steps
         if len(values) == 1 and loaded.value != _MAGIC:
             raise ValueError("it does not begin as torch's files do")
     version, about, main, keys = values[1].value, values[2].value, values[3], values[4].value
