@@ -254,7 +254,7 @@ def _attempt(reading: PendingOutputs | None, passing: _Pass) -> tuple[str, NDArr
         targets.append(labels)
         if outputs and reading is not None:
             left = max(0, passing.total[0] - reading.examples) * sum(rows[0].numel() for rows in outputs)
-            with told(needs=left * reading.itemsize):
+            with told(reading.folder, needs=left * reading.itemsize):
                 reading.append(outputs, data)
     if data.examples < skip:
         raise _CannotResume

@@ -184,6 +184,11 @@ class PendingOutputs:
                 file.truncate(self._size(self.examples, self._classes))
 
     @property
+    def folder(self) -> Path:
+        """Where they are written."""
+        return self._store.folder
+
+    @property
     def itemsize(self) -> int:
         """Bytes of one number as it is stored."""
         return self._store.dtype.itemsize
