@@ -152,7 +152,7 @@ def test_a_program_that_fails_every_third_time_needs_a_retry(here, radin_command
     again = cook(radin_command, here, "sh flaky.sh {soup}", "run", "--retries", "2", "--json", budget=2)
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["passes"] == {
-        "members": 6, "soups": 2, "total": 8, "budget": 2, "started": 2, "failed": 0
+        "members": 6, "reestimated": 0, "soups": 2, "total": 8, "budget": 2, "started": 2, "failed": 0
     }  # fmt: skip
 
 
