@@ -42,8 +42,8 @@ def test_cook_prints_the_closing_table(cooked):
         "±",
     ):
         assert words in done.stdout
-    passes = r"passes over validation: (\d+\.?\d?) \(6 for the members, (\d) for members re-estimated, (\d\.?\d?) of 4 for soups: (\d+) started, "
-    found = re.search(passes + r"(\d) fully evaluated\)", done.stdout)
+    passes = r"passes over validation: (\d+\.?\d?) \(6 for the members, (\d) for members re-estimated, "
+    found = re.search(passes + r"(\d\.?\d?) of 4 for soups: (\d+) started, (\d) fully evaluated\)", done.stdout)
     assert found, done.stdout
     total, again, soups, started, full = map(float, found.groups())
     assert total == pytest.approx(6 + again + soups)
