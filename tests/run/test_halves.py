@@ -12,7 +12,7 @@ import radin
 import toy
 from radin.errors import RadinError, RunError
 from radin.recipe import Recipe
-from radin.run.ledger import Ledger
+from radin.run.ledger import REESTIMATED, Ledger
 from radin.search import Search
 from radin.stats.optimism import optimism
 from radin.stats.paired import paired_difference
@@ -37,9 +37,17 @@ def task(toy_task):
 def values_of(result, recipe):
     identity = recipe.identity(result.fingerprints)
     ledger = Ledger(result.out / "ledger.sqlite", read_only=True)
-    entries = ledger.entries("member", "validation") if recipe.is_single else ledger.soups()
+    kind = REESTIMATED if recipe.reestimated else "member"
+    entries = ledger.entries(kind, "validation") if recipe.size == 1 else ledger.soups()
     ledger.close()
     return next((entry.evaluation.values for entry in entries if entry.identity == identity), None)
+
+
+def reestimated(result):
+    ledger = Ledger(result.out / "ledger.sqlite", read_only=True)
+    entries = ledger.entries(REESTIMATED, "validation")
+    ledger.close()
+    return [entry.evaluation.values for entry in entries]
 
 
 @pytest.mark.parametrize("strategy", ["adaptive", "paper", "greedy"])
@@ -52,14 +60,19 @@ def test_the_choice_and_its_score_are_those_of_the_other_half(toy_pool, task, tm
     assert complete
     for evaluation in result.evaluations:
         assert evaluation.score == complete[evaluation.recipe][CHOOSING].mean()
-    assert result.best.score == max([*singles, *(v[CHOOSING].mean() for v in complete.values())])
-    if not result.best.recipe.is_single:
-        single = values_of(result, result.best_single.recipe)[CHOOSING]
+    again = reestimated(result)
+    assert result.reestimated.score == max(row[CHOOSING].mean() for row in again)
+    soups = [values[CHOOSING].mean() for values in complete.values()]
+    assert result.best.score == max([*singles, result.reestimated.score, *soups])
+    if result.best.recipe.size > 1:
+        single = values_of(result, result.reference.recipe)[CHOOSING]
         by_hand = paired_difference(complete[result.best.recipe][CHOOSING], single, True)
         assert result.paired == by_hand
         rows = [values_of(result, Recipe.single(k, 6))[CHOOSING] for k in range(6)]
+        rows += [row[CHOOSING] for row in again]
         rows += [values[CHOOSING] for values in complete.values()]
-        assert result.optimism.optimism == pytest.approx(optimism(np.array(rows), True, incumbents=6).optimism)
+        by_hand = optimism(np.array(rows), True, incumbents=6 + len(again))
+        assert result.optimism.optimism == pytest.approx(by_hand.optimism)
     model = toy.model().eval()
     model.load_state_dict(load_file(tmp_path / "run" / "soup.safetensors"))
     with torch.no_grad():
@@ -111,7 +124,8 @@ def test_it_goes_on_where_it_stopped_and_is_refused_without_the_halves(toy_pool,
     more = cook(toy_pool, task, budget=6, out=tmp_path / "run", choose_on_half=True)
     assert {e.recipe for e in more.evaluations} >= {e.recipe for e in first.evaluations}
     assert more.passes.soups > 4
-    assert f"scored on the other 300; the choice among {6 + len(more.evaluations)} there" in " ".join(more.notes)
+    candidates = 6 + more.passes.reestimated + len(more.evaluations)
+    assert f"scored on the other 300; the choice among {candidates} there" in " ".join(more.notes)
     assert not any("what the search learned" in sentence for sentence in more.confidence)
     with pytest.raises(RunError, match="halves"):
         cook(toy_pool, task, budget=6, out=tmp_path / "run")
@@ -131,15 +145,13 @@ def test_what_it_cannot_be_had_for(toy_pool, task, tmp_path):
 def test_the_result_says_how_sure_it_is(toy_pool, task, tmp_path):
     result = cook(toy_pool, task, budget=5, out=tmp_path / "run")
     assert not result.best.recipe.is_single
-    by_hand = paired_difference(
-        values_of(result, result.best.recipe), values_of(result, result.best_single.recipe), True
-    )
+    by_hand = paired_difference(values_of(result, result.best.recipe), values_of(result, result.reference.recipe), True)
     assert result.paired == by_hand
     gain = json.loads((tmp_path / "run" / "result.json").read_text())["gain"]
     for name in ("difference", "stderr", "low", "high", "p_value", "method", "inside_noise"):
         assert gain[name] == getattr(by_hand, name)
-    assert result.confidence[0].startswith("gain over the best single on validation: +")
-    assert result.optimism.candidates == 6 + result.passes.started
+    assert result.confidence[0].startswith("gain over ")
+    assert result.optimism.candidates == 6 + result.passes.reestimated + result.passes.started
     assert result.optimism.score == result.best.score
     assert result.optimism.corrected == pytest.approx(result.best.score - result.optimism.optimism)
     assert result.optimism.optimism > 0
