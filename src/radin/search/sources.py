@@ -144,15 +144,16 @@ def _worth_trying(latest: Floats, allowed: Masks, step: int) -> Masks:
 def local_search(problem: Problem, hints: Hints, rng: np.random.Generator) -> Iterator[Floats]:
     """From several subsets, add, drop or swap one member as long as the estimate rises.
 
-    Starts: the subsets behind the 8 best recipes so far, the best member and the average of all. Yields each subset on
-    the way and, around each subset where it ends, its neighbours. In a large pool a step looks at the members whose
-    adding or dropping looked best before, at swaps of the best of these, and at all members before it ends.
+    Starts: the subsets behind the 8 best recipes so far (4 in a large pool), the best member and the average of all.
+    Yields each subset on the way and, around each subset where it ends, its neighbours. In a large pool a step looks at
+    the members whose adding or dropping looked best before, at swaps of the best of these, and at all members before it
+    ends.
     """
     members = problem.members
     if members < 2:
         return
     ends = [np.eye(1, members, dtype=np.bool_), np.ones((1, members), dtype=np.bool_)]
-    masks = np.concatenate([hints.best[:8] > 0, *ends])
+    masks = np.concatenate([hints.best[: 8 if members <= ALL else 4] > 0, *ends])
     masks = masks[distinct(masks)]
     estimates = problem.estimate(equal_weights(masks))
     latest: Floats = np.full(
