@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,7 +42,7 @@ class Reasons:
     no initialisation in common. runs: training runs, the largest first, where there are several. outliers: farthest
     first. averaged_statistics: BatchNorm layers whose statistics were averaged and not re-estimated. soups: fully
     evaluated; compared: those of them with an estimate; shortfall: how much worse than it they scored, in the mean;
-    noise: the mean standard error of these scores.
+    noise: the mean standard error of these scores, where any is known.
     """
 
     unrelated: float | None = None
@@ -74,8 +75,10 @@ def reasons_for_no_gain(
 ) -> Reasons:
     """The facts, from the pool's weights and the soups that were fully evaluated."""
     found = spread(pool)
-    scored = [e for e in evaluations if e.score is not None]
+    scored = [e for e in evaluations if e.score is not None and isfinite(e.score)]
     known = [(e.score, e.estimate, e.stderr) for e in scored if e.score is not None and e.estimate is not None]
+    known = [(score, estimate, stderr) for score, estimate, stderr in known if isfinite(estimate)]
+    noise = [stderr for _, _, stderr in known if stderr is not None and isfinite(stderr)]
     losses = [metric.utility(estimate) - metric.utility(score) for score, estimate, _ in known]
     return Reasons(
         unrelated=found.apart if found.unrelated else None,
@@ -85,7 +88,7 @@ def reasons_for_no_gain(
         soups=len(scored),
         compared=len(known),
         shortfall=float(np.mean(losses)) if known else None,
-        noise=float(np.mean([stderr or 0.0 for _, _, stderr in known])) if known else None,
+        noise=float(np.mean(noise)) if noise else None,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -370,9 +371,9 @@ def _floats(values: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: None if isinstance(value, float) and value != value else value for name, value in values.items()}
+    return {name: _number(value) if isinstance(value, float) else value for name, value in values.items()}
 
 
 def _number(value: float | None) -> float | None:
-    """JSON has no NaN."""
-    return None if value is None or value != value else float(value)
+    """JSON has neither NaN nor infinity; neither is a result."""
+    return None if value is None or not isfinite(value) else float(value)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _SMALLEST, _LARGEST = 1e-12, 1e60  # scores that strategies are given as they are
 _NUMBERS = 1 << 31  # outputs of all members that are averaged for estimates that take long
-_LARGE_POOL = 64  # members up to which a convex fit is exact, over all examples
+_LARGE_POOL = 96  # members up to which a convex fit is exact, over all examples
 _FITTED = 1 << 23  # outputs of all members together that it is to
 _SAMPLE = 1 << 24  # outputs of all members together that are compared
 
@@ -139,7 +139,7 @@ class Members:
     def affords(self) -> int:
         """How many recipes may be estimated where each takes long; 0 where thousands take no more than seconds."""
         family = self.metric.family
-        if not self.have_outputs or family not in ("other", "nll", "macro_f1"):
+        if not self.have_outputs or self.count < 2 or family not in ("other", "nll", "macro_f1"):
             return 0
         if self.metric.opaque and family == "other":
             return RANKED

@@ -77,8 +77,9 @@ def rank(
     places, utilities = np.arange(len(ranking.utilities)), ranking.utilities
     if problem.affords:
         places, utilities = reranked(problem, ranking.weights)
+    numbers = np.isfinite(utilities)
     ranked = []
-    for place, utility in zip(places[:top], utilities[:top], strict=True):
+    for place, utility in zip(places[numbers][:top], utilities[numbers][:top], strict=True):
         recipe = search.recipe(ranking.weights[place])
         ranked.append(RankedRecipe(recipe, search.score(float(utility)), recipe.size, ranking.sources[place]))
     return ranked

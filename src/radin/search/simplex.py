@@ -18,7 +18,7 @@ Loss = Callable[[Floats], tuple[float, Floats]]
 _ARMIJO = 1e-4
 _SMALLEST_STEP = 1e-10
 _NEGLIGIBLE = 1e-12
-_LARGE = 64  # members in use from which eigenvectors, which tell flat directions, take long
+_LARGE = 96  # members in use from which eigenvectors, which tell flat directions, take long
 _CHANGES = 40
 
 

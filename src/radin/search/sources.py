@@ -31,11 +31,11 @@ from radin.search.strategies.base import Problem
 ROWS_PER_BLOCK = 16384
 _MERGED = 4096  # recipes at least that are merged with the best so far at once
 
-# What bounds the work in large pools; up to 32 members all is tried.
+# What bounds the work in pools of more than ALL members; in smaller ones all is tried.
+ALL = 96
 _ADDITIONS = 48  # to an ensemble
 _TRIED, _TURNS = 16, 16  # members tried for each, and in how many steps each of the others has its turn
-_FLIPS = 32  # single changes tried around a subset
-_SWAPS, _BEST_SWAPS = 256, 128  # swaps: all, or so many
+_FLIPS, _SWAPS = 32, 128  # single changes and swaps tried around a subset
 _STEPS = 48  # of a path of local search
 
 
@@ -87,7 +87,9 @@ def ensemble_selection(problem: Problem, hints: Hints, rng: np.random.Generator)
     sizes = [2**i for i in range(problem.members.bit_length()) if 2**i <= problem.members]
     starts = prefixes(problem.members)[np.array(sizes) - 1].astype(np.float64)
     unrestricted = np.ones((len(starts), problem.members), dtype=np.bool_)
-    for counts in _grow(problem, starts, unrestricted, steps=max(20, min(problem.members, _ADDITIONS))):
+    for counts in _grow(
+        problem, starts, unrestricted, steps=max(20, problem.members if problem.members <= ALL else _ADDITIONS)
+    ):
         yield counts / counts.sum(axis=1, keepdims=True)
 
 
@@ -131,7 +133,7 @@ def _grow(problem: Problem, counts: Floats, allowed: Masks, steps: int) -> Itera
 def _worth_trying(latest: Floats, allowed: Masks, step: int) -> Masks:
     """For each row the ``_TRIED`` best of those allowed by the latest estimates, and some of the rest in turns."""
     members = allowed.shape[1]
-    if members <= 2 * _TRIED:
+    if members <= ALL:
         return allowed
     tried = np.zeros_like(allowed)
     np.put_along_axis(tried, np.argsort(-latest, axis=1, kind="stable")[:, :_TRIED], True, axis=1)
@@ -142,22 +144,23 @@ def _worth_trying(latest: Floats, allowed: Masks, step: int) -> Masks:
 def local_search(problem: Problem, hints: Hints, rng: np.random.Generator) -> Iterator[Floats]:
     """From several subsets, add, drop or swap one member as long as the estimate rises.
 
-    Starts: the subsets behind the 8 best recipes so far, the best member and the average of all. Yields each subset on
-    the way and, around each subset where it ends, its neighbours. In a large pool a step looks at the members whose
-    adding or dropping looked best before, at swaps of the best of these, and at all members before it ends.
+    Starts: the subsets behind the 8 best recipes so far (4 in a large pool), the best member and the average of all.
+    Yields each subset on the way and, around each subset where it ends, its neighbours. In a large pool a step looks at
+    the members whose adding or dropping looked best before, at swaps of the best of these, and at all members before it
+    ends.
     """
     members = problem.members
     if members < 2:
         return
     ends = [np.eye(1, members, dtype=np.bool_), np.ones((1, members), dtype=np.bool_)]
-    masks = np.concatenate([hints.best[:8] > 0, *ends])
+    masks = np.concatenate([hints.best[: 8 if members <= ALL else 4] > 0, *ends])
     masks = masks[distinct(masks)]
     estimates = problem.estimate(equal_weights(masks))
     latest: Floats = np.full(
         masks.shape, np.inf
     )  # of each subset with one member added or dropped; not known: to be tried
     fresh: Masks = np.ones(len(masks), dtype=np.bool_)  # whether all of these are those of the subset as it is
-    for _ in range(_STEPS):
+    for _ in range(_STEPS if members > ALL else 4 * members):
         if not len(masks):
             return
         yield equal_weights(masks)
@@ -171,7 +174,7 @@ def local_search(problem: Problem, hints: Hints, rng: np.random.Generator) -> It
                 moved.append(near[score.argmax()])
                 gained.append(score.max())
                 seen.append(latest[k])
-                known.append(members <= _FLIPS)
+                known.append(members <= ALL)
             elif fresh[k]:
                 yield equal_weights(near)
             else:  # nothing better among those tried: try them all before it ends
@@ -218,9 +221,9 @@ def _swaps(mask: Masks, latest: Floats) -> Masks:
     """
     inside, outside = np.flatnonzero(mask), np.flatnonzero(~mask)
     out, into = np.repeat(inside, len(outside)), np.tile(outside, len(inside))
-    if len(out) > _SWAPS:
+    if len(mask) > ALL and len(out) > _SWAPS:
         promise = np.where(np.isfinite(latest), latest, np.finfo(np.float64).min / 4)
-        chosen = np.sort(np.argsort(-(promise[out] + promise[into]), kind="stable")[:_BEST_SWAPS])
+        chosen = np.sort(np.argsort(-(promise[out] + promise[into]), kind="stable")[:_SWAPS])
         out, into = out[chosen], into[chosen]
     swapped: Masks = np.repeat(mask[None], len(out), axis=0)
     rows = np.arange(len(out))

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from radin.stats.paired import PairedDifference
-from radin.stats.resampling import RESAMPLES, is_binary, resample_counts
+from radin.stats.resampling import RESAMPLES, is_binary, resample_counts, units
 
 
 @dataclass(frozen=True)
@@ -49,19 +49,21 @@ def optimism(
     rows = np.asarray(values)
     if rows.ndim != 2 or not rows.size or not 0 <= incumbents <= len(rows):
         raise ValueError(f"values must be (candidates, examples), incumbents among them: {rows.shape}, {incumbents}")
-    if not np.isfinite(rows).all():
+    if not all(np.isfinite(row).all() for row in rows):
         raise ValueError("the numbers per example hold NaN or infinity")
-    examples = rows.shape[1]
     sign = 1.0 if higher_is_better else -1.0
+    summed, size = units(rows)
+    drawn = summed.shape[1]
+    used = drawn * size
     # Examples on which all candidates do the same decide nothing, and what candidates share has mean zero.
-    telling = (rows != rows[0]).any(axis=0)
+    telling = (summed != summed[0]).any(axis=0)
     telling[0] = True  # never none at all
     # Sums of zeros and ones are exact in float32, and its products take half the time.
-    columns = np.ascontiguousarray(rows[:, telling].T, dtype=np.float32 if is_binary(rows) else np.float64)
-    base = sign * columns.sum(axis=0, dtype=np.float64) / examples
+    columns = np.ascontiguousarray(summed[:, telling].T, dtype=np.float32 if all(map(is_binary, rows)) else np.float64)
+    base = sign * columns.sum(axis=0, dtype=np.float64) / used
     chosen, gains = [], []
-    for counts in resample_counts(len(columns), examples, resamples, seed):
-        again = sign * np.matmul(counts.astype(columns.dtype), columns).astype(np.float64) / examples
+    for counts in resample_counts(len(columns), drawn, resamples, seed):
+        again = sign * np.matmul(counts.astype(columns.dtype), columns).astype(np.float64) / used
         excess = again - base
         excess -= excess.mean(axis=1, keepdims=True)
         each = np.arange(len(again))

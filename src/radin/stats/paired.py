@@ -10,12 +10,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from radin.stats.resampling import RESAMPLES, is_binary, resample_counts
+from radin.stats.resampling import RESAMPLES, is_binary, resample_counts, units
 
 Method = Literal["mcnemar", "bootstrap", "normal"]
 
 _POWER = 0.8  # of the number of examples that would tell
 _NORMAL = NormalDist()
+_SMALLEST, _LARGEST = 1e-100, 1e100  # numbers whose squares and cubes are numbers
+_UNTOLD = 1e9  # a difference so many times smaller than its spread is rounding
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,10 @@ def paired_difference(
     if not np.isfinite(differences).all():
         raise ValueError("the numbers per example hold NaN or infinity")
     examples = len(differences)
+    # In units of a power of two where their squares would be no numbers: that changes no digit.
+    largest = float(np.abs(differences).max())
+    unit = 1.0 if largest == 0 or _SMALLEST < largest < _LARGEST else math.ldexp(1.0, min(math.frexp(largest)[1], 1023))
+    differences = differences / unit
     mean = float(differences.mean())
     stderr = float(differences.std(ddof=1) / math.sqrt(examples)) if examples > 1 else math.nan
     up, down = int((differences > 0).sum()), int((differences < 0).sum())
@@ -76,7 +82,8 @@ def paired_difference(
     needed = _needed(mean, float((differences**2).mean()), float(differences.var()), confidence)
     counts = (up, down) if higher_is_better else (down, up)
     about = (confidence, higher_is_better, examples)
-    return PairedDifference(mean, stderr, low, high, p_value, method, *about, *counts, needed)
+    sizes = mean * unit, stderr * unit, low * unit, high * unit
+    return PairedDifference(*sizes, p_value, method, *about, *counts, needed)
 
 
 def unpaired_difference(
@@ -140,7 +147,8 @@ def _needed(mean: float, square: float, variance: float, confidence: float) -> i
     if mean == 0 or math.isnan(mean) or math.isnan(variance):
         return None
     reach = _NORMAL.inv_cdf((1 + confidence) / 2) * math.sqrt(square) + _NORMAL.inv_cdf(_POWER) * math.sqrt(variance)
-    return math.ceil((reach / mean) ** 2)
+    times = abs(reach / mean)
+    return math.ceil(times**2) if times < _UNTOLD else None
 
 
 def _bca(differences: NDArray[np.float64], confidence: float) -> tuple[float, float, float]:
@@ -148,8 +156,10 @@ def _bca(differences: NDArray[np.float64], confidence: float) -> tuple[float, fl
     examples = len(differences)
     if examples < 2:
         return math.nan, math.nan, math.nan
-    mean = differences.mean()
-    means = np.concatenate([c @ differences for c in resample_counts(examples, examples, RESAMPLES, seed=0)]) / examples
+    summed, size = units(differences[None])
+    drawn = summed.shape[1]
+    mean = summed.sum() / (drawn * size)
+    means = np.concatenate([c @ summed[0] for c in resample_counts(drawn, drawn, RESAMPLES, seed=0)]) / (drawn * size)
     centred = differences - mean
     spread = float((centred**2).sum())
     acceleration = float((centred**3).sum()) / (6 * spread**1.5) if spread > 0 else 0.0

@@ -9,7 +9,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 RESAMPLES = 2000
+MOST_UNITS = 1 << 16  # that are resampled: so many examples, or groups of them
 _CELLS = 2_000_000  # resampled numbers held at once
+
+
+def units(rows: NDArray[Any]) -> tuple[NDArray[Any], int]:
+    """What is resampled in place of very many examples: sums over groups of them, drawn at random and equally large.
+
+    rows (S, M) -> (S, G), G <= 65,536, and how many examples are in each; the examples themselves where they are no
+    more. Resampling groups of independent examples gives means of the same variance, in a bounded time. Fewer examples
+    than a group holds may be left over.
+    """
+    examples = rows.shape[1]
+    size = -(-examples // MOST_UNITS)
+    if size == 1:
+        return rows, 1
+    groups = examples // size
+    drawn = np.random.default_rng(0).permutation(examples)[: groups * size]
+    result = np.empty((len(rows), groups))
+    for row, values in zip(result, rows, strict=True):
+        row[:] = values[drawn].astype(np.float64).reshape(groups, size).sum(axis=1)
+    return result, size
 
 
 def is_binary(values: NDArray[Any]) -> bool:

@@ -24,17 +24,16 @@ import numpy as np
 
 from radin.search.candidates import equal_weights, monte_carlo, prefixes
 from radin.search.screening import estimated, screened
-from radin.search.sources import SubsetMemory, best_recipes, default_sources
+from radin.search.sources import ALL, SubsetMemory, best_recipes, default_sources
 from radin.search.strategies.base import Asks, Examples, Floats, Indices, Open, Problem, Slice, Ticket, Wait, strategy
 from radin.search.strategies.normal import expected_improvement, normal_below
 from radin.search.strategies.process import Nonlinear, Prior, Process, expected
 from radin.search.strategies.scores_only import search_scores
 from radin.search.strategies.slices import Reading, Slices
 
-_ANCHORS = 8  # of each size, and how many sizes are told apart
+_ANCHORS = 8  # of each size, and how many sizes are told apart in a large pool
 _SIZES = 32
 _PLENTY = 1024  # candidates, where their number need not be watched
-_FEW = 64  # members up to which distances are summed as they are defined
 _SOFTENING = 0.3  # of the typical margin
 _ROWS = 64
 
@@ -354,7 +353,7 @@ def candidates(problem: Problem, count: int, keep: int, most: int = 0) -> Floats
     whole regions, some candidate lies outside them. In a large pool sizes next to each other count as one.
     """
     members = problem.members
-    anchors, first, sizes = _ANCHORS, members - 1, _SIZES
+    anchors, first, sizes = _ANCHORS, members - 1, members if members <= ALL else _SIZES
     if 0 < most < _PLENTY:  # half of them the best, an eighth prefixes, the others random subsets
         keep, first, anchors, sizes = min(keep, most // 2), most // 8, 2, most // 8
     names = default_sources(members, count)
@@ -416,7 +415,7 @@ def _apart(weights: Floats, radius: float, keep: int) -> Floats:
     while len(left) and len(chosen) < keep:
         chosen.append(int(left[0]))
         first = weights[left[0]]
-        if len(first) <= _FEW:
+        if len(first) <= ALL:
             apart = np.abs(weights[left] - first).sum(axis=1)
         else:  # what they do not share, which only the members of the first can tell
             mixed = np.flatnonzero(first)

@@ -28,6 +28,7 @@ _BEST = 6
 _ROUNDS = 4
 _IMPROVED = 24
 _CHANGES = 24
+_ALL = 96  # members up to which each of them is changed
 _TRACE = 0.01  # of the largest weight
 _SAME = 1e-4  # recipes of which no weight differs by more
 
@@ -95,7 +96,8 @@ class Proposals:
         if not len(rows):
             return None
         for _ in range(_ROUNDS if len(weights) else 0):
-            order = np.argsort(-self._value(surrogate, rows, best), kind="stable")[:_IMPROVED]
+            improved = _IMPROVED if len(self._members) <= _ALL else _IMPROVED // 2
+            order = np.argsort(-self._value(surrogate, rows, best), kind="stable")[:improved]
             changed = [rows[order], *(self._changed(rows[k], rng) for k in order)]
             rows = self._fresh(np.concatenate(changed), weights)
         chosen: Floats = rows[np.argmax(self._value(surrogate, rows, best))]
@@ -148,8 +150,14 @@ class Proposals:
         return np.concatenate([around, mixed, large, *near])
 
     def _changed(self, weights: Floats, rng: np.random.Generator) -> Floats:
-        """Each member left out, added, halved or doubled; and some with all ratios changed a little."""
+        """Each member left out, added, halved or doubled; and some with all ratios changed a little.
+
+        In a large pool the members with the largest ratios and, drawn anew each time, as many of the others.
+        """
         usable = self._members
+        if len(usable) > _ALL:
+            largest = usable[np.argsort(-weights[usable], kind="stable")[: _ALL // 3]]
+            usable = np.concatenate([largest, rng.choice(np.setdiff1d(usable, largest), _ALL // 3, replace=False)])
         alone = np.eye(len(weights))[usable]
         typical = 1 / max(1, int((weights > 0).sum()))
         without, more = weights * (1 - alone), weights + alone * np.maximum(weights, typical / 2)
