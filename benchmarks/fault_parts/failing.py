@@ -35,7 +35,7 @@ _ERRORS: tuple[tuple[str, tuple[str, ...], bool], ...] = (
     ("EIO", ("write", "sync", "read", "rename"), True),
     ("EIO", ("sync",), False),
     ("EIO", ("read", "map"), True),
-    ("EACCES", ("create", "mkdir", "rename", "unlink"), True),
+    ("EACCES", ("create", "mkdir", "rename"), True),
     ("EACCES", ("open", "create"), True),
     ("EROFS", ("create", "mkdir", "rename"), True),
     ("EMFILE", ("open", "create"), True),
@@ -52,7 +52,7 @@ _SAYS: dict[str, tuple[str, ...]] = {
     "EIO": ("i/o error", "input/output"),
     "EACCES": ("permission",),
     "EROFS": ("read-only",),
-    "EMFILE": ("too many open files", "open files"),
+    "EMFILE": ("too many open files", "too many files"),
     "ENOMEM": ("memory",),
 }
 

@@ -112,7 +112,7 @@ class States:
             said = differences(found, state.expected)
             verdict = "same" if not said else "left damaged" if same_end(found, state.expected) else "other result"
             why = "; ".join(said)
-        elif verdict == "refused" and path.name not in ended.message:
+        elif verdict == "refused" and path.name.removesuffix("-journal") not in ended.message:
             verdict = "unnamed"
         shutil.rmtree(copy)
         log_of(copy).unlink(missing_ok=True)

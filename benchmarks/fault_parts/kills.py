@@ -17,6 +17,7 @@ from benchmarks.fault_parts.trials import KILL_AFTER, KILL_BEFORE, Fault
 # Of every eight runs; the others stop in other places.
 _SHARES = ("task", "task", "streamed", "workers", "program", "task", "programs", "workers")
 _MOST = 4  # kills in one run
+_BEGINNING = 80  # calls
 
 
 @dataclass(frozen=True)
@@ -86,17 +87,18 @@ def one(runs: Runs, kind: str, seed: int) -> Killed:
 
 
 def _at_call(chance: random.Random, out: Path, calls: tuple[str, ...], *, first: bool) -> tuple[Fault, str]:
-    """Any kind of call on any kind of file is as likely, whichever there are more of; in later sessions any call."""
+    """Any kind of call on any kind of file is as likely, whichever there are more of; now and then one of the first.
+
+    What a resumed run will call is not known: any of its calls.
+    """
     names = [named(call) for call in calls]
-    if first or chance.random() < 0.5:
-        name = chance.choice(sorted(set(names)))
-        nth = chance.choice([k for k, other in enumerate(names) if other == name]) + 1
-    else:
-        nth = chance.randint(1, max(1, len(calls) // 2))
-        name = "any call of a resumed run"
-    if not first:
-        nth = max(1, int(nth * chance.random()))
-        name = "any call of a resumed run"
+    name = chance.choice(sorted(set(names)))
+    nth = chance.choice([k for k, other in enumerate(names) if other == name]) + 1
+    if first and chance.random() < 0.3:  # how a run begins, when its folder is not yet what it will be
+        nth = chance.randint(1, min(_BEGINNING, len(calls)))
+        name = f"one of the first {_BEGINNING} calls"
+    elif not first:
+        nth, name = chance.randint(1, max(1, len(calls) // 2)), "any call of a resumed run"
     action = chance.choice((KILL_BEFORE, KILL_AFTER))
     return Fault(out, nth=nth, action=action), f"{'before' if action == KILL_BEFORE else 'after'} {name}"
 
