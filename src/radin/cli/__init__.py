@@ -81,7 +81,8 @@ def _command() -> int:
 def _memory(error: Exception) -> int:
     """Said of memory that ran out where nothing could be made smaller; 0 where it is something else."""
     forward = sys.modules.get("radin.engine.forward")
-    if not (isinstance(error, MemoryError) or (forward is not None and forward.lacks_memory(error))):
+    lacks = isinstance(error, MemoryError) or (forward is not None and forward.lacks_memory(error))
+    if not lacks and "can't start new thread" not in str(error):  # its stack is memory too
         return 0
     reason = next(iter(str(error).splitlines()), "") or type(error).__name__
     streams.say(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import click
 
 from radin.cli.average import average
@@ -14,6 +16,7 @@ from radin.cli.metrics import metrics
 from radin.cli.rank import rank
 from radin.cli.report import report
 from radin.cli.strategies import strategies
+from radin.errors import RadinError
 
 
 def _version(context: click.Context, option: click.Parameter, asked: bool) -> None:
@@ -30,6 +33,10 @@ def _version(context: click.Context, option: click.Parameter, asked: bool) -> No
 )
 def cli() -> None:
     """Turn a folder of fine-tuned checkpoints into one better model: a model soup, within a budget of evaluations."""
+    try:
+        os.getcwd()
+    except OSError:  # not even torch's libraries would load
+        raise RadinError("the working directory was removed; change to one that is there") from None
 
 
 for command in (cook, check, doctor, evaluate, average, rank, strategies, metrics, report, demo):

@@ -65,7 +65,7 @@ def collect_outputs(
     group = engine.capacity(pool.bytes, len(missing)) if missing else 1
     targets: NDArray[Any] | None = None
     readings = readings or Readings(task, engine.batch_size, share=0.0)
-    left, done = list(missing), 0
+    left, done, fitted = list(missing), 0, 0
     while left or targets is None:
         members = left[:group]
         count = done + -(-len(left) // group)
@@ -81,7 +81,9 @@ def collect_outputs(
         # The memory is free again only here, without the error's frames.
         group = len(members) // 2
         engine.forget("outputs")
-        engine.say("members", f"the members' outputs were made {group} at a time: more did not fit in memory")
+        fitted = group
+    if fitted:
+        engine.say("members", f"the members' outputs were made {fitted} at a time: more did not fit in memory")
     assert expected_data is not None
     assert targets is not None
     for k, member in enumerate(pool):

@@ -23,7 +23,7 @@ from radin.run.preflight import preflight
 from radin.search import rank
 from radin.search.ranking import RankedRecipe
 from radin.weights import Pool, average, batchnorm_layers, check_output, recipe_metadata, save
-from radin.weights.paths import Lookup
+from radin.weights.paths import Lookup, require_utf8
 
 
 @dataclass(frozen=True)
@@ -144,6 +144,7 @@ def average_pool(
     progress: Progress | None = None,
 ) -> Averaged:
     """Average by ratios given as text (see ``recipe_of``), by a recipe file, or uniformly, into ``output``."""
+    require_utf8(output)
     check_output(output)
     pool.require_several()
     if ratios and recipe_file is not None:

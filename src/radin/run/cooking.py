@@ -37,7 +37,7 @@ from radin.search.account import Account
 from radin.search.strategies import base
 from radin.stats.split import split_halves
 from radin.weights import Pool, integer_source
-from radin.weights.paths import natural_key
+from radin.weights.paths import natural_key, require_utf8
 
 __all__ = ["cook", "versions"]
 
@@ -107,6 +107,8 @@ def cook(
     budget = whole_number("the budget, the number of passes to spend on soups,", budget, 1)
     workers = whole_number("workers, the number of processes that evaluate soups,", workers, 1, _WORKERS)
     seed = whole_number("the seed", seed, 0, None)
+    for folder in (out, outputs or ""):
+        require_utf8(folder)
     settings = base.get(strategy).settings(options)
     if not isinstance(task, Command | Engine):
         spec = None if isinstance(task, Task) else task

@@ -27,7 +27,17 @@ def find_checkpoints(paths: str | Path | Iterable[str | Path]) -> list[Path]:
     if not given:
         raise PoolError("no checkpoints given: name files, folders or patterns such as 'runs/*/best.safetensors'")
     found = [path for item in given for path in sorted(_expand(item), key=natural_key)]
+    for path in found:
+        require_utf8(path)
     return list(dict.fromkeys(found))
+
+
+def require_utf8(path: str | Path) -> None:
+    """Raise PoolError for a path that is not UTF-8: the libraries that read and write tensors take no other."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise PoolError(f"{printable(path)}: its name is not UTF-8, as it must be: rename it") from None
 
 
 def absolute(path: Path) -> Path:
