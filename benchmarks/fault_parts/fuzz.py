@@ -152,7 +152,7 @@ def _others(
 
 def _probed(label: str, act: Any) -> dict[str, Any]:
     """What became of one input."""
-    from benchmarks.fault_parts.readers import Refused
+    from benchmarks.fault_parts.reading import Refused
 
     from radin.engine.answers import AnswerError
     from radin.errors import RadinError
