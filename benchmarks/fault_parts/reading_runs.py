@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from benchmarks.fault_parts.mutate import damaged_bytes, damaged_json
 from benchmarks.fault_parts.reading import Probe, command, write_bytes
+
 from radin.checksums import BLANK, row_checksum, sealed, sealed_header
 
 

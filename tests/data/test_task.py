@@ -97,3 +97,18 @@ def test_outputs_come_from_tensors_logits_and_tuples():
     assert outputs_of(torch.ones(3), 3).shape == (3, 1)
     with pytest.raises(TaskError, match=r"one row of outputs per example, \(3, classes\); got \(3, 2, 4\)"):
         outputs_of(torch.ones(3, 2, 4), 3)
+
+
+def test_what_a_task_file_computes_fails_as_the_users_own(tmp_path):
+    text = (
+        GOOD
+        + "def __getattr__(name):\n    if name == 'test': raise OSError('no such disk')\n    raise AttributeError\n"
+    )
+    with pytest.raises(UserCodeError, match=r"failed with OSError: no such disk"):
+        Task.load(write(tmp_path, text))
+
+
+def test_shifts_have_texts_for_names(tmp_path):
+    task = Task.load(write(tmp_path, GOOD + "def shifts(): return {3: validation}\n"))
+    with pytest.raises(TaskError, match=r"shifts\(\) must name each shift by a text; got 3"):
+        task.shift_sources()

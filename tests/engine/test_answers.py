@@ -1,6 +1,7 @@
 """What a program may print, what it is told when it prints something else, and how commands are taken apart."""
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -162,3 +163,11 @@ def test_a_large_file_is_known_by_size_and_time(tmp_path):
     assert before["data.bin"].startswith("67108865 bytes of ")
     (tmp_path / "data.bin").touch()
     assert named_files("x data.bin", tmp_path) != before
+
+
+def test_a_long_line_of_digits_takes_no_time():
+    started = time.process_time()
+    for last in ("9" * 2_000_000 + "x", "score=" + "9" * 2_000_000 + "x", "f(" + "1" * 2_000_000 + "x)"):
+        with pytest.raises(AnswerError):
+            parse(last)
+    assert time.process_time() - started < 2

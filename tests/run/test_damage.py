@@ -16,6 +16,7 @@ import radin
 import toy
 from radin.checksums import damage, file_checksum, sealed
 from radin.errors import OutputsError, RadinError, RunError
+from radin.run.ledger import Ledger
 from radin.run.result import Result
 
 BUDGET = 4
@@ -201,6 +202,61 @@ def test_json_of_any_shape_is_refused_in_one_message(toy_pool, copied, value):
     (out / "run.json").write_text("[" * 200_000)
     with pytest.raises(RunError, match="nested too deeply"):
         radin.cook(toy_pool, task, budget=BUDGET, out=out)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("metric", "name"), 3),
+        (("examples",), "many"),
+        (("best", "score"), [1]),
+        (("passes", "soups"), {}),
+        (("notes",), [None]),
+        (("seconds",), {"total": "long"}),
+        (("gain", "difference"), "x"),
+        (("optimism",), []),
+        (("versions",), [1]),
+    ],
+)
+def test_a_result_of_other_kinds_is_refused_though_its_checksum_is_right(copied, place, value):
+    path = copied[0] / "result.json"
+    found = json.loads(path.read_text())
+    inner = found
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    path.write_text(json.dumps(sealed(found)))
+    with pytest.raises(RunError, match="no result of this version of radin"):
+        Result.load(copied[0])
+
+
+def test_members_of_another_shape_in_run_json_are_refused(toy_pool, copied):
+    out, task = copied
+    found = json.loads((out / "run.json").read_text())
+    for members in (["a"], {"a": 3}, "x"):
+        found["identity"]["members"] = members
+        (out / "run.json").write_text(json.dumps(sealed(found)))
+        with pytest.raises(RunError, match=r"run\.json is damaged \(its members"):
+            radin.cook(toy_pool, task, budget=BUDGET, out=out)
+
+
+def test_a_ledger_is_made_whole_or_not_at_all(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "_add", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            Ledger(tmp_path / "ledger.sqlite", run="mine")
+    ledger = Ledger(tmp_path / "ledger.sqlite", run="mine")
+    ledger.close()
+
+
+def test_a_bit_in_what_the_ledgers_tables_are_called_is_one_message(toy_pool, copied):
+    out, task = copied
+    path = out / "ledger.sqlite"
+    whole = path.read_bytes()
+    for at in range(1900, 2100, 20):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x80]) + whole[at + 1 :])
+        with pytest.raises(RunError, match=r"ledger\.sqlite is damaged"):
+            radin.cook(toy_pool, task, budget=BUDGET, out=out)
 
 
 def test_saved_outputs_of_a_run_are_checked_where_they_are_used_again(copied):

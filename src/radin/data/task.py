@@ -78,16 +78,18 @@ class Task:
                     raise
         found: Any = module
         for name in filter(None, attribute.split(".")):
-            if not hasattr(found, name):
-                raise TaskError(f"{place} has no {attribute!r}")
-            found = getattr(found, name)
+            with user_code(f"{place}:{attribute}"):
+                if not hasattr(found, name):
+                    raise TaskError(f"{place} has no {attribute!r}")
+                found = getattr(found, name)
         if isinstance(found, Task):
             return found
         return cls._from_namespace(found, str(spec))
 
     @classmethod
     def _from_namespace(cls, namespace: Any, where: str) -> Task:
-        given = {f.name: getattr(namespace, f.name) for f in fields(cls) if hasattr(namespace, f.name)}
+        with user_code(where):  # a module or a class may compute what it gives
+            given = {f.name: getattr(namespace, f.name) for f in fields(cls) if hasattr(namespace, f.name)}
         missing = [name for name in ("model", "validation") if name not in given]
         if missing:
             raise TaskError(f"{where} must define {' and '.join(f'{name}()' for name in missing)}")
@@ -124,6 +126,9 @@ class Task:
             found = self.shifts() if callable(self.shifts) else self.shifts
         if not isinstance(found, Mapping):
             raise TaskError(f"shifts() must return a mapping from name to batches; got {type(found).__name__}")
+        odd = [name for name in found if not isinstance(name, str)]
+        if odd:
+            raise TaskError(f"shifts() must name each shift by a text; got {odd[0]!r}")
         return dict(found)
 
 

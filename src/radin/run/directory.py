@@ -10,6 +10,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from radin.checks import fits
 from radin.checksums import opened, sealed
 from radin.errors import RunError
 from radin.files import is_left, read_json, sweep, write_json
@@ -103,6 +104,8 @@ class RunDirectory:
                 raise RunError(f"{path} was written by another version of radin (format {found['format']!r})")
             if not all(isinstance(found[part], dict) for part in ("identity", "settings")) or "run" not in found:
                 raise ValueError("it is no run's")
+            if not fits(found["identity"].get("members", {}), Mapping[str, str]):
+                raise ValueError("its members are no names by fingerprint")
         except (ValueError, KeyError) as error:
             raise RunError(f"{path} is damaged ({error}). {way_on(self.path)}") from None
         return found

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import sqlite3
 import time
 import zlib
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 
 from radin.checksums import row_checksum
 from radin.errors import RadinError, RunError
-from radin.files import storage_error
+from radin.files import replacing, storage_error
 from radin.question import VALIDATION, Answer, Floats, Indices, answer_from_values
 from radin.run.directory import way_on
 
@@ -105,7 +106,6 @@ _TABLE_NAMES = ("evaluations", "sessions", "questions", "pauses", "runs", "soups
 _SYSTEM = {
     sqlite3.SQLITE_FULL: errno.ENOSPC,
     sqlite3.SQLITE_IOERR: errno.EIO,
-    sqlite3.SQLITE_CANTOPEN: errno.EACCES,
     sqlite3.SQLITE_PERM: errno.EACCES,
     sqlite3.SQLITE_AUTH: errno.EACCES,
     sqlite3.SQLITE_READONLY: errno.EROFS,
@@ -194,6 +194,8 @@ class Ledger:
             self._next = self._last() + 1
         except sqlite3.Error as error:
             raise self._failed(error) from None
+        except UnicodeDecodeError as error:  # SQLite's own message, which quotes what it found
+            raise self._damaged(str(error)) from None
 
     def _check_version(self, read_only: bool, run: str | None) -> None:
         found = [self._db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")]
@@ -202,9 +204,9 @@ class Ledger:
             if read_only:
                 raise RunError(f"{self.path} is empty: the run has not evaluated anything yet")
             pragmas = f"PRAGMA application_id = {_APPLICATION}; PRAGMA user_version = {VERSION};"
-            self._db.executescript(f"BEGIN; {_TABLES} {pragmas} COMMIT;")
-            if run is not None:
-                with self._transaction():
+            with self._transaction():  # all at once: tables without a run would be another run's
+                self._db.executescript(f"BEGIN; {_TABLES} {pragmas}")
+                if run is not None:
                     self._add("INSERT INTO runs (run) VALUES (?)", (run,), "runs")
         elif found[0] == _APPLICATION and found[1] != VERSION:
             raise RunError(f"{self.path} was written by another version of radin. Give a new directory with --out.")
@@ -265,6 +267,8 @@ class Ledger:
                 f"{self.path}: the last session was killed while it wrote here. The run's cook command mends that; "
                 "give it first."
             )
+        if primary == sqlite3.SQLITE_CANTOPEN:
+            return storage_error(self._why_not(), self.path, doing="opened")
         if primary in _SYSTEM:
             return storage_error(OSError(_SYSTEM[primary], str(error)), self.path)
         try:  # a disk that fails can look like a damaged file
@@ -274,6 +278,17 @@ class Ledger:
         except OSError as reason:
             return storage_error(reason, self.path, doing="read")
         return self._damaged(str(error))
+
+    def _why_not(self) -> OSError:
+        """Why SQLite could not open the file, or the journal beside it: it does not say."""
+        try:
+            os.close(os.open(self.path, os.O_RDWR))
+            with replacing(self.path.with_name("ledger.sqlite-probe"), durable=False):
+                raise InterruptedError
+        except InterruptedError:
+            return OSError(0, "SQLite could not open it, or its journal")
+        except OSError as error:
+            return OSError(error.errno, error.strerror)
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:

@@ -9,6 +9,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from radin.checks import misfits
 from radin.checksums import opened
 from radin.errors import RadinError, RunError
 from radin.files import read_json, replacing, replacing_folder, told
@@ -228,7 +229,11 @@ class Result:
         """
         _require(value, _KEYS, "")
         try:
-            return _read(value, out)
+            found = _read(value, out)
+            wrong = misfits(found)
+            if wrong:
+                raise RunError(f"this is no result of this version of radin: of another kind: {', '.join(wrong)}")
+            return found
         except RunError:
             raise
         except (RadinError, KeyError, TypeError, ValueError, AttributeError) as error:

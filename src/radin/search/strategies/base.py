@@ -8,16 +8,14 @@ from __future__ import annotations
 import contextlib
 import inspect
 import json
-import sys
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
-from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
 
-from radin.checks import whole_number
+from radin.checks import fits, whole_number
 from radin.errors import RadinError
 from radin.progress import Progress, silent
 from radin.search.prior import ScorePrior
@@ -157,7 +155,7 @@ class Option:
                 value = json.loads(value)
         if isinstance(value, list):
             value = tuple(value)
-        if not _fits(value, self.kind):
+        if not fits(value, self.kind):
             raise RadinError(f"option {self.name!r} ({self.help}): expected {self.describe()}; got {given!r}")
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, int) and not isinstance(number, bool) and self.kind is not float:
@@ -169,27 +167,6 @@ class Option:
         if self.choices:
             return " or ".join(repr(choice) for choice in self.choices)
         return self.kind.__name__ if isinstance(self.kind, type) else str(self.kind)
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    origin, parts = get_origin(kind), get_args(kind)
-    if origin is Literal:
-        return value in parts
-    if origin is tuple:
-        return (
-            isinstance(value, tuple)
-            and len(value) == len(parts)
-            and all(_fits(item, part) for item, part in zip(value, parts, strict=True))
-        )
-    if parts:
-        return any(_fits(value, part) for part in parts)
-    if kind in (None, NoneType):
-        return value is None
-    if kind is bool or isinstance(value, bool):
-        return kind is bool and isinstance(value, bool)
-    if kind is float:
-        return isinstance(value, int | float) and abs(value) <= sys.float_info.max
-    return isinstance(value, kind)
 
 
 @dataclass(frozen=True)
