@@ -156,7 +156,10 @@ def main() -> None:
     print("\n".join(lines), f"\nCalls of the function: {calls}, 300 of them for the members' own scores.", sep="\n")
     if given.write:
         machine = f"{platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}, one thread"
-        about = f"`python benchmarks/members.py --write`; {machine}. Peak: resident memory beyond the outputs."
+        about = (
+            f"`python benchmarks/members.py --write`; {machine}. Seconds of the processor, other\nprograms running. "
+            "First: until the first question; next: until one more. Peak: resident memory beyond the outputs."
+        )
         text = "\n".join(["# Many members", "", about, "", *lines, ""])
         notes = RESULT.read_text().partition("\n## ")[1:] if RESULT.exists() else ()
         calling = f"A metric that is a function was called {calls} times, 300 of them for the members' own scores.\n"
