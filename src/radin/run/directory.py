@@ -83,6 +83,7 @@ class RunDirectory:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        sweep(self.path, held=True)  # what a worker process left that was killed
         self._lock.release()
 
     @property
