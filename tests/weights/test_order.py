@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -236,3 +238,28 @@ def test_names_are_printable_and_still_unique(tmp_path: Path) -> None:
     assert len(set(shown)) == 4
     assert all(name.isprintable() for name in shown)
     assert short_names([tmp_path / names[0], tmp_path / names[3]]) == (r"a\x1b", "c")
+
+
+def test_reading_ends_at_once_when_it_is_interrupted(files: list[Path], monkeypatch) -> None:
+    """Threads that read other checkpoints do not keep it: pools are hundreds of gigabytes."""
+
+    def slow(checkpoint, report):
+        for _ in range(100):
+            time.sleep(0.05)
+            report(1)
+        return checkpoint.path.name
+
+    def interrupt(number, frame):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("radin.weights.pool.remembered_fingerprint", slow)
+    before = signal.signal(signal.SIGALRM, interrupt)
+    started = time.monotonic()
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
+        with pytest.raises(KeyboardInterrupt):
+            Pool.open(files)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert time.monotonic() - started < 2

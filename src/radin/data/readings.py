@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from radin.data.batches import Batch, DataFingerprint, copied, length, read, rebatched, selected, size_in_bytes
 from radin.data.select import Indexed, indexed
 from radin.data.task import Task
-from radin.errors import TaskError
+from radin.errors import TaskError, printable
 from radin.memory import free_memory
 
 Way = Literal["index", "held", "reading"]
@@ -210,7 +210,7 @@ class Readings:
         )
         if not any(known.startswith(f"{split}()") for known in self.notes):
             self.notes.append(note)
-            _LOG.warning(note)
+            _LOG.warning(printable(note))
 
 
 def check_same(split: str, found: str, examples: int, expected: str) -> None:

@@ -12,7 +12,7 @@ import torch
 from radin.checks import whole_number
 from radin.data.batches import Batch, rows_between, to_device
 from radin.engine.forward import OutOfMemoryError, forward, memory_errors, outputs_of
-from radin.errors import RadinError, TaskError
+from radin.errors import RadinError, TaskError, printable
 from radin.memory import free_memory
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -104,7 +104,7 @@ class Device:
         """Add to the notes, and to the log, once for each key."""
         if key not in self._said:
             self._said[key] = note
-            _LOG.warning(note)
+            _LOG.warning(printable(note))
 
     def forget(self, work: str) -> None:
         """Batches may be larger again: what filled the memory beside them is gone."""

@@ -339,17 +339,29 @@ def _same_file(paths: Sequence[Path]) -> tuple[list[Path], list[tuple[Path, Path
 def _contents(checkpoints: Sequence[Checkpoint], progress: Progress | None) -> list[Content]:
     total = sum(checkpoint.bytes for checkpoint in checkpoints)
     lock = threading.Lock()
+    stop = threading.Event()
     done = 0
 
     def report(read: int) -> None:
         nonlocal done
+        if stop.is_set():
+            raise _StoppedError
         with lock:
             done += read
             if progress is not None:
                 progress(done, total)
 
     with ThreadPoolExecutor(min(_READERS, os.cpu_count() or 1)) as threads:
-        return list(threads.map(lambda checkpoint: remembered_content(checkpoint, report), checkpoints))
+        try:
+            return list(threads.map(lambda checkpoint: remembered_content(checkpoint, report), checkpoints))
+        except BaseException:  # the threads end with what they are at, not with all that is left to read
+            stop.set()
+            threads.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+class _StoppedError(Exception):
+    """Nobody waits for this fingerprint any more."""
 
 
 def _notes(members: Sequence[Member]) -> tuple[str, ...]:
