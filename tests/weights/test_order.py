@@ -252,7 +252,7 @@ def test_reading_ends_at_once_when_it_is_interrupted(files: list[Path], monkeypa
     def interrupt(number, frame):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("radin.weights.pool.remembered_fingerprint", slow)
+    monkeypatch.setattr("radin.weights.pool.remembered_content", slow)
     before = signal.signal(signal.SIGALRM, interrupt)
     started = time.monotonic()
     try:
