@@ -203,3 +203,18 @@ def test_a_name_that_is_not_utf8_is_said_of_what_is_read_and_what_is_written(toy
         assert done.returncode == 2, done.stderr
         assert "is not UTF-8" in plain(done)
         assert r"\udcff\x1b" in plain(done)
+
+
+def test_a_name_that_no_file_can_have_is_one_message(toy_folder, radin_command, tmp_path):
+    long = tmp_path / ("x" * 300)
+    for command in (
+        ["report", long],
+        ["average", toy_folder, "-o", f"{long}.pt"],
+        ["cook", toy_folder, "--task", toy_folder / "task.py", "--budget", 1, "--out", long],
+        ["rank", "--outputs", long],
+        ["doctor", toy_folder, "--run", long],
+    ):
+        done = radin_command(*command)
+        assert done.returncode == 2, done.stderr
+        assert "Traceback" not in done.stderr
+        assert sum(line.startswith("radin: ") for line in done.stderr.splitlines()) == 1

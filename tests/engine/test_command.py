@@ -441,7 +441,7 @@ def test_folders_as_members(toy_pool, toy_command, engine, tmp_path):
     for _ in range(2):  # the second replaces the first
         made.write(recipe, tmp_path / "soup")
     assert Recipe.from_json(read_recipe(tmp_path / "soup"), pool.fingerprints) == recipe
-    found = radin.Pool.open([tmp_path / "soup", tmp_path / "folders/checkpoint-0"])
+    found = radin.Pool.open([tmp_path / "folders/checkpoint-0", tmp_path / "soup"])
     tensors = average(pool, recipe)
     assert all(torch.equal(found.tensors(1)[name], tensors[name]) for name in tensors)
     with pytest.raises(CheckpointError, match="is there already and no soup of radin's"):

@@ -110,9 +110,9 @@ def test_tied_tensors_stay_under_the_name_that_the_members_keep(tmp_path, all_ti
         assert set(file.keys()) == names
         ties = {k: v for k, v in file.metadata().items() if "." in k and not k.startswith("radin.")}
         assert ties == ({k: v for k, v in member.metadata().items() if k != "format"} if all_tied else {})
-    again = Pool.open([path, tmp_path / "run-3.safetensors"])
-    assert again.member_names == ("soup", "run-3")
-    assert torch.equal(again.tensors(0)["head.weight"], torch.full((5, 2), 2.0))
+    again = Pool.open([tmp_path / "run-3.safetensors", path])
+    assert again.member_names == ("run-3", "soup")
+    assert torch.equal(again.tensors(1)["head.weight"], torch.full((5, 2), 2.0))
 
 
 @pytest.fixture
@@ -155,8 +155,8 @@ def test_a_folder_of_shards_becomes_one(shards):
         "radin.json",
     ]
     assert (path / "config.json").read_text() == "3"
-    again = Pool.open([path, shards / "checkpoint-1"])
-    assert torch.equal(again.tensors(0)["a.weight"], torch.full((2, 3), 2.0))
+    again = Pool.open([shards / "checkpoint-1", path])
+    assert torch.equal(again.tensors(1)["a.weight"], torch.full((2, 3), 2.0))
     assert read_metadata(path) == METADATA
 
 

@@ -55,16 +55,11 @@ def _command() -> int:
         streams.say(printable_lines(_shown(error)).rstrip())
         return 2
     except RadinError as error:
-        shown = getattr(error, "traceback", None)
-        if shown:
-            streams.say(printable_lines(shown))
-        # Further lines are set in: what a name says in one of them is no message of radin's.
-        streams.say("radin: " + str(error).replace("\n", "\n  "))
-        if streams.answer is not None:
-            with suppress(streams.Unread):
-                value = {"error": {"kind": type(error).__name__, "message": str(error)}}
-                streams.write(json.dumps(value) + "\n")
-        return 2
+        return _refused(error)
+    except OSError as error:
+        from radin.files import storage_error
+
+        return _refused(storage_error(error, doing="used"))
     except SystemExit as error:
         if "_RADIN_COMPLETE" in os.environ:  # click's answer to a shell
             raise
@@ -76,6 +71,19 @@ def _command() -> int:
         raise KeyboardInterrupt from None
     except Exception as error:
         return _memory(error) or _fault()
+
+
+def _refused(error: RadinError) -> int:
+    shown = getattr(error, "traceback", None)
+    if shown:
+        streams.say(printable_lines(shown))
+    # Further lines are set in: what a name says in one of them is no message of radin's.
+    streams.say("radin: " + str(error).replace("\n", "\n  "))
+    if streams.answer is not None:
+        with suppress(streams.Unread):
+            value = {"error": {"kind": type(error).__name__, "message": str(error)}}
+            streams.write(json.dumps(value) + "\n")
+    return 2
 
 
 def _memory(error: Exception) -> int:
