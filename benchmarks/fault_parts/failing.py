@@ -211,8 +211,7 @@ def _permission(runs: Runs, kind: str, chance: random.Random, out: Path) -> tupl
         return _nothing(), False
     if chance.random() < 0.6:
         _half(runs, kind, chance, out)
-    else:
-        out.mkdir()
+    out.mkdir(exist_ok=True)  # killed early enough, a run has none yet
     log_of(out).touch()
     log_of(out).chmod(0o666)
     files = [path for path in sorted(out.rglob("*")) if path.is_file()]

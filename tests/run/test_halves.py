@@ -64,14 +64,20 @@ def test_the_choice_and_its_score_are_those_of_the_other_half(toy_pool, task, tm
     assert result.reestimated.score == max(row[CHOOSING].mean() for row in again)
     soups = [values[CHOOSING].mean() for values in complete.values()]
     assert result.best.score == max([*singles, result.reestimated.score, *soups])
+
+    def identity(recipe):
+        return recipe.identity(result.fingerprints)
+
     if result.best.recipe.size > 1:
         single = values_of(result, result.reference.recipe)[CHOOSING]
         by_hand = paired_difference(complete[result.best.recipe][CHOOSING], single, True)
         assert result.paired == by_hand
-        rows = [values_of(result, Recipe.single(k, 6))[CHOOSING] for k in range(6)]
-        rows += [row[CHOOSING] for row in again]
-        rows += [values[CHOOSING] for values in complete.values()]
-        by_hand = optimism(np.array(rows), True, incumbents=6 + len(again))
+        # members, re-estimated or not, then soups, each in the order of their content
+        members = [Recipe.single(k, 6) for k in range(6)] + [result.reestimated.recipe]
+        pairs = {recipe: values_of(result, recipe) for recipe in members}
+        assert len(again) == 1
+        rows = [group[recipe][CHOOSING] for group in (pairs, complete) for recipe in sorted(group, key=identity)]
+        by_hand = optimism(np.array(rows), True, incumbents=len(pairs))
         assert result.optimism.optimism == pytest.approx(by_hand.optimism)
     model = toy.model().eval()
     model.load_state_dict(load_file(tmp_path / "run" / "soup.safetensors"))

@@ -281,22 +281,22 @@ def test_doctor_compares_a_run_with_the_same_single(pool, toy_task, tmp_path):
 
 def test_average_warns_of_statistics_that_it_cannot_estimate_again(toy_pool, tmp_path):
     how = {"integers_from": None}
-    found = average_pool(toy_pool, None, None, tmp_path / "all.pt", **how)
+    found = average_pool(toy_pool, (), None, tmp_path / "all.pt", **how)
     (warning,) = [note for note in found.notes if note.startswith("warning")]
     assert "the running statistics of 1 BatchNorm layer (1.running_mean, ...) were averaged like all else" in warning
     assert "torch.optim.swa_utils.update_bn" in warning
-    one = average_pool(toy_pool, "1,0,0,0,0,0", None, tmp_path / "one.pt", **how)
+    one = average_pool(toy_pool, ["1,0,0,0,0,0"], None, tmp_path / "one.pt", **how)
     assert one.notes == ()
     again = Recipe.single(2, 6, reestimated=True)
     (tmp_path / "recipe.json").write_text(json.dumps(again.to_json(toy_pool.member_names, toy_pool.fingerprints)))
-    other = average_pool(toy_pool, None, tmp_path / "recipe.json", tmp_path / "other.pt", **how)
+    other = average_pool(toy_pool, (), tmp_path / "recipe.json", tmp_path / "other.pt", **how)
     assert "run-2 with those it has" in other.notes[0]
     assert other.recipe == Recipe.single(2, 6)
     assert "reestimated" not in read_recipe(tmp_path / "other.pt")
     for k in range(2):
         torch.save(nn.Linear(3, 2).state_dict(), tmp_path / f"plain-{k}.pt")
     plain = Pool.open([tmp_path / "plain-0.pt", tmp_path / "plain-1.pt"])
-    assert average_pool(plain, None, None, tmp_path / "plain.pt", **how).notes == ()
+    assert average_pool(plain, (), None, tmp_path / "plain.pt", **how).notes == ()
 
 
 def test_average_from_the_command_line_says_so_too(toy_folder, tmp_path, radin_command):

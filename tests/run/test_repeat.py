@@ -12,6 +12,7 @@ from torch import nn
 
 import radin
 import toy
+from radin.checksums import sealed
 from radin.engine.device import Device
 from radin.errors import RunError, TaskError
 from radin.run.repeat import difference, tolerance, undecided
@@ -167,7 +168,7 @@ def test_outputs_of_another_device_may_differ_by_more(toy_pool, toy_task, tmp_pa
     with pytest.raises(RunError, match="gives other outputs"):
         radin.cook(toy_pool, near, budget=1, **how)
     written["settings"]["device"] = "cuda, NVIDIA H100"
-    path.write_text(json.dumps(written))
+    path.write_text(json.dumps(sealed(written)))
     radin.cook(toy_pool, near, budget=1, **how)
     assert json.loads(path.read_text())["settings"]["device"] == "cuda, NVIDIA H100"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from radin.errors import CheckpointError
-from radin.files import open_regular, parse_json
+from radin.files import open_regular, parse_json, told
 from radin.weights.layout import DTYPES
 from radin.weights.limits import HEADER_BYTES, TENSORS
 from radin.weights.stored import Stored
@@ -50,7 +50,9 @@ def describe(path: Path) -> Stored:
 def tensors(path: Path) -> Iterator[Callable[[str], Tensor]]:
     """A function from stored name to memory-mapped tensor, good until the context closes."""
     try:
-        with safe_open(path, framework="pt") as file:
+        with ExitStack() as stack:
+            with told(path, doing="read"):
+                file = stack.enter_context(safe_open(path, framework="pt"))
             yield file.get_tensor
     except SafetensorError as error:
         raise CheckpointError(_damage(path, error)) from error
