@@ -47,7 +47,7 @@ def reestimated(result):
     ledger = Ledger(result.out / "ledger.sqlite", read_only=True)
     entries = ledger.entries(REESTIMATED, "validation")
     ledger.close()
-    return [entry.evaluation.values for entry in entries]
+    return {Recipe.from_json(entry.recipe, result.fingerprints): entry.evaluation.values for entry in entries}
 
 
 @pytest.mark.parametrize("strategy", ["adaptive", "paper", "greedy"])
@@ -61,7 +61,7 @@ def test_the_choice_and_its_score_are_those_of_the_other_half(toy_pool, task, tm
     for evaluation in result.evaluations:
         assert evaluation.score == complete[evaluation.recipe][CHOOSING].mean()
     again = reestimated(result)
-    assert result.reestimated.score == max(row[CHOOSING].mean() for row in again)
+    assert result.reestimated.score == max(row[CHOOSING].mean() for row in again.values())
     soups = [values[CHOOSING].mean() for values in complete.values()]
     assert result.best.score == max([*singles, result.reestimated.score, *soups])
 
@@ -73,9 +73,8 @@ def test_the_choice_and_its_score_are_those_of_the_other_half(toy_pool, task, tm
         by_hand = paired_difference(complete[result.best.recipe][CHOOSING], single, True)
         assert result.paired == by_hand
         # members, re-estimated or not, then soups, each in the order of their content
-        members = [Recipe.single(k, 6) for k in range(6)] + [result.reestimated.recipe]
-        pairs = {recipe: values_of(result, recipe) for recipe in members}
-        assert len(again) == 1
+        members = [Recipe.single(k, 6) for k in range(6)]
+        pairs = {recipe: values_of(result, recipe) for recipe in members} | again
         rows = [group[recipe][CHOOSING] for group in (pairs, complete) for recipe in sorted(group, key=identity)]
         by_hand = optimism(np.array(rows), True, incumbents=len(pairs))
         assert result.optimism.optimism == pytest.approx(by_hand.optimism)
