@@ -298,7 +298,7 @@ for k in range(300):
     moved["1.running_var"] = start["1.running_var"]
     save_file(moved, folder / "many" / f"{k}.safetensors")
 task = radin.Task(model=toy.model, validation=lambda: toy.batches(toy.VALIDATION))
-result = radin.cook(folder / "many", task, budget=2, out=out, strategy="paper", choose_on_half=True)
+result = radin.cook(folder / "many", task, budget=2, out=out)
 print(result.passes.members, result.best.recipe.size)
 """
 

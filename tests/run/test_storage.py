@@ -14,6 +14,7 @@ import radin
 import toy
 from radin.errors import StorageError
 from radin.files import storage_error, told
+from radin.run.ledger import Ledger
 
 COOK = """
 import os, resource, sys
@@ -113,3 +114,21 @@ def test_every_cause_has_a_sentence(tmp_path):
         raise RuntimeError("Error: I/O error: Input/output error (os error 5)")
     with pytest.raises(RuntimeError, match="mine"), told(tmp_path):
         raise RuntimeError("mine")
+
+
+def test_why_sqlite_cannot_open_its_journal_is_found_out(tmp_path, monkeypatch):
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    open_ = os.open
+
+    def too_many(path, flags, *more):
+        if str(path).endswith("-journal"):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path))
+        return open_(path, flags, *more)
+
+    (tmp_path / "ledger.sqlite-journal").mkdir()  # which is why SQLite cannot open it here
+    with pytest.raises(StorageError, match="SQLite could not open it, or its journal"):
+        ledger.start_session({})
+    monkeypatch.setattr(Path, "exists", lambda path: False)
+    monkeypatch.setattr(os, "open", too_many)
+    with pytest.raises(StorageError, match=r"cannot be opened: too many files are open; this process may have"):
+        ledger.start_session({})

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from radin.checksums import row_checksum
 from radin.errors import RadinError, RunError
-from radin.files import replacing, storage_error
+from radin.files import storage_error
 from radin.question import VALIDATION, Answer, Floats, Indices, answer_from_values
 from radin.run.directory import way_on
 
@@ -283,12 +283,13 @@ class Ledger:
         """Why SQLite could not open the file, or the journal beside it: it does not say."""
         try:
             os.close(os.open(self.path, os.O_RDWR))
-            with replacing(self.path.with_name("ledger.sqlite-probe"), durable=False):
-                raise InterruptedError
-        except InterruptedError:
-            return OSError(0, "SQLite could not open it, or its journal")
+            journal = Path(f"{self.path}-journal")
+            if not journal.exists():  # an empty one means nothing to SQLite
+                os.close(os.open(journal, os.O_RDWR | os.O_CREAT | os.O_EXCL))
+                journal.unlink()
         except OSError as error:
             return OSError(error.errno, error.strerror)
+        return OSError(0, "SQLite could not open it, or its journal")
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
