@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -117,7 +118,13 @@ def test_every_cause_has_a_sentence(tmp_path):
 
 
 def test_why_sqlite_cannot_open_its_journal_is_found_out(tmp_path, monkeypatch):
-    ledger = Ledger(tmp_path / "ledger.sqlite")
+    (tmp_path / "run").mkdir()
+    ledger = Ledger(tmp_path / "run" / "ledger.sqlite")
+    (tmp_path / "run").rename(tmp_path / "moved")
+    with pytest.raises(StorageError, match="cannot be opened: it is not there, or its folder is gone"):
+        ledger.start_session({})
+    (tmp_path / "moved").rename(tmp_path / "run")
+    ledger.start_session({})
     open_ = os.open
 
     def too_many(path, flags, *more):
@@ -125,10 +132,10 @@ def test_why_sqlite_cannot_open_its_journal_is_found_out(tmp_path, monkeypatch):
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path))
         return open_(path, flags, *more)
 
-    (tmp_path / "ledger.sqlite-journal").mkdir()  # which is why SQLite cannot open it here
-    with pytest.raises(StorageError, match="SQLite could not open it, or its journal"):
-        ledger.start_session({})
-    monkeypatch.setattr(Path, "exists", lambda path: False)
     monkeypatch.setattr(os, "open", too_many)
-    with pytest.raises(StorageError, match=r"cannot be opened: too many files are open; this process may have"):
-        ledger.start_session({})
+    error = sqlite3.OperationalError("unable to open database file")
+    error.sqlite_errorcode = sqlite3.SQLITE_CANTOPEN
+    assert "too many files are open; this process may have" in str(ledger._failed(error))
+    monkeypatch.undo()
+    assert "SQLite could not open it, or its journal" in str(ledger._failed(error))
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["ledger.sqlite"]
