@@ -124,6 +124,18 @@ def test_an_edited_row_is_made_again_or_refused(toy_pool, copied, whole, table):
             radin.cook(toy_pool, task, budget=BUDGET, out=out)
 
 
+def test_a_members_damaged_evaluation_is_made_again_without_outputs_too(toy_pool, whole, tmp_path):
+    _, task = whole
+    first = radin.cook(toy_pool, task, budget=2, out=tmp_path / "run", keep_outputs=False)
+    before = what_matters(tmp_path / "run")
+    with sqlite3.connect(tmp_path / "run" / "ledger.sqlite") as db:
+        db.execute("UPDATE evaluations SET score = score + 0.01 WHERE id = 2 AND kind = 'member'")
+    again = radin.cook(toy_pool, task, budget=2, out=tmp_path / "run", keep_outputs=False)
+    assert what_matters(tmp_path / "run") == before
+    assert again.best.recipe == first.best.recipe
+    assert any("row 2 of its evaluations" in note for note in again.notes)
+
+
 def test_rows_that_vanish_are_missed(toy_pool, copied):
     out, task = copied
     with sqlite3.connect(out / "ledger.sqlite") as db:

@@ -121,7 +121,7 @@ def test_why_sqlite_cannot_open_its_journal_is_found_out(tmp_path, monkeypatch):
     (tmp_path / "run").mkdir()
     ledger = Ledger(tmp_path / "run" / "ledger.sqlite")
     (tmp_path / "run").rename(tmp_path / "moved")
-    with pytest.raises(StorageError, match="cannot be opened: it is not there, or its folder is gone"):
+    with pytest.raises(StorageError, match="cannot be written: it is not there, or its folder is gone"):
         ledger.start_session({})
     (tmp_path / "moved").rename(tmp_path / "run")
     ledger.start_session({})

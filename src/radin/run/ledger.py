@@ -267,6 +267,8 @@ class Ledger:
                 f"{self.path}: the last session was killed while it wrote here. The run's cook command mends that; "
                 "give it first."
             )
+        if code == sqlite3.SQLITE_READONLY_DBMOVED:
+            return storage_error(OSError(errno.ENOENT, str(error)), self.path)
         if primary == sqlite3.SQLITE_CANTOPEN:
             return storage_error(self._why_not(), self.path, doing="opened")
         if primary in _SYSTEM:

@@ -158,7 +158,12 @@ def streamed_outputs(job: Job, engine: LocalEngine, first: FirstBatch, store: Ou
 
 
 def _kept(job: Job, path: Path) -> tuple[Margins, Keys] | None:
-    """What was compiled before, or None where it is damaged: then it takes the members' passes again."""
+    """What was compiled before, or None where it is damaged: then it takes the members' passes again.
+
+    So it does where a member's own evaluation was: without outputs nothing else gives it.
+    """
+    if any(job.known(Recipe.single(k, len(job.pool))) is None for k in range(len(job.pool))):
+        return None
     try:
         return load_margins(path)
     except OutputsError as error:
