@@ -10,6 +10,7 @@ import inspect
 import json
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -155,7 +156,8 @@ class Option:
                 value = json.loads(value)
         if isinstance(value, list):
             value = tuple(value)
-        if not fits(value, self.kind):
+        numbers = [part for part in (value if isinstance(value, tuple) else (value,)) if isinstance(part, float)]
+        if not fits(value, self.kind) or not all(map(isfinite, numbers)):
             raise RadinError(f"option {self.name!r} ({self.help}): expected {self.describe()}; got {given!r}")
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, int) and not isinstance(number, bool) and self.kind is not float:
