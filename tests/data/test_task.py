@@ -112,3 +112,16 @@ def test_shifts_have_texts_for_names(tmp_path):
     task = Task.load(write(tmp_path, GOOD + "def shifts(): return {3: validation}\n"))
     with pytest.raises(TaskError, match=r"shifts\(\) must name each shift by a text; got 3"):
         task.shift_sources()
+
+
+def test_data_that_fail_when_they_are_asked_what_they_are_fail_as_the_users_own(tmp_path):
+    text = (
+        GOOD
+        + """
+class Odd:
+    def __getattr__(self, name): raise ValueError("odd")
+def test(): return Odd()
+"""
+    )
+    with pytest.raises(UserCodeError, match=r"test\(\) failed with ValueError: odd"):
+        Task.load(write(tmp_path, text)).batches("test")

@@ -135,12 +135,13 @@ class Task:
 def _reading(source: Any, what: str, batch_size: int | None) -> Batches:
     with user_code(what):
         batches: Any = source() if callable(source) else source
+        map_style = _is_map_style(batches)  # asks an object of the user's for its attributes
     if not callable(source) and isinstance(batches, Iterator):
         raise TaskError(
             f"{what} is a one-time iterator; it must be readable many times. "
             "Give a function that returns a new iterable, a DataLoader or a list."
         )
-    if _is_map_style(batches):
+    if map_style:
         return DataLoader(batches, batch_size=batch_size or USUAL_BATCH)
     if not isinstance(batches, Iterable):
         raise TaskError(
