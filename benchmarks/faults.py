@@ -91,7 +91,7 @@ def measured(amounts: dict[str, int], *, seed: int = 0, threads: int = 2) -> Fou
 def broken(all_runs: runs.Runs, amounts: dict[str, int], seed: int = 0) -> Found:
     """Break radin so many times in each of the ways: "kills", "faults", "flips", "fuzz"."""
     found = Found()
-    if all_runs.servers.library is None:
+    if all_runs.servers.calls is None:
         found.notes.append("no C compiler: no failing calls, and no kills at named calls")
     if not failing.can_mount():
         found.notes.append("mounting is not permitted here: no full and no read-only file system")

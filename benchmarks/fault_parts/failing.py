@@ -95,7 +95,7 @@ def _one(runs: Runs, number: int) -> Failed | None:
         name, error, kinds, act = circumstances[(number // 5) % len(circumstances)]
         kind = chance.choice(kinds)
         return _judged(runs, kind, name, error, partial(act, runs, kind, chance))
-    if runs.servers.library is None:
+    if runs.servers.calls is None:
         return None
     kind = _KINDS[(number // 5 + number) % len(_KINDS)] if chance.random() < 0.6 else "task"
     error, operations, lasting = _ERRORS[number % len(_ERRORS)]

@@ -59,7 +59,7 @@ def one(runs: Runs, kind: str, seed: int) -> Killed:
     while True:
         fault, after, place = None, None, ""
         if len(places) < wanted and sessions < 3 * _MOST:
-            at_call = runs.servers.library is not None and chance.random() < 0.7
+            at_call = runs.servers.calls is not None and chance.random() < 0.7
             if at_call:
                 fault, place = _at_call(chance, out, reference.calls, first=not places)
             else:

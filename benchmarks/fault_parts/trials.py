@@ -157,11 +157,11 @@ class Servers:
 
     def __init__(self, count: int, folder: Path, warm_up: Sequence[str]) -> None:
         self.folder = folder
-        self.library = compiled(folder)
+        self.calls = compiled(folder)
         with ThreadPoolExecutor(count) as threads:
             begun = [
                 threads.submit(
-                    Server, self.library, [str(part).replace("warm-up", f"warm-up-{k}") for part in warm_up], folder
+                    Server, self.calls, [str(part).replace("warm-up", f"warm-up-{k}") for part in warm_up], folder
                 )
                 for k in range(count)
             ]

@@ -31,6 +31,7 @@ class LoggedProgress:
         self._ended: str | None = None  # the last stage that reached its total
 
     def __call__(self, what: str, done: float, total: float | None) -> None:
+        """Say what is done and how far it has come; total None where nobody knows."""
         what = printable(what)
         if self._progress is not None:
             self._progress(what, done, total)

@@ -139,7 +139,7 @@ def cook(
     from radin.search.strategies import base
 
     base.get(strategy).settings(given)
-    search = radin.cook  # imported before anything is begun
+    search = radin.cook  # imported before anything is started
     evaluator: str | radin.Command
     if command is not None:
         evaluator = radin.Command(command, not lower_is_better, jobs, timeout, retries)

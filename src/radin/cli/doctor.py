@@ -32,7 +32,7 @@ def doctor(
     import radin
     from radin.report.doctor import doctor_parts
 
-    examine = radin.doctor  # imported before anything is begun
+    examine = radin.doctor  # imported before anything is started
     with console_progress() as progress:
         pool = open_pool(paths, key, progress)
         found = examine(

@@ -236,6 +236,7 @@ class DataFingerprint:
         self._layout: dict[str, tuple[str, tuple[int, ...]]] = {}
 
     def update(self, batch: Batch) -> None:
+        """Add a batch: its inputs and targets, in order."""
         streams = list(leaves(batch.inputs, "inputs"))
         if batch.targets is not None:
             streams.append(("targets", batch.targets))

@@ -41,6 +41,7 @@ class Images:
         return len(self.labels)
 
     def take(self, rows: Integers) -> Images:
+        """The images and labels of some rows, (m,) indices."""
         return Images(self.images[rows], self.labels[rows])
 
 

@@ -67,6 +67,7 @@ class Block:
 
     @property
     def examples(self) -> int:
+        """How many examples, M."""
         return self.levels[1]
 
     @cached_property

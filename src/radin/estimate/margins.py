@@ -51,10 +51,12 @@ class Margins:
 
     @property
     def members(self) -> int:
+        """How many members, N."""
         return int(self.truth.shape[1])
 
     @property
     def examples(self) -> int:
+        """How many examples, M."""
         return len(self.targets)
 
     def with_dropped(self, dropped: Dropped) -> Margins:

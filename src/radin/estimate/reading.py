@@ -27,10 +27,12 @@ class ArrayLike2D(Protocol):
     """What the outputs of one member must offer: .shape, .dtype and [lo:hi] -> ndarray."""
 
     @property
-    def shape(self) -> tuple[int, ...]: ...
+    def shape(self) -> tuple[int, ...]:
+        """(M, C), or (M,)."""
 
     @property
-    def dtype(self) -> Any: ...
+    def dtype(self) -> Any:
+        """A floating-point dtype of numpy's."""
 
     def __getitem__(self, rows: slice, /) -> Array: ...
 

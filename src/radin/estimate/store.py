@@ -33,6 +33,7 @@ class Keys:
 
     @classmethod
     def of(cls, members: Sequence[str], data: str) -> Keys:
+        """The keys of N members, in the order of the outputs, over the data of a fingerprint."""
         return cls(tuple(members), data)
 
 

@@ -125,6 +125,7 @@ class OutputStore:
             raise OutputsError(f"{self.folder} is in use by another radin process. Wait for it.") from None
 
     def path(self, member: str) -> Path:
+        """Where the outputs of a member lie, by its fingerprint."""
         return self.folder / f"{member[:32]}.safetensors"
 
     def get(self, member: str) -> StoredOutputs | None:

@@ -65,6 +65,7 @@ class ConsoleProgress:
         self._bars.stop()
 
     def __call__(self, what: str, done: float, total: float | None) -> None:
+        """Show what is done, how far it has come and how long it will take; total None where nobody knows."""
         what = printable(what)
         if not self._console.is_terminal:
             if self._current is None or self._current[0] != what:

@@ -25,6 +25,7 @@ class Storage:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of its numbers."""
         return self.numel * self.dtype.itemsize
 
 

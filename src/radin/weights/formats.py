@@ -164,6 +164,7 @@ class Reader(Mapping[str, Tensor]):
         return len(self._checkpoint.shapes)
 
     def close(self) -> None:
+        """Let go of the files; nothing can be read any more."""
         self._lookups.clear()
         self._stack = None
 

@@ -40,6 +40,8 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class StorageType:
+    """A class of torch's that stands for the dtype of a storage."""
+
     dtype: torch.dtype
 
 
@@ -215,6 +217,7 @@ _QSCHEMES = (
 
 
 def is_size(value: Any) -> bool:
+    """Whether a value can be a number of elements: a whole number, not negative, below 2**62."""
     return type(value) is int and 0 <= value < 1 << 62
 
 

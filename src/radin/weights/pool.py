@@ -144,14 +144,17 @@ class Pool:
 
     @property
     def member_names(self) -> tuple[str, ...]:
+        """What messages and tables call the members, (N,), in the pool's order."""
         return tuple(member.name for member in self.members)
 
     @property
     def fingerprints(self) -> tuple[str, ...]:
+        """The hash of each member's content, (N,), in the pool's order."""
         return tuple(member.fingerprint for member in self.members)
 
     @property
     def shapes(self) -> Mapping[str, Shape]:
+        """Tensor name -> shape, the same in every member."""
         return self.members[0].checkpoint.shapes
 
     @property
