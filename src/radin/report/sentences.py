@@ -176,7 +176,7 @@ def reasons(found: Reasons) -> tuple[str, ...]:
 def average_lines(found: Averaged) -> tuple[str, ...]:
     """What 'radin average' says: which ratio went to which file."""
     recipe, paths = found.recipe, found.paths
-    lines = [f"averaged {recipe.size} checkpoints into {found.output}"]
+    lines = [f"averaged {recipe.size} checkpoint{'s' * (recipe.size > 1)} into {found.output}"]
     if recipe.is_uniform and recipe.size == len(paths):
         lines.append(f"{recipe.weights[0]:.6g} each of {', '.join(map(printable, paths))}")
     else:
