@@ -111,7 +111,7 @@ def test_a_row_of_the_ledger_that_is_another_is_told(few_runs: runs.Runs) -> Non
     ("action", "verdict"), [(trials.COUNT, "ok"), (trials.KILL_BEFORE, "killed"), (trials.KILL_AFTER, "killed")]
 )
 def test_a_run_ends_at_the_call_that_was_named(few_runs: runs.Runs, action: int, verdict: str) -> None:
-    if few_runs.servers.library is None:
+    if few_runs.servers.calls is None:
         pytest.skip("there is no C compiler here")
     out = few_runs.new_folder()
     fault = trials.Fault(out, ("rename",), nth=1, action=action, match="run.json")
