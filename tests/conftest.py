@@ -12,8 +12,11 @@ from typing import Any
 import pytest
 import torch
 
+import torchvision_on_cpu
 import toy
 from radin import Pool, Task
+
+torchvision_on_cpu.install()
 
 # The toy networks are far too small to share out, and test workers run side by side.
 torch.set_num_threads(1)
