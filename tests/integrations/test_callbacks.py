@@ -106,3 +106,25 @@ def test_a_second_fit_gets_a_folder_of_its_own(tmp_path: Path) -> None:
     assert cook.soup == tmp_path / "soup-2" / "soup.ckpt"
     assert (tmp_path / "soup" / "soup.ckpt").exists()
     assert free_folder(tmp_path / "soup") == tmp_path / "soup-3"
+
+
+def test_a_trainer_that_never_evaluated_is_asked_for_its_data(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    from radin.integrations.trainer import CookCallback as TrainerCallback
+
+    shape = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    model = transformers.BertForSequenceClassification(transformers.BertConfig(vocab_size=20, **shape))
+    rows = [{"input_ids": [k % 20, 3, 4], "labels": k % 2} for k in range(32)]
+    cook = TrainerCallback(budget=2)
+    arguments = transformers.TrainingArguments(
+        str(tmp_path), num_train_epochs=2, save_strategy="epoch", report_to="none", use_cpu=True, disable_tqdm=True
+    )
+    transformers.Trainer(model, arguments, train_dataset=rows, eval_dataset=rows, callbacks=[cook]).train()
+    assert cook.problem == "the trainer has no validation data, or several: give CookCallback(validation=)"
+
+    single = TrainerCallback(checkpoints=[tmp_path / "checkpoint-4"])
+    transformers.Trainer(model, arguments, train_dataset=rows, callbacks=[single]).train()
+    assert single.problem == (
+        "a soup needs at least two checkpoints, and 1 of this run are there. Keep more: "
+        "TrainingArguments(save_strategy='epoch', save_total_limit=None)"
+    )
