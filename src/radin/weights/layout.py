@@ -37,7 +37,7 @@ DTYPES: dict[str, torch.dtype] = {
 
 # Elements of a tensor that are read, hashed and added together, while they are in the processor's cache. Fingerprints
 # depend on it.
-LEAF = 1 << 17
+LEAF = 1 << 16
 
 # Elements computed with at once: so few that torch runs each step on the thread that asks for it. Threads that wait for
 # each other thousands of times are slow on a busy machine.
