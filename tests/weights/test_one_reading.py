@@ -342,3 +342,15 @@ def test_memory_does_not_grow_with_the_soup(tmp_path):
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 60 << 20  # a file of 100 MB
     assert torch.equal(load_file(tmp_path / "soup.safetensors")["w"][:3], torch.ones(3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.float8_e4m3fn])
+def test_ratios_that_are_powers_of_two_give_the_same_sums(tmp_path, dtype):
+    """They take another way, since their products are exact."""
+    paths = members(tmp_path / "pool", *(state(k, dtype) for k in range(4)))
+    soup = load_file(made(paths, tmp_path / "soup.safetensors"))
+    for name in ("a", "b"):
+        exact = torch.zeros(state(0)[name].shape, dtype=torch.float64)
+        for k in range(4):
+            exact += 0.25 * state(k, dtype)[name].double()
+        assert torch.equal(soup[name].double(), exact.to(dtype).double())

@@ -19,6 +19,8 @@ from radin.weights.raw import Buffer, RawFiles
 # float32. Mapped pages stay resident for as long as their file is open.
 _CHUNK = 1 << 24
 
+_BLOCK = 1 << 15  # elements that are converted and added in the processor's cache
+
 Sink = Callable[[Piece, Tensor], None]
 """Told a piece and its values, flat, good during the call. Several threads may call."""
 
@@ -126,15 +128,15 @@ class Adder:
     def _add(self, sums: Tensor, values: Tensor, ratio: float, first: bool) -> None:
         # Product and sum are rounded apart, as in sums + ratio * values: a fused step would differ in the last bit. Not
         # so where the product is exact: that of a power of two and a number of fewer digits than the sum has.
-        exact = frexp(ratio)[0] == 0.5 and values.dtype.itemsize < 8
+        exact = frexp(ratio)[0] == 0.5 and values.dtype.itemsize in (2, 4)  # of one byte, torch adds nothing
         if first:
             sums.copy_(values).mul_(ratio)
             return
-        product = self._product[: len(values)].copy_(values)
         if exact:
-            sums.add_(product, alpha=ratio)
+            # One step of torch's, as its optimizers take them, that goes from block to block in the processor's cache.
+            torch._foreach_add_(sums.split(_BLOCK), values.split(_BLOCK), alpha=ratio)
         else:
-            sums.add_(product.mul_(ratio))
+            sums.add_(self._product[: len(values)].copy_(values).mul_(ratio))
 
     def _give(self, piece: Piece, sums: Tensor, read: Callable[[int], Tensor]) -> None:
         """Round the sums and hand them on; where they are not finite, find out of which member that comes."""
