@@ -343,7 +343,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="end with one JSON object, the worst of the kinds")
     parser.add_argument("--members", type=int, default=8)
     parser.add_argument("--megabytes", type=int, help="of each member; default 1000, or 100 with --quick")
-    parser.add_argument("--folder", type=Path, help="where the pool is made; needs the room of 12 members and two soups")
+    parser.add_argument("--folder", type=Path, help="where the pool is made; needs the room of 14 members")
     parser.add_argument("--way", choices=[*WAYS, "write"], help=argparse.SUPPRESS)
     parser.add_argument("--dtype", help=argparse.SUPPRESS)
     parser.add_argument("--sharded", action="store_true", help=argparse.SUPPRESS)
