@@ -35,6 +35,12 @@ DTYPES: dict[str, torch.dtype] = {
 }
 
 
+# Elements of a tensor that are read, hashed and added at once. So many that each of these steps, which other threads
+# run beside, takes far longer than handing the interpreter from one to the other: with a sixteenth of it two threads
+# are slower than one. Fingerprints depend on it.
+LEAF = 1 << 19
+
+
 def kind(dtype: torch.dtype) -> Kind:
     """What may be done with values of this dtype: floats and complex are averaged, int and bool copied."""
     if dtype.is_complex:
@@ -94,6 +100,22 @@ class Piece:
     def of(self, tensor: Tensor) -> Tensor:
         """This piece of ``tensor`` as a flat tensor of its dtype."""
         return tensor.reshape(-1)[self.start : self.stop]
+
+
+def leaves(sizes: Mapping[str, int], at_least: int = LEAF) -> Iterator[tuple[Piece, ...]]:
+    """All elements of tensors with these element counts, each cut every LEAF elements, in groups of ``at_least``."""
+    group: list[Piece] = []
+    held = 0
+    for name, size in sizes.items():
+        for start in range(0, size, LEAF):
+            piece = Piece(name, start, min(size, start + LEAF))
+            group.append(piece)
+            held += piece.stop - piece.start
+            if held >= at_least:
+                yield tuple(group)
+                group, held = [], 0
+    if group:
+        yield tuple(group)
 
 
 def chunks(sizes: Mapping[str, int], limit: int) -> Iterator[tuple[Piece, ...]]:

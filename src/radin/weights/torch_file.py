@@ -66,6 +66,7 @@ def describe(path: Path, key: str | None) -> Stored:
         wrappers=LIGHTNING_WRAPPERS if is_lightning else WRAPPERS,
         mapped=content.is_zip and not compressed,
         places=places,
+        starts=_starts(places),
     )
 
 
@@ -334,6 +335,26 @@ def _places(path: Path, tensors: Mapping[str, Described], content: _Content) -> 
             )
         places[name] = Place(*located[tensor.storage], tensor)
     return places
+
+
+def _starts(places: Mapping[str, Place]) -> dict[str, int]:
+    """The byte at which each tensor begins whose elements are in the file as they are, in order."""
+    return {
+        name: place.start + place.tensor.offset * place.tensor.dtype.itemsize
+        for name, place in places.items()
+        if (place.entry is None or place.entry.stored)
+        and not (place.tensor.conj or place.tensor.neg)
+        and _is_contiguous(place.tensor)
+    }
+
+
+def _is_contiguous(tensor: Described) -> bool:
+    expected = 1
+    for size, stride in zip(reversed(tensor.size), reversed(tensor.stride), strict=True):
+        if size != 1 and stride != expected:
+            return False
+        expected *= size
+    return True
 
 
 def _stretch(storage: Storage) -> int:
