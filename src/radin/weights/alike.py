@@ -6,14 +6,16 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from torch import Tensor
 
 from radin.errors import CheckpointError
 from radin.files import replacing, replacing_folder, told
-from radin.weights import safetensors_file, torch_file
-from radin.weights.formats import SAFETENSORS_SUFFIXES, SUFFIXES, Checkpoint, Part, folder_file, is_index
+from radin.weights import safetensors_file, tar, torch_file
+from radin.weights.formats import Checkpoint, Part, folder_file, is_index
+from radin.weights.kinds import SAFETENSORS, SUFFIXES, TAR
 from radin.weights.saving import (
     FOLDER_METADATA,
     read_metadata,
@@ -97,8 +99,11 @@ def _write_tensors(
     metadata: Mapping[str, str],
 ) -> None:
     """``mine``: the part's tensors by name as stored."""
-    if part.path.suffix not in SAFETENSORS_SUFFIXES:
-        write_torch(torch_file.rewrapped(part.path, part.key, mine), path, metadata)
+    if part.kind == TAR:
+        tar.write_like(part.path, path, lambda file: write_torch(_rewrapped(part, mine), file, metadata))
+        return
+    if part.kind != SAFETENSORS:
+        write_torch(_rewrapped(part, mine), path, metadata)
         return
     # The name under which tied tensors are stored must stay: not every loader knows the names left out.
     tied = {
@@ -110,6 +115,10 @@ def _write_tensors(
     own = {name: text for name, text in before.items() if name not in mine and not name.startswith("radin.")}
     kept = {stored: tensor for stored, tensor in mine.items() if stored not in tied}
     write_safetensors(kept, path, {**own, **tied, **metadata})
+
+
+def _rewrapped(part: Part, mine: Mapping[str, Tensor]) -> Any:
+    return torch_file.rewrapped(part.path, part.key, mine)
 
 
 def _companions(folder: Path) -> Iterator[Path]:

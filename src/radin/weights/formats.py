@@ -17,13 +17,11 @@ from torch import Tensor
 from radin.errors import CheckpointError
 from radin.files import open_regular, parse_json
 from radin.weights import safetensors_file, torch_file
+from radin.weights.kinds import SAFETENSORS, SAFETENSORS_SUFFIXES, SUFFIXES, TORCH, TORCH_SUFFIXES, kind_of
 from radin.weights.layout import Shape, count, short
 from radin.weights.limits import DIMENSIONS, INDEX_BYTES, NAME, SHARDS, TENSORS
 from radin.weights.stored import WRAPPERS, Place, Stored, strip_wrappers
 
-SAFETENSORS_SUFFIXES = (".safetensors",)
-TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
-SUFFIXES = SAFETENSORS_SUFFIXES + TORCH_SUFFIXES
 _INDEX_SUFFIX = ".index.json"
 _LFS_POINTER = b"version https://git-lfs"
 
@@ -43,10 +41,11 @@ class _File:
     path: Path
     key: str | None
     state: tuple[int, int]
+    kind: str  # as radin.weights.kinds tells it
     places: Mapping[str, Place] = field(default_factory=dict)  # see torch_file.tensors
 
     def describe(self) -> Stored:
-        if self.path.suffix in SAFETENSORS_SUFFIXES:
+        if self.kind == SAFETENSORS:
             if self.key is not None:
                 raise CheckpointError(f"{self.path}: a safetensors file has no nested key {self.key!r}; leave key out")
             return safetensors_file.describe(self.path)
@@ -55,18 +54,22 @@ class _File:
     def tensors(self) -> AbstractContextManager[Callable[[str], Tensor]]:
         if _state(self.path) != self.state:
             raise CheckpointError(f"{self.path}: changed since it was opened. Wait until it is written; start again.")
-        if self.path.suffix in SAFETENSORS_SUFFIXES:
+        if self.kind == SAFETENSORS:
             return safetensors_file.tensors(self.path)
         return torch_file.tensors(self.path, self.places)
 
 
 @dataclass(frozen=True)
 class Part:
-    """One file of a checkpoint. ``key``: see open_checkpoint. ``stored``: {name: name as stored in this file}."""
+    """One file of a checkpoint. ``key``: see open_checkpoint. ``stored``: {name: name as stored in this file}.
+
+    ``kind``: what the file is by its content, see radin.weights.kinds.
+    """
 
     path: Path
     key: str | None
     stored: Mapping[str, str]
+    kind: str = TORCH
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +111,7 @@ class Checkpoint:
         stored: list[dict[str, str]] = [{} for _ in self._files]
         for name in self.shapes:
             stored[self._places[name][0]][name] = prefix + name
-        return tuple(Part(file.path, file.key, names) for file, names in zip(self._files, stored, strict=True))
+        return tuple(Part(file.path, file.key, names, file.kind) for file, names in zip(self._files, stored, strict=True))
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -189,8 +192,6 @@ def _open(path: Path, key: str | None) -> Checkpoint:
         return _open_index(path, inside, key) if is_index(inside) else _open_files(path, [inside], key)
     if is_index(path):
         return _open_index(path, path, key)
-    if path.suffix not in SUFFIXES:
-        raise CheckpointError(f"{path}: unknown kind of file; expected {', '.join(SUFFIXES)} or a folder")
     shard = re.search(r"-\d{5}-of-(\d{5})$", path.stem)
     if shard and int(shard.group(1)) > 1:
         raise CheckpointError(f"{path}: one shard of a checkpoint. Give its folder or its {_INDEX_SUFFIX} file.")
@@ -218,7 +219,7 @@ def _open_index(path: Path, index: Path, key: str | None) -> Checkpoint:
 
 
 def _open_files(path: Path, paths: list[Path], key: str | None) -> Checkpoint:
-    files = tuple(_File(file, key, _state(file)) for file in paths)
+    files = tuple(_File(file, key, _state(file), _kind(file)) for file in paths)
     stored = [file.describe() for file in files]
     files = tuple(replace(file, places=part.places) for file, part in zip(files, stored, strict=True))
     _check_bounds(path, stored)
@@ -271,6 +272,22 @@ def _is_text(name: str) -> bool:
 def _brief(path: object) -> str:
     text = str(path)
     return text if len(text) <= NAME else f"{text[:60]}... ({len(text):,} characters)"
+
+
+def _kind(path: Path) -> str:
+    """What is in a file; where that cannot be told, what its name says, so that the reader says what is wrong."""
+    try:
+        found = kind_of(path)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    if found is not None:
+        return found
+    if path.suffix in SUFFIXES:
+        return SAFETENSORS if path.suffix in SAFETENSORS_SUFFIXES else TORCH
+    raise CheckpointError(
+        f"{path}: unknown kind of file. It is neither safetensors nor what torch.save writes, whatever its name; save "
+        "the state dict with one of them"
+    )
 
 
 def _state(path: Path) -> tuple[int, int]:

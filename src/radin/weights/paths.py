@@ -11,7 +11,8 @@ from itertools import takewhile
 from pathlib import Path
 
 from radin.errors import PoolError, printable
-from radin.weights.formats import FOLDER_FILES, SUFFIXES, folder_file, is_index
+from radin.weights.formats import FOLDER_FILES, folder_file, is_index
+from radin.weights.kinds import SUFFIXES, stem
 
 _LONG = 300  # characters of a path that a message shows
 
@@ -155,7 +156,7 @@ def short_names(paths: Sequence[Path]) -> tuple[str, ...]:
     shared = len(list(takewhile(lambda level: len(set(level)) == 1, levels)))
     tails = [Path(*part[shared:]) for part in parts]
     stems = [
-        tail.with_suffix("") if path.is_file() and tail.suffix in SUFFIXES else tail
+        stem(tail) if path.is_file() else tail
         for tail, path in zip(tails, paths, strict=True)
     ]
     chosen = [name.as_posix() for name in (stems if len(set(stems)) == len(stems) else tails)]
@@ -198,4 +199,4 @@ class Lookup:
 
 
 def _ends(path: Path, length: int) -> tuple[tuple[str, ...], ...]:
-    return path.parts[-length:], path.with_suffix("").parts[-length:]
+    return path.parts[-length:], stem(path).parts[-length:], path.with_suffix("").parts[-length:]

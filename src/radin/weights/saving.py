@@ -20,6 +20,7 @@ from radin.checksums import sort_metadata
 from radin.errors import CheckpointError
 from radin.files import Writer, parse_json, read_json, replacing, told
 from radin.weights import safetensors_file, torch_file
+from radin.weights.kinds import SAFETENSORS, kind_of
 from radin.weights.layout import find_aliases
 from radin.weights.limits import METADATA_BYTES
 
@@ -79,9 +80,9 @@ def read_metadata(path: str | Path) -> dict[str, str]:
     path = Path(path)
     if path.is_dir():
         return _folder_metadata(path)
-    if path.suffix == ".safetensors":
-        return safetensors_file.metadata(path)
     try:
+        if kind_of(path) == SAFETENSORS or path.suffix == ".safetensors":
+            return safetensors_file.metadata(path)
         written = torch_file.entry(path, _TORCH_METADATA, METADATA_BYTES)
         return {} if written is None else _strings(parse_json(written.decode("utf-8")))
     except OSError as error:
