@@ -136,7 +136,8 @@ class Recipe:
         for member in _members(value):
             if member["fingerprint"] not in position:
                 raise RadinError(
-                    f"the recipe names {member['name']} ({member['fingerprint'][:12]}), which is not in this pool"
+                    f"the recipe names {member['name']} ({member['fingerprint'][:12]}), which is not in this pool; "
+                    "one written before fingerprints were BLAKE3 knows members by other ones: give its ratios instead"
                 )
             weights[position[member["fingerprint"]]] = float(member["weight"])
         return cls(tuple(weights), value.get("reestimated") is True)

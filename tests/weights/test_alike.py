@@ -178,7 +178,7 @@ def test_a_folder_is_replaced_whole_or_not_at_all(shards, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("radin.weights.alike.write_safetensors", fail)
+        patch.setattr("radin.weights.alike.write_stored", fail)
         with pytest.raises(StorageError, match=r"soup cannot be written: no space is left on the disk .*, 44 needed"):
             save_alike(soup(pool), pool[1].checkpoint, target, METADATA)
     assert {p: p.read_bytes() for p in target.rglob("*") if p.is_file()} == before

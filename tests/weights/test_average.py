@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import subprocess
 import sys
@@ -23,14 +22,14 @@ from radin.weights import (
     Pool,
     average,
     check_output,
+    layout,
     open_checkpoint,
     read_metadata,
     read_recipe,
     recipe_metadata,
     save,
+    sums,
 )
-
-average_module = importlib.import_module("radin.weights.averaging")  # the package's own name is the function
 
 States = list[dict[str, Tensor]]
 
@@ -73,14 +72,14 @@ def reference(all_states: States, weights: tuple[float, ...], name: str) -> Tens
 FLOATS = ("conv.weight", "embed", "scale", "none")
 
 
-@pytest.mark.parametrize("chunk", [7, 100, 1 << 24])
+@pytest.mark.parametrize("leaf", [7, 100, 1 << 17])
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.float8_e4m3fn])
 def test_equals_a_float64_average(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, suffix: str, chunk: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, suffix: str, leaf: int
 ) -> None:
-    monkeypatch.setattr(average_module, "_CHUNK", chunk)
-    monkeypatch.setattr(average_module, "_BLOCK", 16)
+    monkeypatch.setattr(layout, "LEAF", leaf)
+    monkeypatch.setattr(sums, "BLOCK", 16)
     all_states = states(5, dtype)
     recipe = Recipe.normalized([0.3, 0.0, 1.1, 0.7, 0.2])
     soup = average(pool_of(tmp_path, all_states, suffix), recipe)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from radin.cli.shared import JSON, KEY, PATHS, console_progress, open_pool, show
+from radin.cli.shared import JSON, KEY, PATHS, console_progress, show, starting
 from radin.errors import RadinError
 
 
@@ -46,10 +46,10 @@ def average(
     """
     if output.exists() and not force:
         raise RadinError(f"{output} exists; give another name, or --force to replace it")
-    from radin.report.sentences import average_lines
-    from radin.run.commands import average_pool
+    with starting():
+        from radin.report.sentences import average_lines
+        from radin.run.commands import average_files
 
     with console_progress() as progress:
-        pool = open_pool(paths, key, progress)
-        found = average_pool(pool, ratios, recipe, output, integers_from, progress)
+        found = average_files(paths, key, ratios, recipe, output, integers_from, progress)
     show(found.to_json() if as_json else None, *average_lines(found))

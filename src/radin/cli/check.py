@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from radin.cli.shared import JSON, KEY, PATHS, console_progress, engine_options, open_pool, show
+from radin.cli.shared import JSON, KEY, PATHS, console_progress, engine_options, open_pool, show, starting
 
 
 @click.command()
@@ -25,9 +25,10 @@ def check(
     as_json: bool,
 ) -> None:
     """Can these checkpoints be averaged? Headers, fingerprints, shapes, distances; nothing long."""
-    from radin.diagnose.check import check_pool
-    from radin.engine.device import Device
-    from radin.report.check import check_parts
+    with starting():
+        from radin.diagnose.check import check_pool
+        from radin.engine.device import Device
+        from radin.report.check import check_parts
 
     engine = Device.create(device, precision, batch_size)
     with console_progress() as progress:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from radin.checks import whole_number
-from radin.cli.shared import JSON, KEY, PATHS, console_progress, engine_options, open_pool, show
+from radin.cli.shared import JSON, KEY, PATHS, console_progress, engine_options, open_pool, show, starting
 from radin.errors import RadinError
 
 
@@ -134,12 +134,14 @@ def cook(
             "--metric": metric,
         },
     )
-    import radin
-    from radin.report.tables import closing_lines, closing_table
-    from radin.search.strategies import base
+    with starting():
+        import radin
+        from radin.report.tables import closing_lines, closing_table
+        from radin.search.strategies import base
+
+        search = radin.cook  # imported before anything is started
 
     base.get(strategy).settings(given)
-    search = radin.cook  # imported before anything is started
     evaluator: str | radin.Command
     if command is not None:
         evaluator = radin.Command(command, not lower_is_better, jobs, timeout, retries)

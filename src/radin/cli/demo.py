@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from radin.checks import whole_number
-from radin.cli.shared import JSON, console_progress, show
+from radin.cli.shared import JSON, console_progress, show, starting
 
 
 @click.command()
@@ -22,7 +22,8 @@ def demo(out: Path, data: str, budget: int, seed: int, as_json: bool) -> None:
     """Train a real pool on real images, cook it, and compare with greedy at the same number of passes."""
     whole_number("the budget", budget, 1)
     whole_number("--seed", seed, 0, 2**32 - 1)
-    from radin.demo.run import run_demo
+    with starting():
+        from radin.demo.run import run_demo
 
     with console_progress() as progress:
         found, shown = run_demo(out, data=data, budget=budget, seed=seed, progress=progress)

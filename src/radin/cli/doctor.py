@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from radin.cli.shared import JSON, KEY, PATHS, console_progress, engine_options, open_pool, show
+from radin.cli.shared import JSON, KEY, PATHS, console_progress, engine_options, open_pool, show, starting
 
 
 @click.command()
@@ -29,10 +29,11 @@ def doctor(
     as_json: bool,
 ) -> None:
     """Explain a pool: what is the matter with it, with numbers, and what to do."""
-    import radin
-    from radin.report.doctor import doctor_parts
+    with starting():
+        import radin
+        from radin.report.doctor import doctor_parts
 
-    examine = radin.doctor  # imported before anything is started
+        examine = radin.doctor  # imported before anything is started
     with console_progress() as progress:
         pool = open_pool(paths, key, progress)
         found = examine(

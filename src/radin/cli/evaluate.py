@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from radin.cli.shared import JSON, KEY, PATHS, TASK, console_progress, engine_options, open_pool, show
+from radin.cli.shared import JSON, KEY, PATHS, TASK, console_progress, engine_options, open_pool, show, starting
 
 
 @click.command()
@@ -25,9 +25,10 @@ def evaluate(
     as_json: bool,
 ) -> None:
     """True scores of checkpoints as they are, one full pass each."""
-    from radin.engine.device import Device
-    from radin.report.tables import evaluated_table
-    from radin.run.commands import evaluate_pool
+    with starting():
+        from radin.engine.device import Device
+        from radin.report.tables import evaluated_table
+        from radin.run.commands import evaluate_pool
 
     engine = Device.create(device, precision, batch_size)
     with console_progress() as progress:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from radin.cli.shared import JSON, console_progress, show
+from radin.cli.shared import JSON, console_progress, show, starting
 
 
 @click.command()
@@ -39,8 +39,9 @@ def rank(
     as_json: bool,
 ) -> None:
     """Recipes by estimate, from saved outputs alone: no model, no pass. More outputs files may follow the options."""
-    from radin.report.tables import ranked_table
-    from radin.run.commands import rank_files
+    with starting():
+        from radin.report.tables import ranked_table
+        from radin.run.commands import rank_files
 
     with console_progress() as progress:
         found = rank_files(

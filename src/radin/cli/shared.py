@@ -43,6 +43,23 @@ def open_pool(paths: tuple[str, ...], key: str | None, progress: Progress) -> Po
 
 
 @contextmanager
+def starting() -> Iterator[None]:
+    """Say so on a terminal while a command imports what it needs: torch alone takes seconds."""
+    from radin import interrupts
+    from radin.cli import streams
+
+    if not sys.stderr.isatty():
+        yield
+        return
+    streams.say_briefly("radin: starting ...")
+    with interrupts.at_once(streams.unsay):
+        try:
+            yield
+        finally:
+            streams.unsay()
+
+
+@contextmanager
 def console_progress() -> Iterator[Progress]:
     """Progress on standard error and in logging, for as long as the context is open.
 

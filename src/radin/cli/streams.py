@@ -86,6 +86,18 @@ def say(text: str) -> None:
         abandon(sys.stderr)
 
 
+def say_briefly(text: str) -> None:
+    """The beginning of a line on standard error, a terminal, until ``unsay``."""
+    with suppress(OSError, ValueError):
+        sys.stderr.write(text)
+        sys.stderr.flush()
+
+
+def unsay() -> None:
+    """Take away what ``say_briefly`` said."""
+    say_briefly("\r\x1b[K")
+
+
 def abandon(stream: TextIO) -> None:
     """Let what is left in a stream whose reader has gone fall away, at exit too."""
     with suppress(OSError, ValueError, AttributeError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,10 @@ from radin.recipe import Recipe
 from radin.run.preflight import preflight
 from radin.search import rank
 from radin.search.ranking import RankedRecipe
-from radin.weights import Pool, average, batchnorm_layers, check_output, recipe_metadata, save
+from radin.weights import Pool, Soup, batchnorm_layers, check_output, recipe_metadata, save
 from radin.weights.paths import Lookup, require_utf8
+from radin.weights.pool import Opened
+from radin.weights.unread import RepeatedError, Unread
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,47 @@ def evaluate_pool(
     return Evaluated(metric.name, split, examples, data, tuple(members))
 
 
+def average_files(
+    paths: Iterable[str | Path],
+    key: str | None,
+    ratios: Sequence[str],
+    recipe_file: Path | None,
+    output: Path,
+    integers_from: str | None,
+    progress: Progress | None = None,
+) -> Averaged:
+    """As ``average_pool``, of checkpoints not opened yet: one reading both checks and averages them.
+
+    Not so where a recipe file says which members by their content, and where two files turn out to hold the same
+    weights: they are read a second time.
+    """
+    require_utf8(output)
+    check_output(output)
+    headers = Opened.of(paths, key=key)
+    unread = Unread(headers) if recipe_file is None else None
+    if unread is not None and _is_plain(unread.pool, ratios):
+        try:
+            return average_pool(unread.pool, ratios, None, output, integers_from, progress, unread=unread)
+        except RepeatedError as error:
+            pool = error.pool
+    else:
+        pool = Pool.read(headers, progress=_counted(progress, "reading checkpoints"))
+    return average_pool(pool, ratios, recipe_file, output, integers_from, progress)
+
+
+def _is_plain(pool: Pool, ratios: Sequence[str]) -> bool:
+    """Whether the ratios can be told before it is known which files hold the same weights."""
+    try:
+        recipe_of(pool, ratios)
+    except RadinError:
+        return False
+    return True
+
+
+def _counted(progress: Progress | None, what: str) -> Callable[[int, int], None] | None:
+    return (lambda done, total: progress(what, done, total)) if progress else None
+
+
 def average_pool(
     pool: Pool,
     ratios: Sequence[str],
@@ -142,8 +185,14 @@ def average_pool(
     output: Path,
     integers_from: str | None,
     progress: Progress | None = None,
+    *,
+    unread: Unread | None = None,
 ) -> Averaged:
-    """Average by ratios given as text (see ``recipe_of``), by a recipe file, or uniformly, into ``output``."""
+    """Average by ratios given as text (see ``recipe_of``), by a recipe file, or uniformly, into ``output``.
+
+    unread: what the pool is of, where its content was not read yet. Raises RepeatedError then, when members turn out to
+    hold the same weights; nothing is written.
+    """
     require_utf8(output)
     check_output(output)
     pool.require_several()
@@ -152,9 +201,10 @@ def average_pool(
     recipe = recipe_of(pool, ratios) if recipe_file is None else _recipe_in(recipe_file, pool)
     warnings = _of_statistics(pool, recipe, output)
     recipe = replace(recipe, reestimated=False)  # there is no data here to do it with
-    report = (lambda done, total: progress("averaging", done, total)) if progress else None
-    tensors = average(pool, recipe, integers_from=integers_from, progress=report)
-    save(tensors, output, metadata=recipe_metadata(pool, recipe, integers_from=integers_from))
+    what = "averaging" if unread is None or not unread.digests else "reading and averaging"
+    soup = Soup(pool, recipe, integers_from=integers_from, progress=_counted(progress, what), unread=unread)
+    save(soup, output, metadata=recipe_metadata(pool, recipe, integers_from=integers_from))
+    pool = soup.pool
     notes = [*warnings, *(f"note: {note}" for note in pool.notes)]
     notes += [f"note: {dropped} has the same weights as {kept}; used once" for dropped, kept in pool.duplicates]
     paths = tuple(member.path for member in pool)

@@ -15,7 +15,8 @@ from radin.checksums import opened, sealed
 from radin.errors import RunError
 from radin.files import is_left, read_json, sweep, write_json
 
-FORMAT = 3
+FORMAT = 4  # checkpoints are known by BLAKE3
+_SHA_256 = 3  # the format whose fingerprints were SHA-256
 _SEALED = 3  # the first format that carries a checksum
 
 
@@ -101,6 +102,11 @@ class RunDirectory:
             if isinstance(found, dict) and isinstance(found.get("format"), int) and found["format"] < _SEALED:
                 raise RunError(f"{path} was written by an older version of radin (format {found['format']})")
             found = opened(found)
+            if found["format"] == _SHA_256:
+                raise RunError(
+                    f"{path} was written by an older version of radin (format {_SHA_256}), which knew checkpoints by "
+                    "another hash: it cannot go on. Its best soup stays as it is; give a new directory with --out."
+                )
             if found["format"] != FORMAT:
                 raise RunError(f"{path} was written by another version of radin (format {found['format']!r})")
             if not all(isinstance(found[part], dict) for part in ("identity", "settings")) or "run" not in found:

@@ -1,6 +1,6 @@
 """Files and tensors: open checkpoints, form a pool, average it by a recipe, measure distances."""
 
-from radin.weights.averaging import average, integer_source, recipe_metadata
+from radin.weights.averaging import Soup, average, integer_source, recipe_metadata
 from radin.weights.formats import Checkpoint, Reader, open_checkpoint
 from radin.weights.geometry import Geometry, batchnorm_layers, dispersion, distances, geometry, gram
 from radin.weights.pool import Member, Pool
@@ -12,6 +12,7 @@ __all__ = [
     "Member",
     "Pool",
     "Reader",
+    "Soup",
     "average",
     "batchnorm_layers",
     "check_output",

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
-from safetensors import SafetensorError
 from torch import Tensor
 
 from radin.errors import CheckpointError
@@ -18,10 +16,14 @@ from radin.weights.formats import Checkpoint, Part, folder_file, is_index
 from radin.weights.kinds import SAFETENSORS, SUFFIXES, TAR
 from radin.weights.saving import (
     FOLDER_METADATA,
+    add_metadata,
     read_metadata,
-    write_safetensors,
+    settled,
+    whole,
+    write_stored,
     write_torch,
 )
+from radin.weights.writing import Streamed, put_metadata
 
 # Weights beside those that were averaged: another library's, or a trainer's. None of them would be the soup's.
 _OTHER_WEIGHTS = (".h5", ".msgpack", ".onnx", ".gguf", ".ot", ".tflite", ".distcp", ".npz")
@@ -39,31 +41,26 @@ def write_alike(tensors: Mapping[str, Tensor], like: Checkpoint, path: Path, met
     of a torch file, shards and their index. Of a folder, files that are not weights are copied. Raises CheckpointError
     when the disk refuses or a file of ``like`` has gone.
     """
-    try:
-        with told(path, needs=like.bytes):
-            return _write(tensors, like, path, metadata)
-    except SafetensorError as error:
-        raise CheckpointError(f"{path}: cannot be written: {error}") from error
+    with told(path, needs=like.bytes):
+        return _write(tensors, like, path, metadata)
 
 
 def save_alike(tensors: Mapping[str, Tensor], like: Checkpoint, path: Path, metadata: Mapping[str, str]) -> None:
     """As ``write_alike``, whole or not at all; a file, or a folder that radin wrote, is replaced."""
-    try:
-        if suffix_of(like):
-            with told(path, needs=like.bytes), replacing(path) as temporary:
-                _write(tensors, like, temporary, metadata)
-            return
-        if path.exists() and not (path.is_dir() and (read_metadata(path) or not any(path.iterdir()))):
-            raise CheckpointError(f"{path}: is there already and no soup of radin's; it was left as it is")
-        with told(path, needs=like.bytes), replacing_folder(path) as temporary:
+    if suffix_of(like):
+        with told(path, needs=like.bytes), replacing(path) as temporary:
             _write(tensors, like, temporary, metadata)
-    except SafetensorError as error:
-        raise CheckpointError(f"{path}: cannot be written: {error}") from error
+        return
+    if path.exists() and not (path.is_dir() and (read_metadata(path) or not any(path.iterdir()))):
+        raise CheckpointError(f"{path}: is there already and no soup of radin's; it was left as it is")
+    with told(path, needs=like.bytes), replacing_folder(path) as temporary:
+        _write(tensors, like, temporary, metadata)
 
 
 def _write(tensors: Mapping[str, Tensor], like: Checkpoint, path: Path, metadata: Mapping[str, str]) -> Path:
     if suffix_of(like):
         _write_part(tensors, like, like.parts[0], path, metadata)
+        _settle([(like.parts[0], path)], settled(tensors, metadata))
         return path
     folder = like.path if like.path.is_dir() else like.path.parent
     path.mkdir(exist_ok=True)
@@ -71,8 +68,11 @@ def _write(tensors: Mapping[str, Tensor], like: Checkpoint, path: Path, metadata
         target = path / source.relative_to(folder)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)
-    for part in like.parts:
-        _write_part(tensors, like, part, path / part.path.name, metadata)
+    written = [(part, path / part.path.name) for part in like.parts]
+    for part, target in written:
+        _write_part(tensors, like, part, target, metadata)
+    metadata = settled(tensors, metadata)
+    _settle(written, metadata)
     index = folder_file(folder) if like.path.is_dir() else like.path
     if index is not None and is_index(index):
         shutil.copyfile(index, path / index.name)
@@ -83,42 +83,40 @@ def _write(tensors: Mapping[str, Tensor], like: Checkpoint, path: Path, metadata
 def _write_part(
     tensors: Mapping[str, Tensor], like: Checkpoint, part: Part, path: Path, metadata: Mapping[str, str]
 ) -> None:
-    mine = {stored: tensors[name] for name, stored in part.stored.items()}
-    path.touch()
-    mode = path.stat().st_mode
-    _write_tensors(mine, tensors, like, part, path, metadata)
-    path.chmod(mode)  # safetensors puts a file of its own there, which only the owner may read
-
-
-def _write_tensors(
-    mine: Mapping[str, Tensor],
-    tensors: Mapping[str, Tensor],
-    like: Checkpoint,
-    part: Part,
-    path: Path,
-    metadata: Mapping[str, str],
-) -> None:
-    """``mine``: the part's tensors by name as stored."""
-    if part.kind == TAR:
-        tar.write_like(part.path, path, lambda file: write_torch(_rewrapped(part, mine), file, metadata))
-        return
+    """One file's tensors. A torch file's metadata are added when all is written, see ``_settle``."""
     if part.kind != SAFETENSORS:
-        write_torch(_rewrapped(part, mine), path, metadata)
+        found = whole(tensors, part.stored)
+        content = torch_file.rewrapped(part.path, part.key, {stored: found[n] for n, stored in part.stored.items()})
+        if part.kind == TAR:
+            kept = settled(tensors, metadata)
+            tar.write_like(part.path, path, lambda file: write_torch(content, file, kept))
+        else:
+            write_torch(content, path, {})
         return
+    names = {stored: name for name, stored in part.stored.items()}
     # The name under which tied tensors are stored must stay: not every loader knows the names left out.
     tied = {
         part.stored[alias]: part.stored[kept]
         for alias, kept in like.aliases.items()
-        if alias in part.stored and tensors[alias] is tensors[kept]
+        if alias in part.stored and _are_one(tensors, alias, kept)
     }
     before = safetensors_file.metadata(part.path)
-    own = {name: text for name, text in before.items() if name not in mine and not name.startswith("radin.")}
-    kept = {stored: tensor for stored, tensor in mine.items() if stored not in tied}
-    write_safetensors(kept, path, {**own, **tied, **metadata})
+    own = {name: text for name, text in before.items() if name not in names and not name.startswith("radin.")}
+    kept = {stored: name for stored, name in names.items() if stored not in tied}
+    write_stored(kept, tensors, path, {**own, **tied, **metadata})
 
 
-def _rewrapped(part: Part, mine: Mapping[str, Tensor]) -> Any:
-    return torch_file.rewrapped(part.path, part.key, mine)
+def _are_one(tensors: Mapping[str, Tensor], one: str, other: str) -> bool:
+    if isinstance(tensors, Streamed):
+        return tensors.aliases.get(one, one) == tensors.aliases.get(other, other)
+    return tensors[one] is tensors[other]
+
+
+def _settle(written: Iterable[tuple[Part, Path]], metadata: Mapping[str, str]) -> None:
+    """The metadata as they are to stay, in all files of a checkpoint that was written."""
+    for part, path in written:
+        if part.kind != TAR:  # which has them already
+            (put_metadata if part.kind == SAFETENSORS else add_metadata)(path, metadata)
 
 
 def _companions(folder: Path) -> Iterator[Path]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -11,17 +12,25 @@ from torch import Tensor
 from radin import __version__
 from radin.errors import PoolError
 from radin.recipe import Recipe
-from radin.weights.layout import Piece, blocks, chunks, is_averaged, reals
-from radin.weights.pool import Member, Pool, Progress, common_aliases, common_dtypes
+from radin.weights.layout import Piece, count, is_averaged, leaves
+from radin.weights.pool import Pool, Progress, common_aliases, common_dtypes
+from radin.weights.raw import RawFiles, on_threads, threads_here
 from radin.weights.saving import RECIPE_KEY, check_output, read_metadata, read_recipe, save
+from radin.weights.sums import Adder, Sink, Sum
+from radin.weights.unread import Unread
 
-# Elements averaged between opening and closing each member: 64 MB of float32. The float64 sums take twice that.
-_CHUNK = 1 << 24
-# Elements converted and added at once: few enough to stay in the processor's nearest cache, and that torch runs
-# each step on one thread. Threads that wait for each other thousands of times are slow on a busy machine.
-_BLOCK = 1 << 15
+_SMALL = 8 << 20  # bytes to be read that are not worth starting threads for
 
-__all__ = ["average", "check_output", "integer_source", "read_metadata", "read_recipe", "recipe_metadata", "save"]
+__all__ = [
+    "Soup",
+    "average",
+    "check_output",
+    "integer_source",
+    "read_metadata",
+    "read_recipe",
+    "recipe_metadata",
+    "save",
+]
 
 
 def average(
@@ -29,76 +38,144 @@ def average(
 ) -> dict[str, Tensor]:
     """The soup: sum_k p_k theta_k for each float tensor, summed in float64 and rounded once to its own dtype.
 
-    Members are read in chunks, so peak memory is the result, one chunk of sums and one chunk of one member, whatever
-    N. Where members' float dtypes differ, the result has the one that holds all. Integer and bool tensors are copied
-    from the member named ``integers_from``, by default the one with the largest ratio (the first of equals).
-    Tensors tied in every member used are one tensor under all their names. ``progress(done, total)``: bytes read.
-    Raises PoolError when the recipe is not over this pool or ``integers_from`` is not in it.
+    Members are read in blocks, so peak memory is the result and a few megabytes, whatever N. Where members' float
+    dtypes differ, the result has the one that holds all. Integer and bool tensors are copied from the member named
+    ``integers_from``, by default the one with the largest ratio (the first of equals). Tensors tied in every member
+    used are one tensor under all their names. ``progress(done, total)``: bytes read; it may be called from other
+    threads, one call at a time. Raises PoolError when the recipe is not over this pool or ``integers_from`` is not in
+    it.
     """
-    source = pool[integer_source(pool, recipe, integers_from)]
-    used = [(pool[index], recipe.weights[index]) for index in recipe.members]
-    checkpoints = [member.checkpoint for member, _ in used]
-    aliases, dtypes = common_aliases(checkpoints), common_dtypes(checkpoints)
-    kept = [name for name in pool.names if name not in aliases]
-    result = {name: torch.empty(pool.shapes[name], dtype=dtypes[name]) for name in kept if is_averaged(dtypes[name])}
-    sizes = {name: tensor.numel() for name, tensor in result.items()}
-    report = _reporter(progress, used, sizes)
-    for chunk in chunks(sizes, _CHUNK):
-        for piece, total in _sums(chunk, used, report):
-            reals(piece.of(result[piece.name])).copy_(total)
-    with source.open() as reader:
-        result.update({name: reader[name].clone() for name in kept if name not in result})
-    return {name: result[aliases.get(name, name)] for name in pool.names}
+    return Soup(pool, recipe, integers_from=integers_from, progress=progress).tensors()
 
 
-def _sums(
-    chunk: tuple[Piece, ...], used: list[tuple[Member, float]], report: Callable[[int], None]
-) -> Iterator[tuple[Piece, Tensor]]:
-    """For each piece its sum by ratio over the members, flat, float64 (real and imaginary parts if complex).
+class Soup(Mapping[str, Tensor]):
+    """The same, computed when a tensor is asked for and not kept: for writing a soup larger than memory.
 
-    Each member is opened and closed in turn: mapped pages stay resident for as long as their file is open.
+    ``shapes``, ``dtypes`` and ``aliases`` are known before anything is read. ``save``, ``write_alike`` and
+    ``save_alike`` write one block after another. ``unread``: whose content is to be found out in the same reading;
+    ``settled`` then says what was.
     """
-    totals: dict[Piece, Tensor] = {}
-    scratch = torch.empty(_BLOCK, dtype=torch.float64)
-    for member, ratio in used:
-        with member.open() as reader:
-            for piece in chunk:
-                values = reals(piece.of(reader[piece.name]))
-                if piece in totals:
-                    _add(totals[piece], values, ratio, scratch)
-                else:
-                    totals[piece] = _scaled(values, ratio)
-                report(values.numel() * values.dtype.itemsize)
-    yield from totals.items()
 
+    def __init__(
+        self,
+        pool: Pool,
+        recipe: Recipe,
+        *,
+        integers_from: str | None = None,
+        progress: Progress | None = None,
+        unread: Unread | None = None,
+    ) -> None:
+        self.pool = pool
+        self._source = integer_source(pool, recipe, integers_from)
+        self._unread = unread
+        checkpoints = [pool[index].checkpoint for index in recipe.members]
+        self.aliases: Mapping[str, str] = common_aliases(checkpoints)
+        copied = pool[self._source].checkpoint.dtypes
+        self.dtypes: Mapping[str, torch.dtype] = {
+            name: dtype if is_averaged(dtype) else copied[name] for name, dtype in common_dtypes(checkpoints).items()
+        }
+        self.shapes = pool.shapes
+        self._names = [name for name in pool.names if name not in self.aliases]
+        digests = unread.digests if unread is not None else {}
+        self._sum = Sum(
+            tuple(member.checkpoint for member in pool),
+            {index: recipe.weights[index] for index in recipe.members},
+            self._source,
+            self.dtypes,
+            digests,
+            set(),
+            self._report,
+        )
+        hashed = [name for found in digests.values() for name in found.sizes]
+        self._sizes = {name: count(self.shapes[name]) for name in dict.fromkeys([*self._names, *hashed])}
+        self._progress = progress
+        self._done, self._lock = 0, threading.Lock()
+        self._total = sum(self._bytes(name) for name in self._sizes) if progress is not None else 0
 
-def _scaled(values: Tensor, ratio: float) -> Tensor:
-    total = torch.empty(len(values), dtype=torch.float64)
-    for start, block in blocks(values, _BLOCK):
-        total[start : start + len(block)].copy_(block).mul_(ratio)
-    return total
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.pool.names)
 
+    def __len__(self) -> int:
+        return len(self.pool.names)
 
-def _add(total: Tensor, values: Tensor, ratio: float, scratch: Tensor) -> None:
-    # Product and sum are rounded apart, as in total + ratio * values: a fused step would differ in the last bit.
-    for start, block in blocks(values, _BLOCK):
-        product = scratch[: len(block)].copy_(block).mul_(ratio)
-        total[start : start + len(block)].add_(product)
+    def __getitem__(self, name: str) -> Tensor:
+        kept = self.aliases.get(name, name)
+        return self.tensors([kept])[kept]
 
+    def tensors(self, names: Iterable[str] | None = None) -> dict[str, Tensor]:
+        """All tensors by name, or some; tied ones are one object."""
+        wanted = list(self.pool.names if names is None else names)
+        kept = list(dict.fromkeys(self.aliases.get(name, name) for name in wanted))
+        result = {name: torch.empty(self.shapes[name], dtype=self.dtypes[name]) for name in kept}
+        flat = {name: tensor.view(-1) for name, tensor in result.items()}
 
-def _reporter(
-    progress: Progress | None, used: list[tuple[Member, float]], sizes: Mapping[str, int]
-) -> Callable[[int], None]:
-    total = sum(size * member.checkpoint.dtypes[name].itemsize for member, _ in used for name, size in sizes.items())
-    done = 0
+        def keep(piece: Piece, values: Tensor) -> None:
+            flat[piece.name][piece.start : piece.stop] = values
 
-    def report(read: int) -> None:
-        nonlocal done
-        done += read
-        if progress is not None:
-            progress(done, total)
+        self.stream(kept, keep)
+        return {name: result[self.aliases.get(name, name)] for name in wanted}
 
-    return report
+    def stream(self, names: Iterable[str], sink: Sink) -> None:
+        """Compute these tensors, none of them an alias, and hand them on block by block, in the order of the files.
+
+        Raises CheckpointError when a member changed.
+        """
+        members = [self.pool[index] for index in dict.fromkeys([*self._sum.ratios, self._source])]
+        for member in members:
+            member.require_unchanged()
+        self._sweep(list(names), sink)
+        for member in members:
+            member.require_unchanged()
+
+    def settled(self, metadata: Mapping[str, str]) -> Mapping[str, str]:
+        """The metadata as they are to stay in the file, of the same length: with the fingerprints now known.
+
+        To be called once all is written and before it takes its place. Raises PoolError or CheckpointError for what
+        cannot be a pool, ``unread.RepeatedError`` where members turn out to be the same.
+        """
+        if self._unread is None:
+            return metadata
+        self._sweep([name for name in self._sizes if name not in self._sum.hashed], None)
+        self.pool = self._unread.settle()
+        return self._unread.filled_in(metadata)
+
+    def _report(self, values: Tensor) -> None:
+        if self._progress is not None:
+            with self._lock:
+                self._done += values.numel() * values.dtype.itemsize
+                self._progress(self._done, self._total)
+
+    def _bytes(self, name: str) -> int:
+        """How many there are to be read of a tensor, those not counted that are only copied."""
+        members = self._sum.reads(name, given=name not in self.aliases)
+        if not is_averaged(self.dtypes[name]):
+            members = [index for index in members if index in self._sum.digests]
+        return sum(self._sizes[name] * self.pool[index].checkpoint.dtypes[name].itemsize for index in members)
+
+    def _sweep(self, names: list[str], sink: Sink | None) -> None:
+        """Read tensors block by block, on several threads where there is much to do. sink None: only hash them."""
+        reads = {name: self._sum.reads(name, given=sink is not None) for name in names}
+        small = sum(map(self._bytes, names)) < _SMALL
+        checkpoints = self._sum.checkpoints
+        stretches = {name: [checkpoints[index].stretch(name) for index in reads[name]] for name in names}
+        places = {
+            name: (str(found[0].path), found[0].start)
+            for name, found in stretches.items()
+            if found and found[0] is not None and None not in found
+        }
+        in_order = sorted(places, key=places.__getitem__)
+        with RawFiles() as files:
+
+            def start() -> Callable[[tuple[Piece, ...]], None]:
+                return Adder(self._sum, files, reads, sink).together
+
+            groups = leaves({name: self._sizes[name] for name in in_order})
+            on_threads(groups, start, 1 if small else threads_here())
+            if rest := [name for name in names if name not in places and reads[name]]:
+                adder = Adder(self._sum, files, reads, sink)
+                for name in rest:
+                    adder.one_by_one(name, self._sizes[name])
+        self._sum.hashed.update(names)
 
 
 def integer_source(pool: Pool, recipe: Recipe, integers_from: str | None = None) -> int:

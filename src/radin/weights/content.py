@@ -1,23 +1,29 @@
-"""One pass over a checkpoint's content: its fingerprint, and whether all its floats are finite."""
+"""One pass over a checkpoint's content: its fingerprint, and whether all its floats are finite.
+
+A tensor is hashed in leaves of LEAF elements, and those hashes together: so threads can share a tensor, and read it in
+any order. BLAKE3 is several times as fast as SHA-256 with the instructions that processors have for it.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
+from blake3 import blake3
 from torch import Tensor
 
 from radin.errors import CheckpointError
 from radin.weights.formats import Checkpoint
-from radin.weights.layout import blocks, chunks, count, is_averaged, reals, short
+from radin.weights.layout import BLOCK, LEAF, Piece, blocks, count, is_averaged, leaves, reals, short
+from radin.weights.raw import Buffer, RawFiles
 
-VERSION = "radin content 1"
-_BLOCK = 1 << 15  # elements hashed and checked together, while they are in the processor's cache
-_CHUNK = 1 << 24  # elements read before the file is closed and opened again, which lets go of its mapped pages
+VERSION = "radin content 2"
+_DIGEST = 32  # bytes
+_CHUNK = 1 << 24  # elements read before a mapped file is closed and opened again, which lets go of its pages
 
 
 @dataclass(frozen=True)
@@ -25,7 +31,7 @@ class Content:
     """What one pass over a checkpoint finds.
 
     fingerprint: of all of it. not_finite: (tensor, how many of its values are NaN or infinite). copied: (tensor, its
-    SHA-256) for those of more than one value that a soup would copy from one member, integers and bools.
+    hash) for those of more than one value that a soup would copy from one member, integers and bools.
     """
 
     fingerprint: str
@@ -33,8 +39,51 @@ class Content:
     copied: tuple[tuple[str, str], ...] = ()
 
 
+class Digests:
+    """What is found of one checkpoint's content, leaf by leaf, in any order and by several threads."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        self.sizes = {name: count(shape) for name, shape in checkpoint.shapes.items() if name not in checkpoint.aliases}
+        self._leaves = {name: bytearray(_DIGEST * -(-size // LEAF)) for name, size in self.sizes.items()}
+        self._not_finite: Counter[tuple[str, int]] = Counter()
+
+    def add(self, piece: Piece, leaf: Tensor, *, check: bool = True) -> None:
+        """A leaf of a tensor, flat and contiguous; unless ``check``, somebody else makes sure that it is finite."""
+        at = piece.start // LEAF * _DIGEST
+        self._leaves[piece.name][at : at + _DIGEST] = blake3(leaf.view(torch.uint8).numpy().data).digest()
+        if check:
+            self.check(piece, leaf)
+
+    def check(self, piece: Piece, leaf: Tensor) -> None:
+        """Count the values of a leaf that are not finite."""
+        if is_averaged(leaf.dtype) and (bad := sum(not_finite(block) for _, block in blocks(leaf, BLOCK))):
+            self._not_finite[piece.name, piece.start] = bad
+
+    def content(self) -> Content:
+        """What was found, when all leaves were added."""
+        checkpoint = self.checkpoint
+        hashes = {name: blake3(leaves).hexdigest() for name, leaves in self._leaves.items()}
+        total = blake3(VERSION.encode())
+        for name, shape in checkpoint.shapes.items():
+            digest = hashes[checkpoint.aliases.get(name, name)]
+            total.update(json.dumps([name, short(checkpoint.dtypes[name]), shape, digest]).encode())
+        bad: Counter[str] = Counter()
+        for (name, _), number in self._not_finite.items():
+            bad[name] += number
+        return Content(
+            total.hexdigest(),
+            tuple((name, bad[name]) for name in self.sizes if bad[name]),
+            tuple(
+                (name, hashes[checkpoint.aliases.get(name, name)])
+                for name, shape in checkpoint.shapes.items()
+                if count(shape) > 1 and not is_averaged(checkpoint.dtypes[name])
+            ),
+        )
+
+
 def fingerprint(checkpoint: Checkpoint, report: Callable[[int], None] | None = None) -> str:
-    """SHA-256 (hex) over every name with its dtype, shape and bytes; the same whatever the file format.
+    """A hash (hex) over every name with its dtype, shape and bytes; the same whatever the file format.
 
     Wrapper prefixes, nesting, shards and metadata do not count, nor does it matter whether equal tensors are tied.
     ``report`` is told the bytes read since it was last called. Raises CheckpointError when a float is NaN or infinite.
@@ -46,32 +95,29 @@ def fingerprint(checkpoint: Checkpoint, report: Callable[[int], None] | None = N
 
 def examine(checkpoint: Checkpoint, report: Callable[[int], None] | None = None) -> Content:
     """The same as a value, without refusing anything: one pass over the content."""
-    sizes = _sizes(checkpoint)
-    digests = {name: hashlib.sha256() for name in sizes}
-    bad: Counter[str] = Counter()
-    for chunk in chunks(sizes, _CHUNK if checkpoint.mapped else max(1, sum(sizes.values()))):
+    digests = Digests(checkpoint)
+
+    def add(piece: Piece, leaf: Tensor) -> None:
+        digests.add(piece, leaf)
+        if report is not None:
+            report(leaf.numel() * leaf.dtype.itemsize)
+
+    stretches = {name: stretch for name in digests.sizes if (stretch := checkpoint.stretch(name)) is not None}
+    in_order = sorted(stretches, key=lambda name: (stretches[name].path, stretches[name].start))
+    with RawFiles() as files:
+        buffer = Buffer(files)
+        for group in leaves({name: digests.sizes[name] for name in in_order}):
+            for piece in group:
+                dtype = checkpoint.dtypes[piece.name]
+                add(piece, buffer.read(stretches[piece.name], dtype, piece.start, piece.stop))
+    rest = {name: size for name, size in digests.sizes.items() if name not in stretches}
+    for group in leaves(rest, _CHUNK if checkpoint.mapped else max(1, sum(rest.values()))):
         with checkpoint.open() as reader:
-            for piece in chunk:
-                for _, block in blocks(piece.of(reader[piece.name]), _BLOCK):
-                    block = block.contiguous()
-                    digests[piece.name].update(block.view(torch.uint8).numpy().data)
-                    if is_averaged(block.dtype):
-                        bad[piece.name] += not_finite(block)
-                    if report is not None:
-                        report(block.numel() * block.dtype.itemsize)
-    total = hashlib.sha256(VERSION.encode())
-    for name, shape in checkpoint.shapes.items():
-        digest = digests[checkpoint.aliases.get(name, name)].hexdigest()
-        total.update(json.dumps([name, short(checkpoint.dtypes[name]), shape, digest]).encode())
-    return Content(
-        total.hexdigest(),
-        tuple((name, bad[name]) for name in sizes if bad[name]),
-        tuple(
-            (name, digests[checkpoint.aliases.get(name, name)].hexdigest())
-            for name, shape in checkpoint.shapes.items()
-            if count(shape) > 1 and not is_averaged(checkpoint.dtypes[name])
-        ),
-    )
+            for name, pieces in groupby(group, key=lambda piece: piece.name):
+                flat = reader[name].reshape(-1)
+                for piece in pieces:
+                    add(piece, flat[piece.start : piece.stop])
+    return digests.content()
 
 
 def require_finite(checkpoint: Checkpoint, found: Content) -> None:
@@ -79,15 +125,11 @@ def require_finite(checkpoint: Checkpoint, found: Content) -> None:
     if found.not_finite:
         (name, bad), more = found.not_finite[0], len(found.not_finite) - 1
         raise CheckpointError(
-            f"{checkpoint.path}: tensor {name!r} has {bad:,} of {_sizes(checkpoint)[name]:,} values NaN or infinite"
+            f"{checkpoint.path}: tensor {name!r} has {bad:,} of {count(checkpoint.shapes[name]):,} values NaN or "
+            "infinite"
             + (f", and {more} more tensor{'s' * (more > 1)} too" if more else "")
             + ". The run that wrote it diverged; leave this checkpoint out."
         )
-
-
-def _sizes(checkpoint: Checkpoint) -> dict[str, int]:
-    """Elements of each tensor, tied ones once."""
-    return {name: count(shape) for name, shape in checkpoint.shapes.items() if name not in checkpoint.aliases}
 
 
 def not_finite(flat: Tensor) -> int:

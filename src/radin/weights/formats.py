@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ import torch
 from torch import Tensor
 
 from radin.errors import CheckpointError
-from radin.files import open_regular, parse_json
+from radin.files import open_regular, parse_json, told
 from radin.weights import safetensors_file, torch_file
-from radin.weights.kinds import SAFETENSORS, SAFETENSORS_SUFFIXES, SUFFIXES, TORCH, TORCH_SUFFIXES, kind_of
+from radin.weights.kinds import SAFETENSORS, SAFETENSORS_SUFFIXES, SUFFIXES, TORCH, kind_of
 from radin.weights.layout import Shape, count, short
 from radin.weights.limits import DIMENSIONS, INDEX_BYTES, NAME, SHARDS, TENSORS
 from radin.weights.stored import WRAPPERS, Place, Stored, strip_wrappers
@@ -43,6 +44,7 @@ class _File:
     state: tuple[int, int]
     kind: str  # as radin.weights.kinds tells it
     places: Mapping[str, Place] = field(default_factory=dict)  # see torch_file.tensors
+    starts: Mapping[str, int] = field(default_factory=dict)  # see Stored
 
     def describe(self) -> Stored:
         if self.kind == SAFETENSORS:
@@ -53,10 +55,29 @@ class _File:
 
     def tensors(self) -> AbstractContextManager[Callable[[str], Tensor]]:
         if _state(self.path) != self.state:
-            raise CheckpointError(f"{self.path}: changed since it was opened. Wait until it is written; start again.")
+            raise _changed(self.path)
         if self.kind == SAFETENSORS:
             return safetensors_file.tensors(self.path)
         return torch_file.tensors(self.path, self.places)
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Where a tensor's elements lie in a file as they are, one after another: from byte ``start`` on."""
+
+    path: Path
+    start: int
+    state: tuple[int, int]  # the file's size and time when its header was read
+
+    def open(self) -> FileIO:
+        """The file, unbuffered. Raises CheckpointError when it changed since its header was read, StorageError."""
+        with told(self.path, doing="read"):
+            file = open(self.path, "rb", buffering=0)  # noqa: SIM115
+            status = os.fstat(file.fileno())
+        if (status.st_size, status.st_mtime_ns) != self.state:
+            file.close()
+            raise _changed(self.path)
+        return file
 
 
 @dataclass(frozen=True)
@@ -111,7 +132,9 @@ class Checkpoint:
         stored: list[dict[str, str]] = [{} for _ in self._files]
         for name in self.shapes:
             stored[self._places[name][0]][name] = prefix + name
-        return tuple(Part(file.path, file.key, names, file.kind) for file, names in zip(self._files, stored, strict=True))
+        return tuple(
+            Part(file.path, file.key, names, file.kind) for file, names in zip(self._files, stored, strict=True)
+        )
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -122,6 +145,12 @@ class Checkpoint:
     def key(self) -> str | None:
         """The nested name that its tensors were asked for by, if any."""
         return self._files[0].key
+
+    def stretch(self, name: str) -> Stretch | None:
+        """Where the tensor can be read straight from its file; None where only ``open`` knows how."""
+        index, stored = self._places[name]
+        file = self._files[index]
+        return Stretch(file.path, file.starts[stored], file.state) if stored in file.starts else None
 
     @contextmanager
     def open(self) -> Iterator[Reader]:
@@ -221,7 +250,9 @@ def _open_index(path: Path, index: Path, key: str | None) -> Checkpoint:
 def _open_files(path: Path, paths: list[Path], key: str | None) -> Checkpoint:
     files = tuple(_File(file, key, _state(file), _kind(file)) for file in paths)
     stored = [file.describe() for file in files]
-    files = tuple(replace(file, places=part.places) for file, part in zip(files, stored, strict=True))
+    files = tuple(
+        replace(file, places=part.places, starts=part.starts) for file, part in zip(files, stored, strict=True)
+    )
     _check_bounds(path, stored)
     places: dict[str, tuple[int, str]] = {}
     for index, part in enumerate(stored):
@@ -288,6 +319,10 @@ def _kind(path: Path) -> str:
         f"{path}: unknown kind of file. It is neither safetensors nor what torch.save writes, whatever its name; save "
         "the state dict with one of them"
     )
+
+
+def _changed(path: Path) -> CheckpointError:
+    return CheckpointError(f"{path}: changed since it was opened. Wait until it is written; start again.")
 
 
 def _state(path: Path) -> tuple[int, int]:

@@ -41,7 +41,7 @@ def kind_of_bytes(head: bytes, size: int) -> str | None:
 
 
 def is_checkpoint_file(path: Path) -> bool:
-    """Whether a file that a search came by is a checkpoint: by its name, else, where others have such names, by content.
+    """Whether a file that a search came by is a checkpoint: by its name; by content where others have such names.
 
     A file that is damaged is still one by its name, so that it is told and not passed over.
     """

@@ -35,6 +35,15 @@ DTYPES: dict[str, torch.dtype] = {
 }
 
 
+# Elements of a tensor that are read, hashed and added together, while they are in the processor's cache. Fingerprints
+# depend on it.
+LEAF = 1 << 17
+
+# Elements computed with at once: so few that torch runs each step on the thread that asks for it. Threads that wait for
+# each other thousands of times are slow on a busy machine.
+BLOCK = 1 << 15
+
+
 def kind(dtype: torch.dtype) -> Kind:
     """What may be done with values of this dtype: floats and complex are averaged, int and bool copied."""
     if dtype.is_complex:
@@ -94,6 +103,22 @@ class Piece:
     def of(self, tensor: Tensor) -> Tensor:
         """This piece of ``tensor`` as a flat tensor of its dtype."""
         return tensor.reshape(-1)[self.start : self.stop]
+
+
+def leaves(sizes: Mapping[str, int], at_least: int = LEAF) -> Iterator[tuple[Piece, ...]]:
+    """All elements of tensors with these element counts, each cut every LEAF elements, in groups of ``at_least``."""
+    group: list[Piece] = []
+    held = 0
+    for name, size in sizes.items():
+        for start in range(0, size, LEAF):
+            piece = Piece(name, start, min(size, start + LEAF))
+            group.append(piece)
+            held += piece.stop - piece.start
+            if held >= at_least:
+                yield tuple(group)
+                group, held = [], 0
+    if group:
+        yield tuple(group)
 
 
 def chunks(sizes: Mapping[str, int], limit: int) -> Iterator[tuple[Piece, ...]]:

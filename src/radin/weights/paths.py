@@ -155,10 +155,7 @@ def short_names(paths: Sequence[Path]) -> tuple[str, ...]:
     levels = zip(*(part[:-1] for part in parts), strict=False)  # the shortest path has the fewest folders
     shared = len(list(takewhile(lambda level: len(set(level)) == 1, levels)))
     tails = [Path(*part[shared:]) for part in parts]
-    stems = [
-        stem(tail) if path.is_file() else tail
-        for tail, path in zip(tails, paths, strict=True)
-    ]
+    stems = [stem(tail) if path.is_file() else tail for tail, path in zip(tails, paths, strict=True)]
     chosen = [name.as_posix() for name in (stems if len(set(stems)) == len(stems) else tails)]
     shown = [printable(name) for name in chosen]
     if len(set(shown)) < len(shown):  # a name has the very backslashes that stand for another's control characters

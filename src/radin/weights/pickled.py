@@ -50,9 +50,7 @@ class Loaded:
     storages: Mapping[str, Storage]
 
 
-def load(
-    data: Any, start: int = 0, steps: int = PICKLE_STEPS, also: Mapping[str, Any] | None = None
-) -> Loaded:
+def load(data: Any, start: int = 0, steps: int = PICKLE_STEPS, also: Mapping[str, Any] | None = None) -> Loaded:
     """Run the pickle that begins at ``start`` of bytes or a mapped file. ``also``: further names it may call, and ours.
 
     Raises ValueError for one that is damaged, unknown or too long.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from radin.errors import CheckpointError, PoolError
-from radin.weights.content import Content, examine
+from radin.weights.content import Content, examine, require_finite
 from radin.weights.formats import Checkpoint, Reader, open_checkpoint
 from radin.weights.layout import Shape, count, is_averaged, kind, promote, short
 from radin.weights.paths import find_checkpoints, short_names
@@ -75,6 +75,23 @@ def _states(checkpoint: Checkpoint) -> States:
         raise CheckpointError(f"{checkpoint.path}: cannot be read: {error.strerror}") from error
 
 
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """Checkpoints of which the headers were read and fit together. links: (dropped path, kept path) to one file."""
+
+    checkpoints: tuple[Checkpoint, ...]
+    states: tuple[States, ...]  # of their files, before anything else was read
+    links: tuple[tuple[Path, Path], ...]
+
+    @classmethod
+    def of(cls, paths: str | Path | Iterable[str | Path], *, key: str | None = None) -> Opened:
+        """Find checkpoints and read their headers; arguments and errors as ``Pool.open``."""
+        unique, links = _same_file(find_checkpoints(paths))
+        checkpoints = [open_checkpoint(path, key=key) for path in unique]
+        check_alike(checkpoints)
+        return cls(tuple(checkpoints), tuple(_states(checkpoint) for checkpoint in checkpoints), tuple(links))
+
+
 class Pool:
     """N checkpoints with the same tensor names, shapes and kinds of dtype, all finite, no two the same."""
 
@@ -99,16 +116,24 @@ class Pool:
         called from other threads, one call at a time.
         Raises PoolError when they do not fit together or none is found, CheckpointError when one is unusable.
         """
-        found = find_checkpoints(paths)
-        unique, duplicates = _same_file(found)
-        checkpoints = [open_checkpoint(path, key=key) for path in unique]
-        check_alike(checkpoints)
-        began = [_states(checkpoint) for checkpoint in checkpoints]
-        contents = _contents(checkpoints, progress)
+        return cls.read(Opened.of(paths, key=key), progress=progress)
+
+    @classmethod
+    def read(cls, opened: Opened, *, progress: Progress | None = None) -> Pool:
+        """The second half of ``open``, for checkpoints whose headers were read."""
+        return cls.of(opened, _contents(opened.checkpoints, progress))
+
+    @classmethod
+    def of(cls, opened: Opened, contents: Sequence[Content]) -> Pool:
+        """The pool of checkpoints whose content is known. Raises PoolError, CheckpointError when it is unusable."""
+        checkpoints, duplicates = opened.checkpoints, list(opened.links)
+        for checkpoint, found in zip(checkpoints, contents, strict=True):
+            require_finite(checkpoint, found)
         check_copied(checkpoints, contents)
         first: dict[str, Checkpoint] = {}
         before: dict[str, States] = {}
-        for checkpoint, state, content in zip(checkpoints, began, (c.fingerprint for c in contents), strict=True):
+        contents_of = (content.fingerprint for content in contents)
+        for checkpoint, state, content in zip(checkpoints, opened.states, contents_of, strict=True):
             before.setdefault(content, state)
             if content in first:
                 duplicates.append((checkpoint.path, first[content].path))

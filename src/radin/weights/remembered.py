@@ -43,18 +43,29 @@ def remembered_content(checkpoint: Checkpoint, report: Callable[[int], None] | N
     ``report`` is told the bytes done since it was last called, those that needed no reading included. Raises
     CheckpointError when a float is NaN or infinite, remembered or not.
     """
-    folder = cache_folder()
     before = file_states(checkpoint)
-    found = _recall(folder, checkpoint, before) if folder and before else None
+    found = recall(checkpoint, before)
     if found is not None:
         if report is not None:
             report(checkpoint.bytes)
     else:
         found = examine(checkpoint, report)
-        if folder and before and file_states(checkpoint) == before:
-            _remember(folder, checkpoint, before, found)
+        remember(checkpoint, before, found)
     require_finite(checkpoint, found)
     return found
+
+
+def recall(checkpoint: Checkpoint, now: States | None) -> Content | None:
+    """What was found in these files while they were as they are ``now``; None where nothing is known."""
+    folder = cache_folder()
+    return _recall(folder, checkpoint, now) if folder and now else None
+
+
+def remember(checkpoint: Checkpoint, before: States | None, found: Content) -> None:
+    """Keep what a pass over the content found, if the files are as they were ``before`` it."""
+    folder = cache_folder()
+    if folder and before and file_states(checkpoint) == before:
+        _remember(folder, checkpoint, before, found)
 
 
 def cache_folder() -> Path | None:

@@ -37,13 +37,26 @@ def describe(path: Path) -> Stored:
                 shapes[name] = tuple(entry.get_shape())
                 dtypes[name] = _dtype(path, name, entry.get_dtype())
             metadata = file.metadata() or {}
+        starts = _starts(path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(_damage(path, error)) from error
     aliases = {alias: kept for alias, kept in sorted(metadata.items()) if kept in shapes and alias not in shapes}
     for alias, kept in aliases.items():
         shapes[alias] = shapes[kept]
         dtypes[alias] = dtypes[kept]
-    return Stored(shapes=shapes, dtypes=dtypes, aliases=aliases)
+    return Stored(shapes=shapes, dtypes=dtypes, aliases=aliases, starts=starts)
+
+
+def _starts(path: Path) -> dict[str, int]:
+    """The byte at which each tensor begins, of a header that the library has checked. Raises OSError."""
+    with open_regular(path) as file:
+        length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+        header = parse_json(file.read(length).decode("utf-8"))
+    return {
+        name: _LENGTH_BYTES + length + int(entry["data_offsets"][0])
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
 
 
 @contextmanager

@@ -6,23 +6,21 @@ import json
 import math
 import os
 import zipfile
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
-from radin.checksums import sort_metadata
 from radin.errors import CheckpointError
 from radin.files import Writer, parse_json, read_json, replacing, told
 from radin.weights import safetensors_file, torch_file
 from radin.weights.kinds import SAFETENSORS, kind_of
-from radin.weights.layout import find_aliases
+from radin.weights.layout import Piece, count, find_aliases, leaves
 from radin.weights.limits import METADATA_BYTES
+from radin.weights.writing import Streamed, TensorWriter, put_metadata
 
 SAVE_SUFFIXES = (".safetensors", ".pt", ".pth")
 RECIPE_KEY = "radin.recipe"
@@ -44,18 +42,24 @@ def save(tensors: Mapping[str, Tensor], path: str | Path, *, metadata: Mapping[s
     path = Path(path)
     check_output(path)
     strings = {str(name): str(value) for name, value in (metadata or {}).items()}
-    try:
-        with told(path, needs=_bytes(tensors)), replacing(path) as temporary:
-            if path.suffix == ".safetensors":
-                write_safetensors(tensors, temporary, strings)
-            else:
-                write_torch({name: tensor.detach() for name, tensor in tensors.items()}, temporary, strings)
-    except SafetensorError as error:
-        raise CheckpointError(f"{path}: cannot be written: {error}") from error
+    with told(path, needs=_bytes(tensors)), replacing(path) as temporary:
+        if path.suffix == ".safetensors":
+            write_safetensors(tensors, temporary, strings)
+            put_metadata(temporary, settled(tensors, strings))
+        else:
+            content = {name: tensor.detach() for name, tensor in whole(tensors).items()}
+            write_torch(content, temporary, {})
+            add_metadata(temporary, settled(tensors, strings))
 
 
 def _bytes(tensors: Mapping[str, Tensor]) -> int:
     """Of all tensors, tied ones once."""
+    if isinstance(tensors, Streamed):
+        return sum(
+            count(shape) * tensors.dtypes[name].itemsize
+            for name, shape in tensors.shapes.items()
+            if name not in tensors.aliases
+        )
     return sum(
         tensor.numel() * tensor.dtype.itemsize
         for tensor in {id(tensor): tensor for tensor in tensors.values()}.values()
@@ -134,22 +138,53 @@ def _is_share(member: Any) -> bool:
 
 def write_safetensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
     """Write a state dict to ``path`` as it comes, tied tensors once. ``save`` does it whole or not at all."""
-    aliases = find_aliases(tensors)
-    kept = {name: tensor.detach() for name, tensor in tensors.items() if name not in aliases}
-    holders = Counter(tensor.untyped_storage().data_ptr() for tensor in kept.values() if tensor.numel())
-    # safetensors refuses tensors that are parts of one storage; only such are copied
-    whole = {
-        name: tensor.clone(memory_format=torch.contiguous_format)
-        if holders[tensor.untyped_storage().data_ptr()] > 1
-        else tensor.contiguous()
-        for name, tensor in kept.items()
-    }
-    try:
-        # transformers loads only files that say which framework wrote them
-        safetensors.torch.save_file(whole, path, metadata={"format": "pt", **aliases, **metadata})
-        sort_metadata(path)
-    except KeyError as error:  # how the library says that it knows no such dtype
-        raise CheckpointError(f"safetensors cannot store {error}; write a .pt file instead") from error
+    aliases = aliases_of(tensors)
+    write_stored({name: name for name in tensors if name not in aliases}, tensors, path, {**aliases, **metadata})
+
+
+def write_stored(
+    stored: Mapping[str, str], tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]
+) -> None:
+    """The same under other names. ``stored``: {name in the file: name in ``tensors``}, for those to be written."""
+    # transformers loads only files that say which framework wrote them
+    metadata = {"format": "pt", **metadata}
+    if isinstance(tensors, Streamed):
+        places: dict[str, list[str]] = {}  # of what is computed once, and may be stored under several names
+        for place, name in stored.items():
+            places.setdefault(tensors.aliases.get(name, name), []).append(place)
+        shapes = {place: tensors.shapes[name] for place, name in stored.items()}
+        dtypes = {place: tensors.dtypes[name] for place, name in stored.items()}
+        with TensorWriter(path, shapes, dtypes, metadata) as writer:
+
+            def put(piece: Piece, values: Tensor) -> None:
+                for place in places[piece.name]:
+                    writer.write(replace(piece, name=place), values)
+
+            tensors.stream(places, put)
+        return
+    given = {place: tensors[name].detach() for place, name in stored.items()}
+    shapes = {place: tuple(tensor.shape) for place, tensor in given.items()}
+    dtypes = {place: tensor.dtype for place, tensor in given.items()}
+    with TensorWriter(path, shapes, dtypes, metadata) as writer:
+        for place, tensor in given.items():
+            flat = tensor.cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
+            for piece in (piece for group in leaves({place: len(flat)}) for piece in group):
+                writer.write(piece, piece.of(flat))
+
+
+def aliases_of(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """{alias: kept name} of the tensors that are one."""
+    return dict(tensors.aliases) if isinstance(tensors, Streamed) else find_aliases(tensors)
+
+
+def whole(tensors: Mapping[str, Tensor], names: Iterable[str] | None = None) -> Mapping[str, Tensor]:
+    """The same, or some of them, in memory."""
+    return tensors.tensors(names) if isinstance(tensors, Streamed) else tensors
+
+
+def settled(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Mapping[str, str]:
+    """The metadata as they are to stay, of the same length. To be asked once all tensors are written."""
+    return tensors.settled(metadata) if isinstance(tensors, Streamed) else metadata
 
 
 def write_torch(content: Any, path: Path, metadata: Mapping[str, str]) -> None:
@@ -164,6 +199,11 @@ def write_torch(content: Any, path: Path, metadata: Mapping[str, str]) -> None:
             if writer.error is not None:
                 raise writer.error from None
             raise
+    add_metadata(path, metadata)
+
+
+def add_metadata(path: Path, metadata: Mapping[str, str]) -> None:
+    """Add the metadata to a torch file that has none yet."""
     if metadata:
         with zipfile.ZipFile(path, "a") as archive:
             archive.writestr(zipfile.ZipInfo(_TORCH_METADATA), json.dumps(dict(metadata)))

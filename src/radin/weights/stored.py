@@ -37,6 +37,8 @@ class Stored:
     wrappers: tuple[str, ...] = WRAPPERS
     mapped: bool = True  # whether reading a tensor maps it (True) or copies it (False)
     places: Mapping[str, Place] = field(default_factory=dict)  # of the tensors of a torch file
+    # The byte at which a tensor begins, of those whose elements are all there one after another, as they are.
+    starts: Mapping[str, int] = field(default_factory=dict)
 
 
 def strip_wrappers(names: Iterable[str], wrappers: tuple[str, ...]) -> tuple[dict[str, str], tuple[str, ...]]:

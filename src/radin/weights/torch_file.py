@@ -47,6 +47,7 @@ class _Content:
     value: Any
     locate: Callable[[Storage], tuple[int, Entry | None]]
     is_zip: bool
+    within: bool  # whether the bytes are only part of the file
     unsafe: tuple[str, ...]  # the names in it that are not data, for which stand-ins were put
 
 
@@ -76,6 +77,7 @@ def describe(path: Path, key: str | None) -> Stored:
         wrappers=LIGHTNING_WRAPPERS if is_lightning else WRAPPERS,
         mapped=content.is_zip and not compressed,
         places=places,
+        starts={} if content.within else _starts(places),
     )
 
 
@@ -213,7 +215,7 @@ def _zip(path: Path, content: Any) -> _Content:
             raise ValueError(f"{storage.nbytes:,} bytes of numbers were promised, and {entry.size:,} are there")
         return archive.start(entry), entry
 
-    return _Content(loaded.value, locate, is_zip=True, unsafe=loaded.unsafe)
+    return _Content(loaded.value, locate, True, not isinstance(content, mmap.mmap), loaded.unsafe)
 
 
 def _legacy(path: Path, content: Any) -> _Content:
@@ -251,7 +253,7 @@ def _legacy(path: Path, content: Any) -> _Content:
             raise ValueError("a view reaches beyond its storage")
         return starts[storage.key] + offset * root.dtype.itemsize, None
 
-    return _Content(main.value, locate, is_zip=False, unsafe=main.unsafe)
+    return _Content(main.value, locate, False, not isinstance(content, mmap.mmap), main.unsafe)
 
 
 def _shown(names: Sequence[str]) -> str:
@@ -267,9 +269,7 @@ def _refuse(path: Path, names: Sequence[str]) -> NoReturn:
     )
 
 
-def _state_dict(
-    path: Path, content: _Content, key: str | None
-) -> tuple[dict[str, Described | Odd], tuple[str, ...]]:
+def _state_dict(path: Path, content: _Content, key: str | None) -> tuple[dict[str, Described | Odd], tuple[str, ...]]:
     """The tensors among a file's content or its nested dicts, and notes on what was taken."""
     outer = content.value
     if isinstance(outer, Unknown):
@@ -311,9 +311,7 @@ def _state_dict(
     if averages:
         notes += (f"left out {averages[0]}, an average over all of training; key {averages[0]} takes it",)
     if content.unsafe:
-        notes += (
-            f"names {_shown(content.unsafe)} beside its weights: not data, so it was neither run nor kept",
-        )
+        notes += (f"names {_shown(content.unsafe)} beside its weights: not data, so it was neither run nor kept",)
     return found, notes
 
 
@@ -400,6 +398,26 @@ def _places(path: Path, tensors: Mapping[str, Described], content: _Content) -> 
             )
         places[name] = Place(*located[tensor.storage], tensor)
     return places
+
+
+def _starts(places: Mapping[str, Place]) -> dict[str, int]:
+    """The byte at which each tensor begins whose elements are in the file as they are, in order."""
+    return {
+        name: place.start + place.tensor.offset * place.tensor.dtype.itemsize
+        for name, place in places.items()
+        if (place.entry is None or place.entry.stored)
+        and not (place.tensor.conj or place.tensor.neg)
+        and _is_contiguous(place.tensor)
+    }
+
+
+def _is_contiguous(tensor: Described) -> bool:
+    expected = 1
+    for size, stride in zip(reversed(tensor.size), reversed(tensor.stride), strict=True):
+        if size != 1 and stride != expected:
+            return False
+        expected *= size
+    return True
 
 
 def _stretch(storage: Storage) -> int:
