@@ -10,7 +10,8 @@ from radin.errors import RadinError
 from radin.recipe import Recipe
 from radin.weights import Pool, average, recipe_metadata, save
 from radin.weights.alike import save_alike, suffix_of, write_alike
-from radin.weights.formats import SUFFIXES, Checkpoint
+from radin.weights.formats import Checkpoint
+from radin.weights.kinds import SUFFIXES
 
 _SLOT = "slot-"
 FAILED = "failed"
