@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -13,9 +13,11 @@ from radin.errors import CheckpointError
 from radin.files import replacing, replacing_folder, told
 from radin.weights import safetensors_file, tar, torch_file
 from radin.weights.formats import Checkpoint, Part, folder_file, is_index
-from radin.weights.kinds import SAFETENSORS, SUFFIXES, TAR
+from radin.weights.kinds import SAFETENSORS, SHARED_SUFFIXES, SUFFIXES, TAR
 from radin.weights.saving import (
     FOLDER_METADATA,
+    MEMBER_SUFFIXES,
+    SAVE_SUFFIXES,
     add_metadata,
     read_metadata,
     settled,
@@ -31,7 +33,27 @@ _OTHER_WEIGHTS = (".h5", ".msgpack", ".onnx", ".gguf", ".ot", ".tflite", ".distc
 
 def suffix_of(like: Checkpoint) -> str:
     """The ending that a path alike has: ".safetensors", ".pt"...; empty where it is a folder."""
-    return "" if like.path.is_dir() or is_index(like.path) else like.path.suffix
+    if like.path.is_dir() or is_index(like.path):
+        return ""
+    known = like.path.suffix if like.path.suffix in (*SUFFIXES, *SHARED_SUFFIXES) else ""
+    return known or {SAFETENSORS: ".safetensors", TAR: ".nemo"}.get(like.parts[0].kind, ".pt")
+
+
+def in_form_of(checkpoints: Sequence[Checkpoint], path: Path) -> Checkpoint | None:
+    """The first of these whose form a file of this name is to have; None where it is to be a state dict alone.
+
+    Of .safetensors, .pt, .pth and .bin any loader takes a state dict. A .ckpt, .pth.tar or .nemo is what a library's
+    own loader takes, so it is written as the members are. Raises CheckpointError where none is such a file.
+    """
+    if path.suffix in SAVE_SUFFIXES or path.suffix not in MEMBER_SUFFIXES:
+        return None
+    for checkpoint in checkpoints:
+        if suffix_of(checkpoint) == path.suffix:
+            return checkpoint
+    raise CheckpointError(
+        f"{path}: a {path.suffix} file is written as the members are, and none of them is one; "
+        f"expected {', '.join(SAVE_SUFFIXES)}"
+    )
 
 
 def write_alike(tensors: Mapping[str, Tensor], like: Checkpoint, path: Path, metadata: Mapping[str, str]) -> Path:

@@ -109,7 +109,8 @@ class Checkpoint:
     notes: tuple[str, ...]
     mapped: bool
     _files: tuple[_File, ...]
-    _places: Mapping[str, tuple[int, str]]  # name -> (index into _files, name as stored)
+    _places: Mapping[str, tuple[int, str]]  # name -> (index into _files, name as stored of what holds its data)
+    _listed: Mapping[str, str]  # name -> its own name as stored, of those that the files list
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -126,12 +127,9 @@ class Checkpoint:
     @property
     def parts(self) -> tuple[Part, ...]:
         """Its files, each with the names of its tensors here and as they are stored."""
-        # Aliases are placed where the tensor is that they stand for, so their own stored name is found by the prefix.
-        kept = next(name for name in self.shapes if name not in self.aliases)
-        prefix = self._places[kept][1].removesuffix(kept)
         stored: list[dict[str, str]] = [{} for _ in self._files]
-        for name in self.shapes:
-            stored[self._places[name][0]][name] = prefix + name
+        for name, listed in self._listed.items():
+            stored[self._places[name][0]][name] = listed
         return tuple(
             Part(file.path, file.key, names, file.kind) for file, names in zip(self._files, stored, strict=True)
         )
@@ -151,6 +149,38 @@ class Checkpoint:
         index, stored = self._places[name]
         file = self._files[index]
         return Stretch(file.path, file.starts[stored], file.state) if stored in file.starts else None
+
+    def renamed(self, names: Mapping[str, str], note: str) -> Checkpoint:
+        """The same with other names: {name: new name}, for all of them. ``note`` says so."""
+        order = sorted(self.shapes, key=names.__getitem__)
+        return replace(
+            self,
+            shapes={names[name]: self.shapes[name] for name in order},
+            dtypes={names[name]: self.dtypes[name] for name in order},
+            aliases={names[name]: names[self.aliases[name]] for name in order if name in self.aliases},
+            notes=(*self.notes, note),
+            _places={names[name]: self._places[name] for name in order},
+            _listed={names[name]: self._listed[name] for name in order if name in self._listed},
+        )
+
+    def with_tied(self, name: str, partner: str, note: str) -> Checkpoint:
+        """The same where ``name`` stands for the tensor that ``partner`` is, whether or not it is stored itself."""
+        kept = self.aliases.get(partner, partner)
+        own = self.aliases.get(name, name)
+        if own == kept:
+            return self
+        # Whatever stood for the tensor under this name stands for the partner's too.
+        moved = [other for other in (*self.shapes, name) if other == name or self.aliases.get(other, other) == own]
+        shapes = {**self.shapes, name: self.shapes[kept]}
+        dtypes = {**self.dtypes, name: self.dtypes[kept]}
+        return replace(
+            self,
+            shapes={other: shapes[other] for other in sorted(shapes)},
+            dtypes={other: dtypes[other] for other in sorted(dtypes)},
+            aliases={**self.aliases, **dict.fromkeys(moved, kept)},
+            notes=(*self.notes, note),
+            _places={**self._places, **dict.fromkeys(moved, self._places[kept])},
+        )
 
     @contextmanager
     def open(self) -> Iterator[Reader]:
@@ -278,6 +308,7 @@ def _open_files(path: Path, paths: list[Path], key: str | None) -> Checkpoint:
         mapped=all(part.mapped for part in stored),
         _files=files,
         _places={clean[name]: places[name] for name in order},
+        _listed={clean[name]: name for name in order},
     )
 
 

@@ -18,6 +18,7 @@ from radin.errors import CheckpointError, NoWeightsError, PoolError
 from radin.weights.content import Content, examine, require_finite
 from radin.weights.formats import Checkpoint, Reader, open_checkpoint
 from radin.weights.layout import Shape, count, is_averaged, kind, promote, short
+from radin.weights.matching import matched
 from radin.weights.paths import look_for, short_names
 from radin.weights.remembered import States, remembered_content, states
 
@@ -98,6 +99,7 @@ class Opened:
                 if path not in found.searched or (path == unique[-1] and not checkpoints):
                     raise
                 notes.append(f"left out, for want of weights: {error}")
+        checkpoints = matched(checkpoints)
         check_alike(checkpoints)
         return cls(tuple(checkpoints), tuple(_states(c) for c in checkpoints), tuple(links), tuple(notes))
 

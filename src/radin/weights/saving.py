@@ -22,7 +22,9 @@ from radin.weights.layout import Piece, count, find_aliases, leaves
 from radin.weights.limits import METADATA_BYTES
 from radin.weights.writing import Streamed, TensorWriter, put_metadata
 
-SAVE_SUFFIXES = (".safetensors", ".pt", ".pth")
+SAVE_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
+# Written in the form of a member that is such a file: see alike.in_form_of.
+MEMBER_SUFFIXES = (".ckpt", ".tar", ".pkl", ".nemo")
 RECIPE_KEY = "radin.recipe"
 
 # Where a soup that is a folder keeps its metadata.
@@ -66,11 +68,15 @@ def _bytes(tensors: Mapping[str, Tensor]) -> int:
     )
 
 
-def check_output(path: str | Path) -> None:
-    """Raise CheckpointError unless ``save`` can write a file of this name: for asking before long work begins."""
+def check_output(path: str | Path, *, alike: bool = False) -> None:
+    """Raise CheckpointError unless ``save`` can write a file of this name: for asking before long work begins.
+
+    alike: or a file in the form of the members.
+    """
     path = Path(path)
-    if path.suffix not in SAVE_SUFFIXES:
-        raise CheckpointError(f"{path}: cannot write this kind of file; expected {', '.join(SAVE_SUFFIXES)}")
+    endings = (*SAVE_SUFFIXES, *MEMBER_SUFFIXES) if alike else SAVE_SUFFIXES
+    if path.suffix not in endings:
+        raise CheckpointError(f"{path}: cannot write this kind of file; expected {', '.join(endings)}")
     if path.is_dir():
         raise CheckpointError(f"{path}: is a folder; give the name of a file")
     if not path.absolute().parent.is_dir():
