@@ -13,7 +13,7 @@ from radin.errors import CheckpointError
 from radin.files import replacing, replacing_folder, told
 from radin.weights import safetensors_file, tar, torch_file
 from radin.weights.formats import Checkpoint, Part, folder_file, is_index
-from radin.weights.kinds import SAFETENSORS, SHARED_SUFFIXES, SUFFIXES, TAR
+from radin.weights.kinds import DISTRIBUTED, SAFETENSORS, SHARED_SUFFIXES, SUFFIXES, TAR
 from radin.weights.saving import (
     FOLDER_METADATA,
     MEMBER_SUFFIXES,
@@ -106,6 +106,11 @@ def _write_part(
     tensors: Mapping[str, Tensor], like: Checkpoint, part: Part, path: Path, metadata: Mapping[str, str]
 ) -> None:
     """One file's tensors. A torch file's metadata are added when all is written, see ``_settle``."""
+    if part.kind == DISTRIBUTED:
+        raise CheckpointError(
+            f"{like.path}: a soup is not written as a distributed checkpoint, as its members are; write a .safetensors "
+            "or .pt file"
+        )
     if part.kind != SAFETENSORS:
         found = whole(tensors, part.stored)
         content = torch_file.rewrapped(part.path, part.key, {stored: found[n] for n, stored in part.stored.items()})

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from radin.errors import CheckpointError
 from radin.files import open_regular, parse_json, told
-from radin.weights import safetensors_file, torch_file
-from radin.weights.kinds import SAFETENSORS, SAFETENSORS_SUFFIXES, SUFFIXES, TORCH, kind_of
+from radin.weights import distributed, safetensors_file, torch_file
+from radin.weights.kinds import DISTRIBUTED, SAFETENSORS, SAFETENSORS_SUFFIXES, SUFFIXES, TORCH, kind_of
 from radin.weights.layout import Shape, count, short
 from radin.weights.limits import DIMENSIONS, INDEX_BYTES, NAME, SHARDS, TENSORS
 from radin.weights.stored import WRAPPERS, Place, Stored, strip_wrappers
@@ -36,6 +36,21 @@ FOLDER_FILES = (
 
 
 @dataclass(frozen=True)
+class _Distributed:
+    """What a distributed checkpoint's metadata say, and the files that hold the chunks, as they were then."""
+
+    stored: Stored
+    chunks: distributed.Chunks
+    files: tuple[tuple[Path, tuple[int, int]], ...]
+
+    def tensors(self, folder: Path) -> AbstractContextManager[Callable[[str], Tensor]]:
+        for path, state in self.files:
+            if _state(path) != state:
+                raise _changed(path)
+        return distributed.tensors(folder, self.stored, self.chunks)
+
+
+@dataclass(frozen=True)
 class _File:
     """One file of a checkpoint, with the size and time it had when its header was read."""
 
@@ -45,6 +60,7 @@ class _File:
     kind: str  # as radin.weights.kinds tells it
     places: Mapping[str, Place] = field(default_factory=dict)  # see torch_file.tensors
     starts: Mapping[str, int] = field(default_factory=dict)  # see Stored
+    chunks: _Distributed | None = None
 
     def describe(self) -> Stored:
         if self.kind == SAFETENSORS:
@@ -56,6 +72,8 @@ class _File:
     def tensors(self) -> AbstractContextManager[Callable[[str], Tensor]]:
         if _state(self.path) != self.state:
             raise _changed(self.path)
+        if self.chunks is not None:
+            return self.chunks.tensors(self.path.parent)
         if self.kind == SAFETENSORS:
             return safetensors_file.tensors(self.path)
         return torch_file.tensors(self.path, self.places)
@@ -137,7 +155,10 @@ class Checkpoint:
     @property
     def files(self) -> tuple[Path, ...]:
         """The files that hold its tensors, in a fixed order."""
-        return tuple(file.path for file in self._files)
+        found = []
+        for file in self._files:
+            found += [file.path, *(path for path, _ in file.chunks.files)] if file.chunks else [file.path]
+        return tuple(found)
 
     @property
     def key(self) -> str | None:
@@ -246,15 +267,46 @@ def open_checkpoint(path: str | Path, *, key: str | None = None) -> Checkpoint:
 def _open(path: Path, key: str | None) -> Checkpoint:
     if path.is_dir():
         inside = folder_file(path)
+        if inside is None and (path / distributed.METADATA).is_file():
+            return _open_distributed(path, key)
         if inside is None:
             raise CheckpointError(f"{path}: not a checkpoint folder; expected one of {', '.join(FOLDER_FILES)}")
         return _open_index(path, inside, key) if is_index(inside) else _open_files(path, [inside], key)
     if is_index(path):
         return _open_index(path, path, key)
+    if path.name == distributed.METADATA:
+        return _open_distributed(path.parent, key)
+    _refuse_part(path)
     shard = re.search(r"-\d{5}-of-(\d{5})$", path.stem)
     if shard and int(shard.group(1)) > 1:
         raise CheckpointError(f"{path}: one shard of a checkpoint. Give its folder or its {_INDEX_SUFFIX} file.")
     return _open_files(path, [path], key)
+
+
+def _refuse_part(path: Path) -> None:
+    """Refuse one process's part of a checkpoint of DeepSpeed's or torch's, by its name, and say what is whole."""
+    if re.fullmatch(r".*zero_pp_rank_\d+_mp_rank_\d+_model_states\.pt", path.name):
+        raise CheckpointError(
+            f"{path}: one process's part of a DeepSpeed ZeRO-3 checkpoint, whose weights are spread over all of them. "
+            "Make it whole with DeepSpeed's script in the folder above, python zero_to_fp32.py . whole, and give that"
+        )
+    rank = re.fullmatch(r"mp_rank_(\d+)_model_states\.pt", path.name)
+    if rank and (int(rank.group(1)) > 0 or path.with_name("mp_rank_01_model_states.pt").exists()):
+        raise CheckpointError(
+            f"{path}: one of the parts over which DeepSpeed spread the model (model parallel). Make it whole first, "
+            "with the training framework's own conversion"
+        )
+    if path.suffix == ".distcp":
+        raise CheckpointError(f"{path}: one part of a distributed checkpoint. Give its folder.")
+
+
+def _open_distributed(folder: Path, key: str | None) -> Checkpoint:
+    metadata = folder / distributed.METADATA
+    state = _state(metadata)
+    stored, chunks = distributed.describe(folder, key)
+    names = sorted({chunk.file for parts in chunks.values() for chunk in parts})
+    held = _Distributed(stored, chunks, tuple((folder / name, _state(folder / name)) for name in names))
+    return _checkpoint(folder, (_File(metadata, key, state, DISTRIBUTED, chunks=held),), [stored])
 
 
 def folder_file(folder: Path) -> Path | None:
@@ -283,6 +335,11 @@ def _open_files(path: Path, paths: list[Path], key: str | None) -> Checkpoint:
     files = tuple(
         replace(file, places=part.places, starts=part.starts) for file, part in zip(files, stored, strict=True)
     )
+    return _checkpoint(path, files, stored)
+
+
+def _checkpoint(path: Path, files: tuple[_File, ...], stored: list[Stored]) -> Checkpoint:
+    """One checkpoint of what its files hold."""
     _check_bounds(path, stored)
     places: dict[str, tuple[int, str]] = {}
     for index, part in enumerate(stored):

@@ -9,6 +9,7 @@ from pathlib import Path
 from radin.files import open_regular
 
 SAFETENSORS, TORCH, TAR = "safetensors", "torch", "tar"
+DISTRIBUTED = "distributed"  # a folder of torch.distributed.checkpoint's, by its metadata
 
 # What files are called that hold weights, whatever is in them.
 SAFETENSORS_SUFFIXES = (".safetensors",)

@@ -68,6 +68,12 @@ def describe(path: Path, key: str | None) -> Stored:
         notes += ("compressed, which cannot be memory-mapped; saving it again with torch.save makes it faster",)
     if not content.is_zip:
         notes += ("legacy torch format, not memory-mapped; saving it again with torch.save makes it faster",)
+    halves = {torch.float16, torch.bfloat16}
+    if "ds_version" in content.value and any(tensor.dtype in halves for tensor in tensors.values()):
+        notes += (
+            "DeepSpeed's weights in half precision, as the model computes with them; its zero_to_fp32.py gives those "
+            "in float32",
+        )
     is_lightning = isinstance(content.value, Mapping) and "pytorch-lightning_version" in content.value
     return Stored(
         shapes={name: tensor.size for name, tensor in tensors.items()},
@@ -108,6 +114,21 @@ def entry(path: Path, name: str, limit: int) -> bytes | None:
     archive = open_archive(content)
     found = archive.entries.get(name.encode())
     return None if found is None else archive.read(found, limit)
+
+
+def single_tensor(path: Path, content: memoryview) -> Tensor:
+    """The tensor that a torch file holds and nothing else; the file is these bytes of the one at ``path``.
+
+    Raises CheckpointError.
+    """
+    with _told(path):
+        if content[: len(_ZIP)] != _ZIP:
+            raise ValueError("no torch file where a tensor should be")
+        loaded = _zip(path, content)
+        if not isinstance(loaded.value, Described | Odd):
+            raise ValueError(f"a {type(loaded.value).__name__} where a tensor should be")
+        found = _plain(path, {"": loaded.value})
+        return _read(content, _places(path, found, loaded)[""])
 
 
 def rewrapped(path: Path, key: str | None, tensors: Mapping[str, Tensor]) -> Any:
