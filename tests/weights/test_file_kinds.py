@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from radin.errors import CheckpointError, NoWeightsError
 from radin.recipe import Recipe
-from radin.weights import Pool, average, open_checkpoint
+from radin.run.commands import average_files
+from radin.weights import Pool, average, open_checkpoint, read_recipe
 from radin.weights.alike import write_alike
 from radin.weights.kinds import is_checkpoint_file, stem
 
@@ -141,6 +142,10 @@ def test_nemo_is_read_in_place_and_written_again(tmp_path: Path) -> None:
     assert config == b"target: x\n"
     soup = torch.load(io.BytesIO(weights), weights_only=True)
     assert torch.equal(soup["a.bias"], (state(0)["a.bias"] + state(1)["a.bias"]) / 2)
+    average_files([tmp_path / "m0.nemo", tmp_path / "m1.nemo"], None, [], None, tmp_path / "average.nemo", None)
+    assert same(read(tmp_path / "average.nemo"), dict(soup))
+    assert Recipe.from_json(read_recipe(tmp_path / "average.nemo"), pool.fingerprints).weights == (0.5, 0.5)
+    (tmp_path / "average.nemo").unlink()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m0.nemo", "m1.nemo", "soup.nemo"]
 
 
@@ -287,5 +292,8 @@ def test_lightning_files_with_classes_in_their_settings(tmp_path: Path) -> None:
     loaded = Net.load_from_checkpoint(written)
     assert loaded.net.out_features == 5, "settings that are plain stay"
     assert loaded.loss is None, "what stood for a class is not kept"
+    average_files(paths, None, [], None, tmp_path / "average.ckpt", None)
+    again = Net.load_from_checkpoint(tmp_path / "average.ckpt")
+    assert all(torch.equal(again.state_dict()[name], value) for name, value in loaded.state_dict().items())
     want = sum(torch.load(path, weights_only=False)["state_dict"]["net.weight"].double() for path in paths) / 2
     assert torch.equal(loaded.net.weight.detach(), want.float())

@@ -153,3 +153,27 @@ def test_braces(tmp_path: Path) -> None:
         find_checkpoints(str(tmp_path / "y/{a,b}.pt"))
     with pytest.raises(PoolError, match="stand for more than"):
         find_checkpoints("{0,1}" * 20)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_transformers_trainer_leaves(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+    config = transformers.BertConfig(
+        vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, num_labels=2
+    )
+    data = [{"input_ids": [k, 3], "attention_mask": [1, 1], "labels": k % 2} for k in range(8)]
+    arguments = transformers.TrainingArguments(
+        str(tmp_path / "out"), max_steps=4, save_steps=2, per_device_train_batch_size=4, report_to=[], use_cpu=True,
+        disable_tqdm=True,
+    )  # fmt: skip
+    trainer = transformers.Trainer(transformers.BertForSequenceClassification(config), arguments, train_dataset=data)
+    trainer.train()
+    beside = {path.name for path in (tmp_path / "out/checkpoint-4").iterdir()}
+    assert {"optimizer.pt", "scheduler.pt", "training_args.bin"} <= beside, "the Trainer writes other files now"
+    pool = Pool.open(tmp_path)
+    assert pool.member_names == ("checkpoint-2", "checkpoint-4")
+    names = ["out/checkpoint-2/model.safetensors", "out/checkpoint-4/model.safetensors"]
+    assert found(str(tmp_path / "out/*/*.*t*"), root=tmp_path) == names
+    trainer.save_model(str(tmp_path / "out"))
+    assert found(tmp_path, root=tmp_path) == ["out"]
