@@ -36,6 +36,10 @@ class CheckpointError(RadinError):
     """One checkpoint file cannot be read, is unsafe, or holds no usable tensors."""
 
 
+class NoWeightsError(CheckpointError):
+    """A checkpoint file is whole and holds no weights: an optimizer's state, settings."""
+
+
 class PoolError(RadinError):
     """The checkpoints cannot be averaged together: names, shapes or kinds of dtype differ, or too few."""
 

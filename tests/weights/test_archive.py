@@ -237,7 +237,7 @@ def with_entry(name: str, change: Callable[[bytes], bytes | None]) -> Callable[[
         (with_entry("archive/data/0", lambda d: None), r"its numbers '0' are missing"),
         (with_entry("archive/data.pkl", lambda d: None), r"without torch's data.pkl"),
         (with_entry("archive/data.pkl", lambda d: d[:-30]), r"damaged"),
-        (with_entry("archive/data.pkl", lambda d: b"\x80\x04" + d[2:]), r"pickle protocol 4"),
+        (with_entry("archive/data.pkl", lambda d: b"\x80\x06" + d[2:]), r"pickle protocol 6"),
         (with_entry("archive/byteorder", lambda d: b"big"), r"the other byte order"),
         (with_entry("archive/byteorder", lambda d: b"middle"), r"the other byte order"),
         (with_entry("archive/byteorder", lambda d: b"x" * 1000), r"at most 100 are read"),

@@ -21,7 +21,13 @@ from radin.errors import RadinError
     "separated by commas or repeated, the other members 0.",
 )
 @click.option("--recipe", type=click.Path(path_type=Path), help="recipe.json of a run.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="A .safetensors or .pt file.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="A .safetensors, .pt or .bin file; .ckpt, .pth.tar, .nemo: in the form of the members.",
+)
 @click.option("--force", is_flag=True, help="Replace the file if it is there.")
 @click.option(
     "--integers-from", help="Member whose integer tensors the soup takes; default the one of the largest ratio."

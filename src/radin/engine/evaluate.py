@@ -81,7 +81,7 @@ class Evaluator:
         if not self._model:
             self._model.append(self.engine.place(self.task.build_model()))
         model = self._model[0]
-        load_weights(model, tensors, where)
+        called = load_weights(model, tensors, where)
         final = dict(tensors)
         if not calibrate or self.task.calibration is None or not statistics_layers(model):
             return model, final
@@ -89,7 +89,8 @@ class Evaluator:
             batchnorm.restore(model, statistics)
         else:
             self._calibrate(model)
-        for name, value in batchnorm.statistics(model).items():
+        for own, value in batchnorm.statistics(model).items():
+            name = called.get(own, own)
             if name in final:
                 final[name] = value.to(final[name].dtype)
         return model, final

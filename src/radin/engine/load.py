@@ -7,21 +7,25 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from radin.errors import TaskError
+from radin.weights.matching import renamings
 
 _SHOWN = 5
 
 
-def check_fits(model: torch.nn.Module, shapes: Mapping[str, Sequence[int]], where: str) -> None:
+def check_fits(model: torch.nn.Module, shapes: Mapping[str, Sequence[int]], where: str) -> str | None:
     """Raise TaskError when ``model`` cannot hold tensors of these names and shapes (from headers; nothing is read).
 
-    A name may be missing when the model ties it to one that is there (safetensors files leave such names out).
+    A name may be missing when the model ties it to one that is there (safetensors files leave such names out). Where
+    all names fit but for a wrapper's prefix, they do; returned is a note that says so, else None.
     """
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    missing = [name for name in wanted if name not in shapes and name not in _tied_names(model, shapes)]
-    unexpected = [name for name in shapes if name not in wanted]
-    wrong = [name for name in wanted if name in shapes and tuple(shapes[name]) != wanted[name]]
-    if not (missing or unexpected or wrong):
-        return
+    misfits = _misfits(model, wanted, shapes)
+    if misfits is None:
+        return None
+    found = _renamed(model, wanted, shapes)
+    if found is not None:
+        return f"the model's names differ from those of {where}: {found[0]} all {len(shapes)} names of the checkpoints"
+    missing, unexpected, wrong = misfits
     parts = []
     if missing:
         parts.append(f"{len(missing)} tensors of the model are not in the checkpoint: {_some(missing)}")
@@ -39,6 +43,29 @@ def check_fits(model: torch.nn.Module, shapes: Mapping[str, Sequence[int]], wher
     )
 
 
+def _misfits(
+    model: torch.nn.Module, wanted: Mapping[str, tuple[int, ...]], shapes: Mapping[str, Sequence[int]]
+) -> tuple[list[str], list[str], list[str]] | None:
+    """Names that are missing, unexpected, and of another shape; None where all fit."""
+    missing = [name for name in wanted if name not in shapes]
+    if missing:
+        tied = _tied_names(model, shapes)
+        missing = [name for name in missing if name not in tied]
+    unexpected = [name for name in shapes if name not in wanted]
+    wrong = [name for name in wanted if name in shapes and tuple(shapes[name]) != wanted[name]]
+    return (missing, unexpected, wrong) if missing or unexpected or wrong else None
+
+
+def _renamed(
+    model: torch.nn.Module, wanted: Mapping[str, tuple[int, ...]], shapes: Mapping[str, Sequence[int]]
+) -> tuple[str, dict[str, str]] | None:
+    """How all names come to fit the model: what to say, and {name: name in the model}."""
+    for how, names in renamings(tuple(shapes), tuple(wanted)):
+        if _misfits(model, wanted, {names[name]: shape for name, shape in shapes.items()}) is None:
+            return how, names
+    return None
+
+
 def _some(names: Sequence[str]) -> str:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more
@@ -51,7 +78,17 @@ def _tied_names(model: torch.nn.Module, present: Mapping[str, object]) -> set[st
     return {name for name, tensor in state.items() if name not in present and id(tensor) in kept}
 
 
-def load_weights(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor], where: str) -> None:
-    """Copy ``tensors`` into ``model``. Raises TaskError, naming ``where`` they are from, when they do not fit."""
-    check_fits(model, {name: tensor.shape for name, tensor in tensors.items()}, where)
-    model.load_state_dict(dict(tensors), strict=False)
+def load_weights(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor], where: str) -> dict[str, str]:
+    """Copy ``tensors`` into ``model``; returns {name in the model: name of the tensor} where they differ.
+
+    Raises TaskError, naming ``where`` they are from, when they do not fit.
+    """
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    names: dict[str, str] = {}
+    if check_fits(model, shapes, where) is not None:
+        wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        found = _renamed(model, wanted, shapes)
+        assert found is not None
+        names = found[1]
+    model.load_state_dict({names.get(name, name): tensor for name, tensor in tensors.items()}, strict=False)
+    return {new: name for name, new in names.items()}

@@ -10,7 +10,8 @@ from radin.errors import RadinError
 from radin.recipe import Recipe
 from radin.weights import Pool, average, recipe_metadata, save
 from radin.weights.alike import save_alike, suffix_of, write_alike
-from radin.weights.formats import SUFFIXES, Checkpoint
+from radin.weights.formats import Checkpoint
+from radin.weights.kinds import SHARED_SUFFIXES, SUFFIXES
 
 _SLOT = "slot-"
 FAILED = "failed"
@@ -86,7 +87,7 @@ class SoupFiles:
         with self._building:
             tensors = average(self._pool, recipe, integers_from=self._integers_from)
             # A name without an ending that is known is a folder's, if the members are folders.
-            if suffix_of(like) == (path.suffix if path.suffix in SUFFIXES else ""):
+            if suffix_of(like) == (path.suffix if path.suffix in (*SUFFIXES, *SHARED_SUFFIXES) else ""):
                 save_alike(tensors, like, path, self._metadata(recipe))
             else:
                 save(tensors, path, metadata=self._metadata(recipe))

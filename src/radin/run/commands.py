@@ -23,6 +23,7 @@ from radin.run.preflight import preflight
 from radin.search import rank
 from radin.search.ranking import RankedRecipe
 from radin.weights import Pool, Soup, batchnorm_layers, check_output, recipe_metadata, save
+from radin.weights.alike import in_form_of, save_alike
 from radin.weights.paths import Lookup, require_utf8
 from radin.weights.pool import Opened
 from radin.weights.unread import RepeatedError, Unread
@@ -152,7 +153,7 @@ def average_files(
     weights: they are read a second time.
     """
     require_utf8(output)
-    check_output(output)
+    check_output(output, alike=True)
     headers = Opened.of(paths, key=key)
     unread = Unread(headers) if recipe_file is None else None
     if unread is not None and _is_plain(unread.pool, ratios):
@@ -194,16 +195,23 @@ def average_pool(
     hold the same weights; nothing is written.
     """
     require_utf8(output)
-    check_output(output)
+    check_output(output, alike=True)
     pool.require_several()
     if ratios and recipe_file is not None:
         raise RadinError("give --ratios or --recipe, not both")
     recipe = recipe_of(pool, ratios) if recipe_file is None else _recipe_in(recipe_file, pool)
+    # The largest ratio's form comes first, where several members are of the kind that is asked for.
+    order = sorted(recipe.members, key=lambda k: -recipe.weights[k])
+    like = in_form_of([pool[k].checkpoint for k in order], output)
     warnings = _of_statistics(pool, recipe, output)
     recipe = replace(recipe, reestimated=False)  # there is no data here to do it with
     what = "averaging" if unread is None or not unread.digests else "reading and averaging"
     soup = Soup(pool, recipe, integers_from=integers_from, progress=_counted(progress, what), unread=unread)
-    save(soup, output, metadata=recipe_metadata(pool, recipe, integers_from=integers_from))
+    metadata = recipe_metadata(pool, recipe, integers_from=integers_from)
+    if like is None:
+        save(soup, output, metadata=metadata)
+    else:
+        save_alike(soup, like, output, metadata)
     pool = soup.pool
     notes = [*warnings, *(f"note: {note}" for note in pool.notes)]
     notes += [f"note: {dropped} has the same weights as {kept}; used once" for dropped, kept in pool.duplicates]

@@ -47,7 +47,7 @@ def preflight(
 ) -> Preflight:
     """Check the task against the pool on one batch of ``member``. Raises TaskError for anything that does not fit."""
     model = task.build_model()
-    check_fits(model, shapes, member)
+    renamed = check_fits(model, shapes, member)
     first = first_batch(task, "validation", engine)
     if _digest(first) != _digest(first_batch(task, "validation", engine)):
         raise TaskError(
@@ -82,7 +82,7 @@ def preflight(
     metric.check_batch(targets, outputs.shape[1])
     metric.probe(outputs.numpy(), targets)
     layers = len(statistics_layers(model))
-    notes = []
+    notes = [] if renamed is None else [renamed]
     if layers and task.calibration is None:
         notes.append(
             f"the model has {layers} BatchNorm layers and the task no calibration(): their statistics are averaged, "

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
 
 from radin.errors import CheckpointError
 from radin.files import replacing, replacing_folder, told
-from radin.weights import safetensors_file, torch_file
-from radin.weights.formats import SAFETENSORS_SUFFIXES, SUFFIXES, Checkpoint, Part, folder_file, is_index
+from radin.weights import safetensors_file, tar, torch_file
+from radin.weights.formats import Checkpoint, Part, folder_file, is_index
+from radin.weights.kinds import DISTRIBUTED, SAFETENSORS, SHARED_SUFFIXES, SUFFIXES, TAR
 from radin.weights.saving import (
     FOLDER_METADATA,
+    MEMBER_SUFFIXES,
+    SAVE_SUFFIXES,
     add_metadata,
     read_metadata,
     settled,
@@ -30,7 +33,27 @@ _OTHER_WEIGHTS = (".h5", ".msgpack", ".onnx", ".gguf", ".ot", ".tflite", ".distc
 
 def suffix_of(like: Checkpoint) -> str:
     """The ending that a path alike has: ".safetensors", ".pt"...; empty where it is a folder."""
-    return "" if like.path.is_dir() or is_index(like.path) else like.path.suffix
+    if like.path.is_dir() or is_index(like.path):
+        return ""
+    known = like.path.suffix if like.path.suffix in (*SUFFIXES, *SHARED_SUFFIXES) else ""
+    return known or {SAFETENSORS: ".safetensors", TAR: ".nemo"}.get(like.parts[0].kind, ".pt")
+
+
+def in_form_of(checkpoints: Sequence[Checkpoint], path: Path) -> Checkpoint | None:
+    """The first of these whose form a file of this name is to have; None where it is to be a state dict alone.
+
+    Of .safetensors, .pt, .pth and .bin any loader takes a state dict. A .ckpt, .pth.tar or .nemo is what a library's
+    own loader takes, so it is written as the members are. Raises CheckpointError where none is such a file.
+    """
+    if path.suffix in SAVE_SUFFIXES or path.suffix not in MEMBER_SUFFIXES:
+        return None
+    for checkpoint in checkpoints:
+        if suffix_of(checkpoint) == path.suffix:
+            return checkpoint
+    raise CheckpointError(
+        f"{path}: a {path.suffix} file is written as the members are, and none of them is one; "
+        f"expected {', '.join(SAVE_SUFFIXES)}"
+    )
 
 
 def write_alike(tensors: Mapping[str, Tensor], like: Checkpoint, path: Path, metadata: Mapping[str, str]) -> Path:
@@ -83,10 +106,19 @@ def _write_part(
     tensors: Mapping[str, Tensor], like: Checkpoint, part: Part, path: Path, metadata: Mapping[str, str]
 ) -> None:
     """One file's tensors. A torch file's metadata are added when all is written, see ``_settle``."""
-    if part.path.suffix not in SAFETENSORS_SUFFIXES:
+    if part.kind == DISTRIBUTED:
+        raise CheckpointError(
+            f"{like.path}: a soup is not written as a distributed checkpoint, as its members are; write a .safetensors "
+            "or .pt file"
+        )
+    if part.kind != SAFETENSORS:
         found = whole(tensors, part.stored)
-        mine = {stored: found[name] for name, stored in part.stored.items()}
-        write_torch(torch_file.rewrapped(part.path, part.key, mine), path, {})
+        content = torch_file.rewrapped(part.path, part.key, {stored: found[n] for n, stored in part.stored.items()})
+        if part.kind == TAR:
+            kept = settled(tensors, metadata)
+            tar.write_like(part.path, path, lambda file: write_torch(content, file, kept))
+        else:
+            write_torch(content, path, {})
         return
     names = {stored: name for name, stored in part.stored.items()}
     # The name under which tied tensors are stored must stay: not every loader knows the names left out.
@@ -110,8 +142,8 @@ def _are_one(tensors: Mapping[str, Tensor], one: str, other: str) -> bool:
 def _settle(written: Iterable[tuple[Part, Path]], metadata: Mapping[str, str]) -> None:
     """The metadata as they are to stay, in all files of a checkpoint that was written."""
     for part, path in written:
-        put = put_metadata if part.path.suffix in SAFETENSORS_SUFFIXES else add_metadata
-        put(path, metadata)
+        if part.kind != TAR:  # which has them already
+            (put_metadata if part.kind == SAFETENSORS else add_metadata)(path, metadata)
 
 
 def _companions(folder: Path) -> Iterator[Path]:

@@ -115,8 +115,8 @@ def open_archive(content: Any) -> Archive:
 def _directory(content: Any) -> tuple[int, int, int]:
     """Where the table of contents begins, its bytes, and its entries."""
     lowest = max(0, len(content) - _END.size - _LONGEST_COMMENT)
-    at = content.rfind(b"PK\x05\x06", lowest)
-    if at < 0 or at + _END.size > len(content):
+    at = lowest + bytes(content[lowest:]).rfind(b"PK\x05\x06")
+    if at < lowest or at + _END.size > len(content):
         raise ValueError("no table of contents at its end")
     _, disk, first_disk, _, number, size, offset, _ = _END.unpack_from(content, at)
     locator = at - _LOCATOR64.size

@@ -55,13 +55,19 @@ class Quantized(Odd):
     __slots__ = ()
 
 
+class Unknown(Odd):
+    """What stands for a class or function that is not known here, and for all that the file makes of it."""
+
+    __slots__ = ()
+
+
 def holders(entries: Mapping[Any, Any], kinds: type | UnionType) -> set[Any]:
-    """The keys of those entries that are, or hold anywhere in them, a value of these kinds. Raises ValueError.
+    """The keys of those entries that are, or hold anywhere in them, a value or key of these kinds. Raises ValueError.
 
     An entry may hold itself, and the same large one may be held a thousand times: the steps are counted.
     """
     known: dict[int, bool] = {}
-    left = 2 * PICKLE_STEPS
+    left = 4 * PICKLE_STEPS
     for value in entries.values():
         if id(value) in known:
             continue
@@ -81,4 +87,6 @@ def holders(entries: Mapping[Any, Any], kinds: type | UnionType) -> set[Any]:
             if isinstance(found, Mapping | list | tuple | set) and id(found) not in seen:
                 seen.add(id(found))
                 waiting.extend(found.values() if isinstance(found, Mapping) else found)
-    return {key for key, value in entries.items() if known[id(value)]}
+                if isinstance(found, Mapping):
+                    waiting.extend(key for key in found if not isinstance(key, str))
+    return {key for key, value in entries.items() if known[id(value)] or isinstance(key, kinds)}

@@ -17,14 +17,12 @@ from torch import Tensor
 
 from radin.errors import CheckpointError
 from radin.files import open_regular, parse_json, told
-from radin.weights import safetensors_file, torch_file
+from radin.weights import distributed, safetensors_file, torch_file
+from radin.weights.kinds import DISTRIBUTED, SAFETENSORS, SAFETENSORS_SUFFIXES, SUFFIXES, TORCH, kind_of
 from radin.weights.layout import Shape, count, short
 from radin.weights.limits import DIMENSIONS, INDEX_BYTES, NAME, SHARDS, TENSORS
 from radin.weights.stored import WRAPPERS, Place, Stored, strip_wrappers
 
-SAFETENSORS_SUFFIXES = (".safetensors",)
-TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
-SUFFIXES = SAFETENSORS_SUFFIXES + TORCH_SUFFIXES
 _INDEX_SUFFIX = ".index.json"
 _LFS_POINTER = b"version https://git-lfs"
 
@@ -38,17 +36,34 @@ FOLDER_FILES = (
 
 
 @dataclass(frozen=True)
+class _Distributed:
+    """What a distributed checkpoint's metadata say, and the files that hold the chunks, as they were then."""
+
+    stored: Stored
+    chunks: distributed.Chunks
+    files: tuple[tuple[Path, tuple[int, int]], ...]
+
+    def tensors(self, folder: Path) -> AbstractContextManager[Callable[[str], Tensor]]:
+        for path, state in self.files:
+            if _state(path) != state:
+                raise _changed(path)
+        return distributed.tensors(folder, self.stored, self.chunks)
+
+
+@dataclass(frozen=True)
 class _File:
     """One file of a checkpoint, with the size and time it had when its header was read."""
 
     path: Path
     key: str | None
     state: tuple[int, int]
+    kind: str  # as radin.weights.kinds tells it
     places: Mapping[str, Place] = field(default_factory=dict)  # see torch_file.tensors
     starts: Mapping[str, int] = field(default_factory=dict)  # see Stored
+    chunks: _Distributed | None = None
 
     def describe(self) -> Stored:
-        if self.path.suffix in SAFETENSORS_SUFFIXES:
+        if self.kind == SAFETENSORS:
             if self.key is not None:
                 raise CheckpointError(f"{self.path}: a safetensors file has no nested key {self.key!r}; leave key out")
             return safetensors_file.describe(self.path)
@@ -57,7 +72,9 @@ class _File:
     def tensors(self) -> AbstractContextManager[Callable[[str], Tensor]]:
         if _state(self.path) != self.state:
             raise _changed(self.path)
-        if self.path.suffix in SAFETENSORS_SUFFIXES:
+        if self.chunks is not None:
+            return self.chunks.tensors(self.path.parent)
+        if self.kind == SAFETENSORS:
             return safetensors_file.tensors(self.path)
         return torch_file.tensors(self.path, self.places)
 
@@ -83,11 +100,15 @@ class Stretch:
 
 @dataclass(frozen=True)
 class Part:
-    """One file of a checkpoint. ``key``: see open_checkpoint. ``stored``: {name: name as stored in this file}."""
+    """One file of a checkpoint. ``key``: see open_checkpoint. ``stored``: {name: name as stored in this file}.
+
+    ``kind``: what the file is by its content, see radin.weights.kinds.
+    """
 
     path: Path
     key: str | None
     stored: Mapping[str, str]
+    kind: str = TORCH
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +127,8 @@ class Checkpoint:
     notes: tuple[str, ...]
     mapped: bool
     _files: tuple[_File, ...]
-    _places: Mapping[str, tuple[int, str]]  # name -> (index into _files, name as stored)
+    _places: Mapping[str, tuple[int, str]]  # name -> (index into _files, name as stored of what holds its data)
+    _listed: Mapping[str, str]  # name -> its own name as stored, of those that the files list
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -123,18 +145,20 @@ class Checkpoint:
     @property
     def parts(self) -> tuple[Part, ...]:
         """Its files, each with the names of its tensors here and as they are stored."""
-        # Aliases are placed where the tensor is that they stand for, so their own stored name is found by the prefix.
-        kept = next(name for name in self.shapes if name not in self.aliases)
-        prefix = self._places[kept][1].removesuffix(kept)
         stored: list[dict[str, str]] = [{} for _ in self._files]
-        for name in self.shapes:
-            stored[self._places[name][0]][name] = prefix + name
-        return tuple(Part(file.path, file.key, names) for file, names in zip(self._files, stored, strict=True))
+        for name, listed in self._listed.items():
+            stored[self._places[name][0]][name] = listed
+        return tuple(
+            Part(file.path, file.key, names, file.kind) for file, names in zip(self._files, stored, strict=True)
+        )
 
     @property
     def files(self) -> tuple[Path, ...]:
         """The files that hold its tensors, in a fixed order."""
-        return tuple(file.path for file in self._files)
+        found = []
+        for file in self._files:
+            found += [file.path, *(path for path, _ in file.chunks.files)] if file.chunks else [file.path]
+        return tuple(found)
 
     @property
     def key(self) -> str | None:
@@ -146,6 +170,38 @@ class Checkpoint:
         index, stored = self._places[name]
         file = self._files[index]
         return Stretch(file.path, file.starts[stored], file.state) if stored in file.starts else None
+
+    def renamed(self, names: Mapping[str, str], note: str) -> Checkpoint:
+        """The same with other names: {name: new name}, for all of them. ``note`` says so."""
+        order = sorted(self.shapes, key=names.__getitem__)
+        return replace(
+            self,
+            shapes={names[name]: self.shapes[name] for name in order},
+            dtypes={names[name]: self.dtypes[name] for name in order},
+            aliases={names[name]: names[self.aliases[name]] for name in order if name in self.aliases},
+            notes=(*self.notes, note),
+            _places={names[name]: self._places[name] for name in order},
+            _listed={names[name]: self._listed[name] for name in order if name in self._listed},
+        )
+
+    def with_tied(self, name: str, partner: str, note: str) -> Checkpoint:
+        """The same where ``name`` stands for the tensor that ``partner`` is, whether or not it is stored itself."""
+        kept = self.aliases.get(partner, partner)
+        own = self.aliases.get(name, name)
+        if own == kept:
+            return self
+        # Whatever stood for the tensor under this name stands for the partner's too.
+        moved = [other for other in (*self.shapes, name) if other == name or self.aliases.get(other, other) == own]
+        shapes = {**self.shapes, name: self.shapes[kept]}
+        dtypes = {**self.dtypes, name: self.dtypes[kept]}
+        return replace(
+            self,
+            shapes={other: shapes[other] for other in sorted(shapes)},
+            dtypes={other: dtypes[other] for other in sorted(dtypes)},
+            aliases={**self.aliases, **dict.fromkeys(moved, kept)},
+            notes=(*self.notes, note),
+            _places={**self._places, **dict.fromkeys(moved, self._places[kept])},
+        )
 
     @contextmanager
     def open(self) -> Iterator[Reader]:
@@ -211,17 +267,46 @@ def open_checkpoint(path: str | Path, *, key: str | None = None) -> Checkpoint:
 def _open(path: Path, key: str | None) -> Checkpoint:
     if path.is_dir():
         inside = folder_file(path)
+        if inside is None and (path / distributed.METADATA).is_file():
+            return _open_distributed(path, key)
         if inside is None:
             raise CheckpointError(f"{path}: not a checkpoint folder; expected one of {', '.join(FOLDER_FILES)}")
         return _open_index(path, inside, key) if is_index(inside) else _open_files(path, [inside], key)
     if is_index(path):
         return _open_index(path, path, key)
-    if path.suffix not in SUFFIXES:
-        raise CheckpointError(f"{path}: unknown kind of file; expected {', '.join(SUFFIXES)} or a folder")
+    if path.name == distributed.METADATA:
+        return _open_distributed(path.parent, key)
+    _refuse_part(path)
     shard = re.search(r"-\d{5}-of-(\d{5})$", path.stem)
     if shard and int(shard.group(1)) > 1:
         raise CheckpointError(f"{path}: one shard of a checkpoint. Give its folder or its {_INDEX_SUFFIX} file.")
     return _open_files(path, [path], key)
+
+
+def _refuse_part(path: Path) -> None:
+    """Refuse one process's part of a checkpoint of DeepSpeed's or torch's, by its name, and say what is whole."""
+    if re.fullmatch(r".*zero_pp_rank_\d+_mp_rank_\d+_model_states\.pt", path.name):
+        raise CheckpointError(
+            f"{path}: one process's part of a DeepSpeed ZeRO-3 checkpoint, whose weights are spread over all of them. "
+            "Make it whole with DeepSpeed's script in the folder above, python zero_to_fp32.py . whole, and give that"
+        )
+    rank = re.fullmatch(r"mp_rank_(\d+)_model_states\.pt", path.name)
+    if rank and (int(rank.group(1)) > 0 or path.with_name("mp_rank_01_model_states.pt").exists()):
+        raise CheckpointError(
+            f"{path}: one of the parts over which DeepSpeed spread the model (model parallel). Make it whole first, "
+            "with the training framework's own conversion"
+        )
+    if path.suffix == ".distcp":
+        raise CheckpointError(f"{path}: one part of a distributed checkpoint. Give its folder.")
+
+
+def _open_distributed(folder: Path, key: str | None) -> Checkpoint:
+    metadata = folder / distributed.METADATA
+    state = _state(metadata)
+    stored, chunks = distributed.describe(folder, key)
+    names = sorted({chunk.file for parts in chunks.values() for chunk in parts})
+    held = _Distributed(stored, chunks, tuple((folder / name, _state(folder / name)) for name in names))
+    return _checkpoint(folder, (_File(metadata, key, state, DISTRIBUTED, chunks=held),), [stored])
 
 
 def folder_file(folder: Path) -> Path | None:
@@ -245,11 +330,16 @@ def _open_index(path: Path, index: Path, key: str | None) -> Checkpoint:
 
 
 def _open_files(path: Path, paths: list[Path], key: str | None) -> Checkpoint:
-    files = tuple(_File(file, key, _state(file)) for file in paths)
+    files = tuple(_File(file, key, _state(file), _kind(file)) for file in paths)
     stored = [file.describe() for file in files]
     files = tuple(
         replace(file, places=part.places, starts=part.starts) for file, part in zip(files, stored, strict=True)
     )
+    return _checkpoint(path, files, stored)
+
+
+def _checkpoint(path: Path, files: tuple[_File, ...], stored: list[Stored]) -> Checkpoint:
+    """One checkpoint of what its files hold."""
     _check_bounds(path, stored)
     places: dict[str, tuple[int, str]] = {}
     for index, part in enumerate(stored):
@@ -275,6 +365,7 @@ def _open_files(path: Path, paths: list[Path], key: str | None) -> Checkpoint:
         mapped=all(part.mapped for part in stored),
         _files=files,
         _places={clean[name]: places[name] for name in order},
+        _listed={clean[name]: name for name in order},
     )
 
 
@@ -300,6 +391,22 @@ def _is_text(name: str) -> bool:
 def _brief(path: object) -> str:
     text = str(path)
     return text if len(text) <= NAME else f"{text[:60]}... ({len(text):,} characters)"
+
+
+def _kind(path: Path) -> str:
+    """What is in a file; where that cannot be told, what its name says, so that the reader says what is wrong."""
+    try:
+        found = kind_of(path)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    if found is not None:
+        return found
+    if path.suffix in SUFFIXES:
+        return SAFETENSORS if path.suffix in SAFETENSORS_SUFFIXES else TORCH
+    raise CheckpointError(
+        f"{path}: unknown kind of file. It is neither safetensors nor what torch.save writes, whatever its name; save "
+        "the state dict with one of them"
+    )
 
 
 def _changed(path: Path) -> CheckpointError:

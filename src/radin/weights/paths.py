@@ -9,27 +9,101 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import takewhile
 from pathlib import Path
+from typing import NoReturn
 
 from radin.errors import PoolError, printable
-from radin.weights.formats import FOLDER_FILES, SUFFIXES, folder_file, is_index
+from radin.files import open_regular
+from radin.weights import folders, remote
+from radin.weights.folders import Found
+from radin.weights.formats import FOLDER_FILES, is_index
+from radin.weights.kinds import SUFFIXES, is_checkpoint_file, stem
+from radin.weights.limits import INDEX_BYTES
+from radin.weights.remote import is_url
 
+_LISTED = 10_000  # paths that a list or braces may stand for
 _LONG = 300  # characters of a path that a message shows
 
 
 def find_checkpoints(paths: str | Path | Iterable[str | Path]) -> list[Path]:
-    """Checkpoint paths behind files, folders and glob patterns, in the order given, each once.
+    """Checkpoint paths behind files, folders, patterns, lists and URLs: see ``look_for``."""
+    return look_for(paths).paths
 
-    What is behind a folder or a pattern comes in its place, in natural order (run2 before run10). A folder
-    that is not itself a checkpoint stands for the checkpoint files directly in it, else for the checkpoint folders
-    directly in it. Raises PoolError when a path does not exist or nothing is found.
+
+def look_for(paths: str | Path | Iterable[str | Path]) -> Found:
+    """Checkpoints behind what was given, in that order, each once, and what to say of the search.
+
+    Files, folders (see radin.weights.folders), glob patterns, braces {a,b}, URLs, and @list.txt, which has one of these
+    a line. What is behind a folder or a pattern comes in its place, in natural order (run2 before run10). Raises
+    PoolError when a path does not exist or nothing is found.
     """
     given = [paths] if isinstance(paths, str | Path) else list(paths)
     if not given:
         raise PoolError("no checkpoints given: name files, folders or patterns such as 'runs/*/best.safetensors'")
-    found = [path for item in given for path in sorted(_expand(item), key=natural_key)]
-    for path in found:
-        require_utf8(path)
-    return list(dict.fromkeys(found))
+    whole = Found()
+    named: set[Path] = set()
+    for item in (one for entry in given for one in _listed(entry)):
+        found = _expand(item)
+        for path in found.paths:
+            require_utf8(path)
+        whole.paths += sorted(found.paths, key=natural_key)
+        whole.searched |= found.searched
+        whole.notes += found.notes
+        named.update(path for path in found.paths if path not in found.searched)
+    return Found(list(dict.fromkeys(whole.paths)), whole.searched - named, list(dict.fromkeys(whole.notes)))
+
+
+def _listed(item: str | Path, deep: bool = False) -> Iterator[str | Path]:
+    """The item, or what a list or braces in it stand for."""
+    text = str(item)
+    if not (text.startswith("@") or "{" in text) or (not is_url(item) and _is_there(item)):
+        yield item
+        return
+    if text.startswith("@"):
+        if deep:
+            raise PoolError(f"{_shown(item)}: a list may not name further lists")
+        yield from _in_list(_at_home(text[1:]))
+        return
+    yield from list(_braces(text))  # all of them first: they may be too many
+
+
+def _is_there(item: str | Path) -> bool:
+    with suppress(OSError, ValueError):
+        return _at_home(item).exists()
+    return False
+
+
+def _in_list(file: Path) -> Iterator[str | Path]:
+    """What a list names, one on each line; # begins a comment. Paths in it are seen from its folder."""
+    try:
+        with open_regular(file) as opened:
+            text = opened.read(INDEX_BYTES + 1)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise PoolError(f"@{_shown(file)}: the list cannot be read: {reason}") from None
+    lines = [line.strip() for line in text.decode("utf-8", "surrogateescape").splitlines()]
+    lines = [line for line in lines if line and not line.startswith("#")]
+    if len(text) > INDEX_BYTES or len(lines) > _LISTED:
+        raise PoolError(f"@{_shown(file)}: a list of more than {_LISTED:,} paths")
+    if not lines:
+        raise PoolError(f"@{_shown(file)}: the list names nothing")
+    for line in lines:
+        yield from _listed(line if is_url(line) else str(file.parent / _at_home(line)), deep=True)
+
+
+def _braces(text: str) -> Iterator[str]:
+    """a{b,c}d as abd and acd, as a shell does; braces may hold braces."""
+    waiting, made = [text], 0
+    while waiting:
+        found = waiting.pop(0)
+        match = re.search(r"\{([^{}]*,[^{}]*)\}", found)
+        if match is None:
+            yield found
+            continue
+        parts = match.group(1).split(",")
+        made += len(parts)
+        if made > _LISTED:
+            raise PoolError(f"{_shown(text)}: its braces stand for more than {_LISTED:,} paths")
+        waiting[:0] = [found[: match.start()] + part + found[match.end() :] for part in parts]
 
 
 def require_utf8(path: str | Path) -> None:
@@ -55,7 +129,9 @@ def natural_key(path: Path) -> tuple[list[str | int], str]:
     return [int(part) if index % 2 else part for index, part in enumerate(parts)], text
 
 
-def _expand(item: str | Path) -> list[Path]:
+def _expand(item: str | Path) -> Found:
+    if is_url(item):
+        return remote.fetch(str(item))
     try:
         return _behind(item, _at_home(item))
     except (OSError, ValueError) as error:  # not to be entered, a name longer than any, a null character in it
@@ -76,18 +152,49 @@ def _shown(item: str | Path) -> str:
     return text if len(text) <= _LONG else f"{text[:_LONG]}... ({len(text):,} characters)"
 
 
-def _behind(item: str | Path, path: Path) -> list[Path]:
+def _behind(item: str | Path, path: Path) -> Found:
     if path.is_dir():
-        return _in_folder(path) or _nothing(item, f"it is a folder with no file ending in {_endings()}")
+        found = folders.search(path)
+        if not found.paths:
+            reason = f"it is a folder with no file ending in {_endings()}, and no folder below it has one"
+            _nothing(item, reason)
+        if found.paths == [path]:
+            return Found([path], set(), found.notes)
+        return found
     if path.exists():
-        return [path]
+        return Found([path])
     if not glob.has_magic(str(path)):
         raise PoolError(f"{_shown(item)}: no such file or folder")
     matches = [Path(match) for match in _glob(str(path))]
     if not matches:
         _nothing(item, f"no path matches, seen from {printable(absolute(Path()))}")
-    usable = [file for match in matches for file in _usable(match)]
-    return usable or _nothing(item, f"none of its {len(matches)} matches ends in {_endings()}")
+    return _matching(item, path, matches)
+
+
+def _matching(item: str | Path, pattern: Path, matches: list[Path]) -> Found:
+    """The checkpoints among a pattern's matches: logs and plots beside them are passed over without a word."""
+    found = Found()
+    left = [match for match in matches if folders.is_not_weights(match.name)]
+    for match in (match for match in matches if match not in left):
+        if match.is_dir():
+            below = folders.search(match)
+            found.paths += below.paths
+            found.notes += below.notes
+        elif is_index(match) or is_checkpoint_file(match):
+            found.paths.append(match)
+    if not found.paths:
+        _nothing(item, f"none of its {len(matches)} matches ends in {_endings()}")
+    # A name that the pattern spells out was asked for; one that a wildcard found was not.
+    if glob.has_magic(pattern.name):
+        members = [path for path in found.paths if not folders.is_initial(path)]
+        if members:
+            found.notes += [folders.initial_note(path) for path in found.paths if path not in members]
+            found.paths = members
+    if left:
+        shown = ", ".join(dict.fromkeys(printable(path.name) for path in left[:3]))
+        found.notes.append(f"{_shown(item)}: passed over {len(left)} matches that hold no weights ({shown})")
+    found.searched = set(found.paths)
+    return found
 
 
 def _glob(pattern: str) -> list[str]:
@@ -125,27 +232,12 @@ def _folders(root: str) -> Iterator[str]:
             (links if entry.is_symlink() else waiting).append(os.path.join(folder, entry.name))
 
 
-def _nothing(item: str | Path, reason: str) -> list[Path]:
+def _nothing(item: str | Path, reason: str) -> NoReturn:
     raise PoolError(f"{_shown(item)}: no checkpoints found: {reason}")
 
 
 def _endings() -> str:
     return f"{', '.join(SUFFIXES)} (or is a folder with {FOLDER_FILES[0]})"
-
-
-def _usable(match: Path) -> list[Path]:
-    """A pattern may match logs and plots beside the checkpoints; these are passed over."""
-    if match.is_dir():
-        return _in_folder(match)
-    return [match] if match.suffix in SUFFIXES or is_index(match) else []
-
-
-def _in_folder(folder: Path) -> list[Path]:
-    if folder_file(folder) is not None:
-        return [folder]
-    entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
-    files = [entry for entry in entries if entry.is_file() and entry.suffix in SUFFIXES]
-    return files or [entry for entry in entries if entry.is_dir() and folder_file(entry) is not None]
 
 
 def short_names(paths: Sequence[Path]) -> tuple[str, ...]:
@@ -154,10 +246,7 @@ def short_names(paths: Sequence[Path]) -> tuple[str, ...]:
     levels = zip(*(part[:-1] for part in parts), strict=False)  # the shortest path has the fewest folders
     shared = len(list(takewhile(lambda level: len(set(level)) == 1, levels)))
     tails = [Path(*part[shared:]) for part in parts]
-    stems = [
-        tail.with_suffix("") if path.is_file() and tail.suffix in SUFFIXES else tail
-        for tail, path in zip(tails, paths, strict=True)
-    ]
+    stems = [stem(tail) if path.is_file() else tail for tail, path in zip(tails, paths, strict=True)]
     chosen = [name.as_posix() for name in (stems if len(set(stems)) == len(stems) else tails)]
     shown = [printable(name) for name in chosen]
     if len(set(shown)) < len(shown):  # a name has the very backslashes that stand for another's control characters
@@ -198,4 +287,4 @@ class Lookup:
 
 
 def _ends(path: Path, length: int) -> tuple[tuple[str, ...], ...]:
-    return path.parts[-length:], path.with_suffix("").parts[-length:]
+    return path.parts[-length:], stem(path).parts[-length:], path.with_suffix("").parts[-length:]

@@ -1,7 +1,8 @@
 """What the pickle of a torch file says, without unpickling it: plain values as they are, tensors as descriptions.
 
 A pickle is a program for a small stack machine. This one runs the instructions that torch writes, calls nothing that
-the file names, counts its steps, and goes on after a name that is not data, so that a refusal can list all of them.
+the file names, and counts its steps. For a name that is not data, and for all that is made of it, an inert stand-in is
+put: it takes no part in what follows, and the file's tensors can be read beside it.
 ``torch.load(weights_only=True)`` runs no code either, but it has no bounds: a few megabytes keep it busy for minutes.
 """
 
@@ -17,12 +18,25 @@ from typing import Any
 
 import torch
 
-from radin.weights.described import Described, Odd, Storage
+from radin.weights.described import Described, Odd, Storage, Unknown
 from radin.weights.limits import DIMENSIONS, PICKLE_BYTES, PICKLE_STEPS
 from radin.weights.named import Call, StorageType, is_size, known, word
 
 _TUPLE_KEYS = 1_000  # tuples as keys of dicts: their hashes can be made to collide, at the square of their number
 _INTEGER_KEYS = 1 << 60  # larger integers' hashes too
+
+
+@dataclass(eq=False, slots=True)
+class Record:
+    """An object of a class that is known by its ``name``, as nothing but its arguments and its state."""
+
+    name: str
+    arguments: tuple[Any, ...] = ()
+    state: Any = None
+
+    def get(self, field: str) -> Any:
+        """An attribute of it, None where there is none."""
+        return self.state.get(field) if isinstance(self.state, dict) else None
 
 
 @dataclass(frozen=True)
@@ -36,12 +50,12 @@ class Loaded:
     storages: Mapping[str, Storage]
 
 
-def load(data: Any, start: int = 0, steps: int = PICKLE_STEPS) -> Loaded:
-    """Run the pickle that begins at ``start`` of bytes or a mapped file.
+def load(data: Any, start: int = 0, steps: int = PICKLE_STEPS, also: Mapping[str, Any] | None = None) -> Loaded:
+    """Run the pickle that begins at ``start`` of bytes or a mapped file. ``also``: further names it may call, and ours.
 
     Raises ValueError for one that is damaged, unknown or too long.
     """
-    machine = _Machine(data, start, steps)
+    machine = _Machine(data, start, steps, known() if also is None else {**known(), **also})
     try:
         value = machine.run()
     except (LookupError, TypeError, AttributeError, ArithmeticError, struct.error) as error:
@@ -50,7 +64,8 @@ def load(data: Any, start: int = 0, steps: int = PICKLE_STEPS) -> Loaded:
 
 
 class _Machine:
-    def __init__(self, data: Any, start: int, steps: int) -> None:
+    def __init__(self, data: Any, start: int, steps: int, names: Mapping[str, Any]) -> None:
+        self.names = names
         self.data = data
         self.at = start
         self.end = min(len(data), start + PICKLE_BYTES)
@@ -119,7 +134,7 @@ class _Machine:
             self.tuple_keys -= 1
             if self.tuple_keys >= 0 and all(self.key(part) is part for part in value):
                 return value
-        if isinstance(value, Described | Odd):
+        if isinstance(value, Described | Odd | Record):  # hashed by identity
             return value
         raise ValueError(f"a key of a dict is a {type(value).__name__} that is no key of a checkpoint")
 
@@ -130,20 +145,29 @@ def _global(m: _Machine) -> None:
         module, name = NAME_MAPPING[module, name]
     else:
         module = IMPORT_MAPPING.get(module, module)
-    full = f"{module}.{name}"
-    found = known()
-    if full in found:
-        m.stack.append(found[full])
+    _named(m, f"{module}.{name}")
+
+
+def _stack_global(m: _Machine) -> None:
+    name, module = m.stack.pop(), m.stack.pop()
+    if not (isinstance(name, str) and isinstance(module, str)) or len(name) + len(module) > 2_000:
+        raise ValueError("a name that is no text")
+    _named(m, f"{module}.{name}")
+
+
+def _named(m: _Machine, full: str) -> None:
+    if full in m.names:
+        m.stack.append(m.names[full])
     else:
         m.unsafe.add(full.removeprefix("builtins."))
-        m.stack.append(Odd(f"a {full}"))
+        m.stack.append(Unknown(f"a {full}"))
 
 
 def _reduce(m: _Machine) -> None:
     arguments = m.stack.pop()
     function = m.stack.pop()
     if isinstance(function, Odd):
-        m.stack.append(function)
+        m.stack.append(function)  # the stand-in of a class stands for its instances too
     elif isinstance(function, Call) and isinstance(arguments, tuple):
         m.stack.append(function.run(m, arguments))
     else:
@@ -159,6 +183,8 @@ def _build(m: _Machine) -> None:
     elif type(built) is argparse.Namespace and isinstance(state, dict):
         m.spend(len(state))
         vars(built).update({name: value for name, value in state.items() if isinstance(name, str)})
+    elif isinstance(built, Record):
+        built.state = state
 
 
 def _items(m: _Machine, items: list[Any]) -> None:
@@ -180,6 +206,34 @@ def _appended(m: _Machine, items: list[Any]) -> None:
     if type(target) is not list:
         raise ValueError(f"it appends to a {type(target).__name__}")
     target.extend(items)
+
+
+def _added(m: _Machine, items: list[Any]) -> None:
+    target = m.stack[-1]
+    if isinstance(target, Odd):
+        return
+    if type(target) is not set:
+        raise ValueError(f"it adds to a {type(target).__name__}")
+    target.update(m.key(item) for item in items)
+
+
+def _keywords(m: _Machine) -> None:
+    """NEWOBJ_EX: a class, arguments and keywords; nothing that is known here takes keywords."""
+    keywords = m.stack.pop()
+    if keywords and not isinstance(m.stack[-2], Odd):
+        raise ValueError("it calls with keywords")
+    _reduce(m)
+
+
+def _pop(m: _Machine) -> None:
+    if m.marks and m.marks[-1] == len(m.stack):
+        m.marks.pop()
+    else:
+        m.stack.pop()
+
+
+def _drop(m: _Machine) -> None:
+    m.group()
 
 
 def _tuple_of(m: _Machine, length: int) -> None:
@@ -220,14 +274,15 @@ def _remember(m: _Machine, place: int) -> None:
 
 def _protocol(m: _Machine) -> None:
     version = m.number(_UINT1)
-    if version > 2:
-        raise ValueError(f"pickle protocol {version}; torch.save writes 2 unless told otherwise")
+    if version > 5:
+        raise ValueError(f"pickle protocol {version}, which is not known here")
 
 
 def _push(make: Callable[[], Any]) -> Callable[[_Machine], None]:
     return lambda m: m.stack.append(make())
 
 
+_UINT8 = struct.Struct("<Q")
 _UINT1, _UINT2, _UINT4, _INT4 = struct.Struct("<B"), struct.Struct("<H"), struct.Struct("<I"), struct.Struct("<i")
 _FLOAT8 = struct.Struct(">d")
 _STOP = ord(".")
@@ -267,4 +322,20 @@ _STEPS: dict[int, Callable[[_Machine], None]] = {
     ord("j"): lambda m: m.stack.append(m.memo[m.number(_UINT4)]),
     ord("q"): lambda m: _remember(m, m.number(_UINT1)),
     ord("r"): lambda m: _remember(m, m.number(_UINT4)),
+    ord("0"): _pop,
+    ord("1"): _drop,  # POP_MARK: what remains of a tuple that holds itself
+    0x8B: lambda m: m.stack.append(int.from_bytes(m.take(m.number(_UINT4)), "little", signed=True)),  # LONG4
+    # Protocols 3 to 5, which torch.save writes where it is told to, and torch's distributed checkpoints have.
+    ord("B"): lambda m: m.stack.append(bytes(m.take(m.number(_UINT4)))),
+    ord("C"): lambda m: m.stack.append(bytes(m.take(m.number(_UINT1)))),
+    0x8C: lambda m: _text(m, m.number(_UINT1)),  # SHORT_BINUNICODE
+    0x8D: lambda m: _text(m, m.number(_UINT8)),
+    0x8E: lambda m: m.stack.append(bytes(m.take(m.number(_UINT8)))),
+    0x90: lambda m: _added(m, m.group()),
+    0x91: lambda m: m.stack.append({m.key(value) for value in m.group()}),  # FROZENSET
+    0x92: _keywords,
+    0x93: _stack_global,
+    0x94: lambda m: _remember(m, len(m.memo)),  # MEMOIZE
+    0x95: lambda m: m.number(_UINT8),  # FRAME: how much follows in one piece
+    0x96: lambda m: m.stack.append(bytearray(m.take(m.number(_UINT8)))),
 }

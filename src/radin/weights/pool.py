@@ -14,11 +14,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from radin.errors import CheckpointError, PoolError
+from radin.errors import CheckpointError, NoWeightsError, PoolError
 from radin.weights.content import Content, examine, require_finite
 from radin.weights.formats import Checkpoint, Reader, open_checkpoint
 from radin.weights.layout import Shape, count, is_averaged, kind, promote, short
-from radin.weights.paths import find_checkpoints, short_names
+from radin.weights.matching import matched
+from radin.weights.paths import look_for, short_names
 from radin.weights.raw import kept_threads
 from radin.weights.remembered import States, remembered_content, states
 
@@ -83,23 +84,43 @@ class Opened:
     checkpoints: tuple[Checkpoint, ...]
     states: tuple[States, ...]  # of their files, before anything else was read
     links: tuple[tuple[Path, Path], ...]
+    notes: tuple[str, ...] = ()  # on what was looked for and left out
 
     @classmethod
     def of(cls, paths: str | Path | Iterable[str | Path], *, key: str | None = None) -> Opened:
         """Find checkpoints and read their headers; arguments and errors as ``Pool.open``."""
-        unique, links = _same_file(find_checkpoints(paths))
-        checkpoints = [open_checkpoint(path, key=key) for path in unique]
+        found = look_for(paths)
+        unique, links = _same_file(found.paths)
+        checkpoints = []
+        notes = list(found.notes)
+        for path in unique:
+            try:
+                checkpoints.append(open_checkpoint(path, key=key))
+            except NoWeightsError as error:
+                if path not in found.searched or (path == unique[-1] and not checkpoints):
+                    raise
+                notes.append(f"left out, for want of weights: {error}")
+        checkpoints = matched(checkpoints)
         check_alike(checkpoints)
-        return cls(tuple(checkpoints), tuple(_states(checkpoint) for checkpoint in checkpoints), tuple(links))
+        return cls(tuple(checkpoints), tuple(_states(c) for c in checkpoints), tuple(links), tuple(notes))
 
 
 class Pool:
     """N checkpoints with the same tensor names, shapes and kinds of dtype, all finite, no two the same."""
 
-    def __init__(self, members: Sequence[Member], duplicates: Sequence[tuple[Path, Path]] = ()) -> None:
-        """Members as checked by ``Pool.open``; ``duplicates`` are (dropped path, kept path)."""
+    def __init__(
+        self,
+        members: Sequence[Member],
+        duplicates: Sequence[tuple[Path, Path]] = (),
+        found: Sequence[str] = (),
+    ) -> None:
+        """Members as checked by ``Pool.open``; ``duplicates`` are (dropped path, kept path).
+
+        ``found``: notes on where the members were found, and what was left out.
+        """
         self.members = tuple(members)
         self.duplicates = tuple(duplicates)
+        self.found = tuple(found)
 
     @classmethod
     def open(
@@ -145,11 +166,11 @@ class Pool:
             Member(name, checkpoint.path, content, checkpoint, checkpoint.notes, checkpoint.bytes, [before[content]])
             for name, (content, checkpoint) in zip(names, first.items(), strict=True)
         ]
-        return cls(members, duplicates)
+        return cls(members, duplicates, opened.notes)
 
     def reordered(self, order: Sequence[int]) -> Pool:
         """The same members in another order: new place i holds the member that was at ``order[i]``."""
-        return Pool([self.members[k] for k in order], self.duplicates)
+        return Pool([self.members[k] for k in order], self.duplicates, self.found)
 
     def __len__(self) -> int:
         return len(self.members)
@@ -208,8 +229,8 @@ class Pool:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the user should know about the files: what was unwrapped from which, what does not match."""
-        return _notes(self.members)
+        """What the user should know about the files: where they were found, what was unwrapped, what does not match."""
+        return (*self.found, *_notes(self.members))
 
     def tensors(self, index: int) -> dict[str, Tensor]:
         """All tensors of one member by name, for load_state_dict; tied names give the same tensor object.

@@ -17,11 +17,14 @@ from torch import Tensor
 from radin.errors import CheckpointError
 from radin.files import Writer, parse_json, read_json, replacing, told
 from radin.weights import safetensors_file, torch_file
+from radin.weights.kinds import SAFETENSORS, kind_of
 from radin.weights.layout import Piece, count, find_aliases, leaves
 from radin.weights.limits import METADATA_BYTES
 from radin.weights.writing import Streamed, TensorWriter, put_metadata
 
-SAVE_SUFFIXES = (".safetensors", ".pt", ".pth")
+SAVE_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
+# Written in the form of a member that is such a file: see alike.in_form_of.
+MEMBER_SUFFIXES = (".ckpt", ".tar", ".pkl", ".nemo")
 RECIPE_KEY = "radin.recipe"
 
 # Where a soup that is a folder keeps its metadata.
@@ -65,11 +68,15 @@ def _bytes(tensors: Mapping[str, Tensor]) -> int:
     )
 
 
-def check_output(path: str | Path) -> None:
-    """Raise CheckpointError unless ``save`` can write a file of this name: for asking before long work begins."""
+def check_output(path: str | Path, *, alike: bool = False) -> None:
+    """Raise CheckpointError unless ``save`` can write a file of this name: for asking before long work begins.
+
+    alike: or a file in the form of the members.
+    """
     path = Path(path)
-    if path.suffix not in SAVE_SUFFIXES:
-        raise CheckpointError(f"{path}: cannot write this kind of file; expected {', '.join(SAVE_SUFFIXES)}")
+    endings = (*SAVE_SUFFIXES, *MEMBER_SUFFIXES) if alike else SAVE_SUFFIXES
+    if path.suffix not in endings:
+        raise CheckpointError(f"{path}: cannot write this kind of file; expected {', '.join(endings)}")
     if path.is_dir():
         raise CheckpointError(f"{path}: is a folder; give the name of a file")
     if not path.absolute().parent.is_dir():
@@ -83,9 +90,9 @@ def read_metadata(path: str | Path) -> dict[str, str]:
     path = Path(path)
     if path.is_dir():
         return _folder_metadata(path)
-    if path.suffix == ".safetensors":
-        return safetensors_file.metadata(path)
     try:
+        if kind_of(path) == SAFETENSORS or path.suffix == ".safetensors":
+            return safetensors_file.metadata(path)
         written = torch_file.entry(path, _TORCH_METADATA, METADATA_BYTES)
         return {} if written is None else _strings(parse_json(written.decode("utf-8")))
     except OSError as error:

@@ -1,34 +1,43 @@
-"""Reading one .pt, .pth, .ckpt or .bin file, as torch.save wrote it, never running code from it, and within bounds."""
+"""Reading one file as torch.save wrote it, whatever it is called, never running code from it, and within bounds."""
 
 from __future__ import annotations
 
 import mmap
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
-from radin.errors import CheckpointError
+from radin.errors import CheckpointError, NoWeightsError
 from radin.files import open_regular
-from radin.weights import pickled
+from radin.weights import pickled, tar
 from radin.weights.archive import Entry, open_archive, unpacked
-from radin.weights.described import Described, Odd, Quantized, Storage, holders
+from radin.weights.described import Described, Odd, Quantized, Storage, Unknown, holders
+from radin.weights.kinds import TAR, kind_of_bytes
 from radin.weights.layout import DTYPES, count, short
 from radin.weights.limits import EXPANDED_BYTES, EXPANSION, PICKLE_BYTES, PICKLE_STEPS, VIEWS
+from radin.weights.named import Call, StorageType
 from radin.weights.stored import LIGHTNING_WRAPPERS, WRAPPERS, Place, Stored
 
 # Where training scripts put the weights, in order of preference. Like timm, the moving average comes first.
 NESTED_KEYS = ("state_dict_ema", "model_ema", "state_dict", "model", "module")
 _EMA_KEYS = NESTED_KEYS[:2]
 
+# Running averages that are no better weights: icefall's begins with training, to be subtracted from a later one's.
+_AVERAGES = ("model_avg",)
+
+_NOT_PLAIN = Described | Odd | Call | StorageType  # what no file can be written with
+_EXTRA_STATE = "_extra_state"  # how torch.nn.Module names what a layer keeps beside its tensors
+
 _ZIP = b"PK\x03\x04"
 _MAGIC = 0x1950A86A20F9469CFC6C  # what torch's format before 1.6 begins with, pickled
 _LEGACY_VERSION = 1001
+_LIGHTNING_SETTINGS = "hyper_parameters"
 
 
 @dataclass(frozen=True)
@@ -38,6 +47,8 @@ class _Content:
     value: Any
     locate: Callable[[Storage], tuple[int, Entry | None]]
     is_zip: bool
+    within: bool  # whether the bytes are only part of the file
+    unsafe: tuple[str, ...]  # the names in it that are not data, for which stand-ins were put
 
 
 def describe(path: Path, key: str | None) -> Stored:
@@ -47,7 +58,7 @@ def describe(path: Path, key: str | None) -> Stored:
     """
     with _told(path):
         content = _load(path)
-        found, notes = _state_dict(path, content.value, key)
+        found, notes = _state_dict(path, content, key)
         tensors = _plain(path, found)
         places = _places(path, tensors, content)
     aliases = _aliases(tensors)
@@ -57,6 +68,12 @@ def describe(path: Path, key: str | None) -> Stored:
         notes += ("compressed, which cannot be memory-mapped; saving it again with torch.save makes it faster",)
     if not content.is_zip:
         notes += ("legacy torch format, not memory-mapped; saving it again with torch.save makes it faster",)
+    halves = {torch.float16, torch.bfloat16}
+    if "ds_version" in content.value and any(tensor.dtype in halves for tensor in tensors.values()):
+        notes += (
+            "DeepSpeed's weights in half precision, as the model computes with them; its zero_to_fp32.py gives those "
+            "in float32",
+        )
     is_lightning = isinstance(content.value, Mapping) and "pytorch-lightning_version" in content.value
     return Stored(
         shapes={name: tensor.size for name, tensor in tensors.items()},
@@ -66,7 +83,7 @@ def describe(path: Path, key: str | None) -> Stored:
         wrappers=LIGHTNING_WRAPPERS if is_lightning else WRAPPERS,
         mapped=content.is_zip and not compressed,
         places=places,
-        starts=_starts(places),
+        starts={} if content.within else _starts(places),
     )
 
 
@@ -99,6 +116,21 @@ def entry(path: Path, name: str, limit: int) -> bytes | None:
     return None if found is None else archive.read(found, limit)
 
 
+def single_tensor(path: Path, content: memoryview) -> Tensor:
+    """The tensor that a torch file holds and nothing else; the file is these bytes of the one at ``path``.
+
+    Raises CheckpointError.
+    """
+    with _told(path):
+        if content[: len(_ZIP)] != _ZIP:
+            raise ValueError("no torch file where a tensor should be")
+        loaded = _zip(path, content)
+        if not isinstance(loaded.value, Described | Odd):
+            raise ValueError(f"a {type(loaded.value).__name__} where a tensor should be")
+        found = _plain(path, {"": loaded.value})
+        return _read(content, _places(path, found, loaded)[""])
+
+
 def rewrapped(path: Path, key: str | None, tensors: Mapping[str, Tensor]) -> Any:
     """What the file holds, for torch.save, with ``tensors`` (by name as stored) in the place of its weights.
 
@@ -109,12 +141,21 @@ def rewrapped(path: Path, key: str | None, tensors: Mapping[str, Tensor]) -> Any
         outer = _load(path).value
         chosen = _chosen(_nested(outer), key)
         inner = outer if chosen is None else outer[chosen]
-        within, around = holders(inner, Described | Odd), holders(outer, Described | Odd)
+        within, around = holders(inner, _NOT_PLAIN), holders(outer, _NOT_PLAIN)
+        settings = outer.get(_LIGHTNING_SETTINGS)
+        if chosen is not None and _LIGHTNING_SETTINGS in around and isinstance(settings, Mapping):
+            # load_from_checkpoint builds the module from these: those that are plain stay, the others must be given
+            odd = holders(settings, _NOT_PLAIN)
+            outer = {**outer, _LIGHTNING_SETTINGS: {name: value for name, value in settings.items() if name not in odd}}
+            around.discard(_LIGHTNING_SETTINGS)
+        versions = getattr(inner, "_metadata", None)
+        if holders({"": versions}, _NOT_PLAIN):
+            versions = None
     weights = OrderedDict(
         (name, tensors.get(name, value)) for name, value in inner.items() if name in tensors or name not in within
     )
-    if hasattr(inner, "_metadata"):  # the versions of a module's own layout, which load_state_dict asks for
-        vars(weights)["_metadata"] = inner._metadata
+    if versions is not None:  # of a module's own layout, which load_state_dict asks for
+        vars(weights)["_metadata"] = versions
     if chosen is None:
         return weights
     return {
@@ -122,6 +163,14 @@ def rewrapped(path: Path, key: str | None, tensors: Mapping[str, Tensor]) -> Any
         for name, value in outer.items()
         if name == chosen or name not in around
     }
+
+
+def is_torch(path: Path) -> bool:
+    """Whether a file that begins as torch's do is one, and not any zip archive. Raises OSError, ValueError."""
+    content = _mapped(path)
+    if content[: len(_ZIP)] != _ZIP:
+        return True
+    return any(name.endswith(b"/data.pkl") for name in open_archive(content).entries)
 
 
 @contextmanager
@@ -137,19 +186,33 @@ def _told(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _mapped(path: Path) -> mmap.mmap:
-    """The file's bytes, read as they are needed; closed when no tensor refers to it any more."""
+def _mapped(path: Path) -> Any:
+    """The file's bytes, or of a tar archive those of its weights, read as they are needed.
+
+    Closed when no tensor refers to it any more.
+    """
     with open_regular(path) as file:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # torch wants memory that it could write to
+        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # torch wants memory that it could write to
+    if kind_of_bytes(content[:512], len(content)) != TAR:
+        return content
+    place = tar.weights_in(path)
+    if place is None:
+        raise ValueError(
+            "a tar archive without model_weights.ckpt, as NeMo's have; if it is torch's format of 2016, load it with "
+            "a torch of then and save it again"
+        )
+    return memoryview(content)[place[0] : place[0] + place[1]]
 
 
 def _load(path: Path) -> _Content:
     """What the file says, and where its numbers are. Raises ValueError, OSError, CheckpointError."""
     content = _mapped(path)
-    return _zip(path, content) if content[: len(_ZIP)] == _ZIP else _legacy(path, content)
+    if content[: len(_ZIP)] == _ZIP:
+        return _zip(path, content)
+    return _legacy(path, content if isinstance(content, mmap.mmap) else bytes(content))
 
 
-def _zip(path: Path, content: mmap.mmap) -> _Content:
+def _zip(path: Path, content: Any) -> _Content:
     """torch's format since 1.6: an archive of a pickle and one entry per storage."""
     archive = open_archive(content)
     if any(name.endswith(b"/constants.pkl") for name in archive.entries):
@@ -163,7 +226,7 @@ def _zip(path: Path, content: mmap.mmap) -> _Content:
     order = archive.entries.get(root + b"byteorder")
     if order is not None and archive.read(order, 100) != b"little":
         raise ValueError("written on a machine of the other byte order; save it as safetensors there")
-    loaded = _checked(path, pickled.load(archive.read(archive.entries[root + b"data.pkl"], PICKLE_BYTES)))
+    loaded = pickled.load(archive.read(archive.entries[root + b"data.pkl"], PICKLE_BYTES))
 
     def locate(storage: Storage) -> tuple[int, Entry | None]:
         entry = archive.entries.get(root + b"data/" + storage.key.encode("utf-8", "replace"))
@@ -173,18 +236,16 @@ def _zip(path: Path, content: mmap.mmap) -> _Content:
             raise ValueError(f"{storage.nbytes:,} bytes of numbers were promised, and {entry.size:,} are there")
         return archive.start(entry), entry
 
-    return _Content(loaded.value, locate, is_zip=True)
+    return _Content(loaded.value, locate, True, not isinstance(content, mmap.mmap), loaded.unsafe)
 
 
-def _legacy(path: Path, content: mmap.mmap) -> _Content:
+def _legacy(path: Path, content: Any) -> _Content:
     """The format before 1.6: pickles one after another, then each storage's length and numbers."""
-    if content[257:262] == b"ustar":
-        raise ValueError("torch's format of 2016, a tar archive; load it with a torch of then and save it again")
     at, left = 0, PICKLE_STEPS
     values: list[pickled.Loaded] = []
     for _ in range(5):
         loaded = pickled.load(content, at, left)
-        values.append(_checked(path, loaded) if len(values) == 3 else loaded)
+        values.append(loaded)
         at, left = loaded.end, left - loaded.steps
         if len(values) == 1 and loaded.value != _MAGIC:
             raise ValueError("it does not begin as torch's files do")
@@ -213,30 +274,35 @@ def _legacy(path: Path, content: mmap.mmap) -> _Content:
             raise ValueError("a view reaches beyond its storage")
         return starts[storage.key] + offset * root.dtype.itemsize, None
 
-    return _Content(main.value, locate, is_zip=False)
+    return _Content(main.value, locate, False, not isinstance(content, mmap.mmap), main.unsafe)
 
 
-def _checked(path: Path, loaded: pickled.Loaded) -> pickled.Loaded:
-    """Refuse what would run code, by the names of it."""
-    names = loaded.unsafe
-    if names:
-        shown = ", ".join(name[:100] for name in names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-        raise CheckpointError(
-            f"{path}: refused, because it holds {shown}, which is not plain tensor data: loading it would run code "
-            "from the file. If you trust its source, load it yourself with torch.load(path, weights_only=False) and "
-            "save the state_dict alone: safetensors.torch.save_file(state_dict, 'model.safetensors')."
-        )
-    return loaded
+def _shown(names: Sequence[str]) -> str:
+    return ", ".join(name[:100] for name in names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def _state_dict(path: Path, outer: Any, key: str | None) -> tuple[dict[str, Described | Odd], tuple[str, ...]]:
-    """The tensors among ``outer`` or its nested dicts, and notes on what was taken."""
+def _refuse(path: Path, names: Sequence[str]) -> NoReturn:
+    """Refuse weights that only code could make, by the names of it."""
+    raise CheckpointError(
+        f"{path}: refused, because it holds {_shown(names)}, which is not plain tensor data: loading it would run code "
+        "from the file. If you trust its source, load it yourself with torch.load(path, weights_only=False) and "
+        "save the state_dict alone: safetensors.torch.save_file(state_dict, 'model.safetensors')."
+    )
+
+
+def _state_dict(path: Path, content: _Content, key: str | None) -> tuple[dict[str, Described | Odd], tuple[str, ...]]:
+    """The tensors among a file's content or its nested dicts, and notes on what was taken."""
+    outer = content.value
+    if isinstance(outer, Unknown):
+        _refuse(path, content.unsafe)
     if not isinstance(outer, Mapping):
-        raise CheckpointError(f"{path}: expected a dict of tensors; the file holds a {type(outer).__name__}")
+        raise NoWeightsError(f"{path}: expected a dict of tensors; the file holds a {type(outer).__name__}")
     nested = _nested(outer)
     chosen = _chosen(nested, key)
     listed = ", ".join(name[:100] for name in nested[:20])
     if key is not None and key not in nested:
+        if isinstance(outer.get(key), Unknown):
+            _refuse(path, content.unsafe)
         raise CheckpointError(
             f"{path}: no state dict under the key {key!r}; "
             + (f"keys that hold tensors: {listed}" if nested else "no key holds one")
@@ -245,11 +311,29 @@ def _state_dict(path: Path, outer: Any, key: str | None) -> tuple[dict[str, Desc
     found = {
         name: value for name, value in inner.items() if isinstance(name, str) and isinstance(value, Described | Odd)
     }
-    _refuse_packed(path, {name: value for name, value in inner.items() if name not in found})
+    # What a layer keeps beside its tensors is left out whatever it is; any other entry may be weights.
+    found = {
+        name: value
+        for name, value in found.items()
+        if not (isinstance(value, Unknown) and name.rpartition(".")[2] == _EXTRA_STATE)
+    }
+    others = {name: value for name, value in inner.items() if name not in found}
+    groups = {name: value for name, value in others.items() if isinstance(value, list | tuple | set)}
+    if any(isinstance(value, Unknown) for value in found.values()) or holders(groups, Unknown):
+        _refuse(path, content.unsafe)
+    _refuse_packed(path, others)
     if not found:
+        if content.unsafe and any(isinstance(outer.get(name), Unknown) for name in (*NESTED_KEYS, "net", "network")):
+            _refuse(path, content.unsafe)
         hint = f"; choose one with key: {listed}" if nested else ""
-        raise CheckpointError(f"{path}: holds no tensors at its top level or under {NESTED_KEYS}{hint}")
-    return found, _notes(chosen, key, inner, found)
+        raise NoWeightsError(f"{path}: holds no tensors at its top level or under {NESTED_KEYS}{hint}")
+    notes = _notes(chosen, key, inner, found)
+    averages = [name for name in _AVERAGES if name in nested and name != chosen]
+    if averages:
+        notes += (f"left out {averages[0]}, an average over all of training; key {averages[0]} takes it",)
+    if content.unsafe:
+        notes += (f"names {_shown(content.unsafe)} beside its weights: not data, so it was neither run nor kept",)
+    return found, notes
 
 
 def _nested(outer: Mapping[Any, Any]) -> list[str]:
@@ -396,7 +480,7 @@ def _refuse_views(path: Path, tensors: Mapping[str, Described], aliases: Mapping
             )
 
 
-def _read(content: mmap.mmap, place: Place) -> Tensor:
+def _read(content: Any, place: Place) -> Tensor:
     """A tensor, mapped where its numbers are in the file as they are, and as the processor wants them."""
     tensor, size = place.tensor, place.tensor.dtype.itemsize
     if count(tensor.size) == 0:
