@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from radin import metrics
+from radin import __version__, metrics
 from radin.checksums import opened
 from radin.data.task import Task
 from radin.engine.device import Device
@@ -19,11 +20,17 @@ from radin.files import read_json
 from radin.outputs.files import open_array, open_targets, outputs_at
 from radin.progress import Progress
 from radin.recipe import Recipe
+from radin.run.card import adapters_card, averaged_card, of_folders
 from radin.run.preflight import preflight
 from radin.search import rank
 from radin.search.ranking import RankedRecipe
 from radin.weights import Pool, average, batchnorm_layers, check_output, recipe_metadata, save
+from radin.weights.adapter_pool import Adapters, AveragedAdapter, average_adapters, save_adapter
+from radin.weights.alike import require_replaceable, save_alike
+from radin.weights.folders import are_folders, files_source
+from radin.weights.formats import SUFFIXES
 from radin.weights.paths import Lookup, require_utf8
+from radin.weights.saving import RECIPE_KEY
 
 
 @dataclass(frozen=True)
@@ -142,10 +149,18 @@ def average_pool(
     output: Path,
     integers_from: str | None,
     progress: Progress | None = None,
+    *,
+    files_from: str | None = None,
+    command: str | None = None,
 ) -> Averaged:
-    """Average by ratios given as text (see ``recipe_of``), by a recipe file, or uniformly, into ``output``."""
+    """Average by ratios given as text (see ``recipe_of``), by a recipe file, or uniformly, into ``output``.
+
+    A file; or, where the members are folders and the name has no ending of a file, a folder with the files beside the
+    weights that the member ``files_from`` has (by default the one with the largest ratio) and a model card.
+    """
     require_utf8(output)
-    check_output(output)
+    folder = output.suffix not in SUFFIXES and are_folders(pool)
+    require_replaceable(output) if folder else check_output(output)
     pool.require_several()
     if ratios and recipe_file is not None:
         raise RadinError("give --ratios or --recipe, not both")
@@ -154,7 +169,15 @@ def average_pool(
     recipe = replace(recipe, reestimated=False)  # there is no data here to do it with
     report = (lambda done, total: progress("averaging", done, total)) if progress else None
     tensors = average(pool, recipe, integers_from=integers_from, progress=report)
-    save(tensors, output, metadata=recipe_metadata(pool, recipe, integers_from=integers_from))
+    metadata = recipe_metadata(pool, recipe, integers_from=integers_from)
+    if folder:
+        like = pool[files_source(pool, recipe, files_from)].checkpoint.form
+        save_alike(tensors, like, output, metadata)
+        differing = of_folders(pool, recipe, files_from)
+        averaged_card(pool, recipe, output, files_from, command, [*warnings, *differing]).write(output)
+        warnings += [f"note: {text}" for text in differing]
+    else:
+        save(tensors, output, metadata=metadata)
     notes = [*warnings, *(f"note: {note}" for note in pool.notes)]
     notes += [f"note: {dropped} has the same weights as {kept}; used once" for dropped, kept in pool.duplicates]
     paths = tuple(member.path for member in pool)
@@ -181,7 +204,7 @@ def _of_statistics(pool: Pool, recipe: Recipe, output: Path) -> list[str]:
     ]
 
 
-def _recipe_in(file: Path, pool: Pool) -> Recipe:
+def _recipe_in(file: Path, pool: Pool | Adapters) -> Recipe:
     try:
         value = read_json(file)
         value = opened(value) if "checksum" in value else value  # one that was written by hand has none
@@ -190,7 +213,61 @@ def _recipe_in(file: Path, pool: Pool) -> Recipe:
         raise RadinError(f"{file} is not a recipe of radin's ({error})") from None
 
 
-def recipe_of(pool: Pool, ratios: Sequence[str]) -> Recipe:
+def average_adapter_pool(
+    pool: Adapters,
+    ratios: Sequence[str],
+    recipe_file: Path | None,
+    output: Path,
+    *,
+    rank: int | None = None,
+    files_from: str | None = None,
+    command: str | None = None,
+) -> Averaged:
+    """Average LoRA adapters as the products of their matrices, into one adapter's folder: see ``average_adapters``."""
+    require_utf8(output)
+    if output.suffix in SUFFIXES:
+        raise RadinError(
+            f"{output}: an average of adapters is a folder; give a name without an ending, or --base FOLDER"
+        )
+    require_replaceable(output)
+    if rank is not None and rank < 1:
+        raise RadinError(f"--rank must be at least 1; got {rank}")
+    if len(pool) < 2:
+        raise RadinError("an average needs at least two different adapters")
+    if ratios and recipe_file is not None:
+        raise RadinError("give --ratios or --recipe, not both")
+    recipe = recipe_of(pool, ratios) if recipe_file is None else _recipe_in(recipe_file, pool)
+    source = recipe.weights.index(max(recipe.weights))
+    if files_from is not None:
+        if files_from not in pool.member_names:
+            raise RadinError(
+                f"--files-from: no member is named {files_from!r}; members: {', '.join(pool.member_names)}"
+            )
+        source = pool.member_names.index(files_from)
+    like = pool[source].adapter
+    found = average_adapters(pool, recipe, rank=rank, like=like)
+    value = json.dumps(recipe.to_json(pool.member_names, pool.fingerprints))
+    save_adapter(found, like, output, {RECIPE_KEY: value, "radin.version": __version__})
+    notes = [_of_ranks(found)]
+    adapters_card(pool, recipe, output, source, command, notes).write(output)
+    told = [f"note: {note}" for note in notes]
+    told += [f"note: {dropped} is the same adapter as {kept}; used once" for dropped, kept in pool.duplicates]
+    paths = tuple(member.path for member in pool)
+    return Averaged(output, recipe, pool.member_names, pool.fingerprints, paths, tuple(told))
+
+
+def _of_ranks(found: AveragedAdapter) -> str:
+    most, least = found.ranks
+    rank = f"rank {most}" if most == least else f"ranks {least} to {most}"
+    if found.error is None:
+        return f"the products of the adapters' matrices were averaged, exactly, into an adapter of {rank}"
+    return (
+        f"the average of the products of the adapters' matrices was brought to {rank} by SVD: it differs from the "
+        f"exact one by {found.error:.3g} of its Frobenius norm"
+    )
+
+
+def recipe_of(pool: Pool | Adapters, ratios: Sequence[str]) -> Recipe:
     """Mixing ratios as a user types them, scaled to sum 1; uniform where there are none.
 
     Numbers in the order of the files ("3,1"), or NAME=NUMBER for some of the members ("m2=3,m0=1", or each in a text of
@@ -208,7 +285,7 @@ def recipe_of(pool: Pool, ratios: Sequence[str]) -> Recipe:
         raise RadinError(f"--ratios {' '.join(ratios)}: {error}") from None
 
 
-def _ratios_in_order(pool: Pool, text: str) -> list[float]:
+def _ratios_in_order(pool: Pool | Adapters, text: str) -> list[float]:
     if pool.duplicates:
         dropped = ", ".join(printable(path) for path, _ in pool.duplicates)
         raise RadinError(
@@ -225,10 +302,10 @@ def _ratios_in_order(pool: Pool, text: str) -> list[float]:
     return values
 
 
-def _named_ratios(pool: Pool, ratios: Sequence[str]) -> list[float]:
+def _named_ratios(pool: Pool | Adapters, ratios: Sequence[str]) -> list[float]:
     """A name may itself hold commas and equals signs: the shortest text before a number that names a member is one."""
     # A file dropped as a duplicate stands for the one that was kept.
-    place = {member.path: k for k, member in enumerate(pool)}
+    place = {pool[k].path: k for k in range(len(pool))}
     for dropped, kept in reversed(pool.duplicates):  # by content last; a link may lead to a file that was dropped so
         place[dropped] = place[kept]
     places = list(place.values())

@@ -33,7 +33,12 @@ FOLDER_FILES = (
     "model.safetensors.index.json",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
+    "adapter_model.safetensors",
+    "adapter_model.bin",
 )
+
+# Of these, an adapter's: see radin.weights.adapters.
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 
 
 @dataclass(frozen=True)
@@ -109,6 +114,11 @@ class Checkpoint:
         for name in self.shapes:
             stored[self._places[name][0]][name] = prefix + name
         return tuple(Part(file.path, file.key, names) for file, names in zip(self._files, stored, strict=True))
+
+    @property
+    def form(self) -> Checkpoint:
+        """Whose names, files and companions a soup of such members takes: its own, or what it is merged into."""
+        return self
 
     @property
     def files(self) -> tuple[Path, ...]:

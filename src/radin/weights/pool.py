@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from radin.errors import CheckpointError, PoolError
+from radin.weights.adapters import open_all
 from radin.weights.content import Content, examine
-from radin.weights.formats import Checkpoint, Reader, open_checkpoint
+from radin.weights.formats import Checkpoint, Reader
 from radin.weights.layout import Shape, count, is_averaged, kind, promote, short
 from radin.weights.paths import find_checkpoints, short_names
 from radin.weights.remembered import States, remembered_content, states
@@ -89,19 +90,21 @@ class Pool:
         paths: str | Path | Iterable[str | Path],
         *,
         key: str | None = None,
+        base: str | Path | None = None,
         progress: Progress | None = None,
     ) -> Pool:
         """Find, check and fingerprint checkpoints: headers of all first, then one pass over their content.
 
         What that pass found is remembered for files that have not changed since: see radin.weights.remembered.
         ``paths``: files, folders, glob patterns; members come in the order given, those behind a folder or a pattern
-        in natural order of their paths. ``key``: see open_checkpoint. ``progress(done bytes, total bytes)`` may be
+        in natural order of their paths. ``key``: see open_checkpoint. ``base``: the model that members which are LoRA
+        adapters were trained on; each is merged into it as it is read. ``progress(done bytes, total bytes)`` may be
         called from other threads, one call at a time.
         Raises PoolError when they do not fit together or none is found, CheckpointError when one is unusable.
         """
         found = find_checkpoints(paths)
         unique, duplicates = _same_file(found)
-        checkpoints = [open_checkpoint(path, key=key) for path in unique]
+        checkpoints = open_all(unique, key=key, base=base)
         check_alike(checkpoints)
         began = [_states(checkpoint) for checkpoint in checkpoints]
         contents = _contents(checkpoints, progress)
@@ -379,11 +382,6 @@ def _notes(members: Sequence[Member]) -> tuple[str, ...]:
     mixed = _mixed_dtypes(members)
     if mixed:
         notes.append(mixed)
-    if any(".lora_A." in name or ".lora_B." in name for name in members[0].checkpoint.names):
-        notes.append(
-            "these are LoRA factors: the average of A and B is not the average of their products; merge each adapter "
-            "into its model first for a true soup"
-        )
     return tuple(notes)
 
 
