@@ -188,7 +188,7 @@ def average_adapters(
             tensors[f"{PREFIX}{module}.{kind}B{end}"] = b.to(dtype).contiguous()
         for place in like.whole:
             values = [reader[adapter.whole[place]] for reader, (adapter, _) in zip(read, used, strict=True)]
-            tensors[PREFIX + place] = _plain_average(place, values, [p for _, p in used])
+            tensors[like.saved_name(place)] = _plain_average(place, values, [p for _, p in used])
     error = None if norm == 0.0 else math.sqrt(lost / norm)
     return AveragedAdapter(tensors, _config(like, ranks), error, (max(ranks.values()), min(ranks.values())))
 

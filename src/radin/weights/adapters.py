@@ -29,7 +29,8 @@ PREFIX = "base_model.model."  # PEFT's two wrappers around the model
 _KINDS = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B")
 # q_proj.lora_A.weight as saved; q_proj.lora_A.default.weight as a PeftModel's own state dict has it.
 _FACTOR = re.compile(rf"(?P<module>.+)\.(?P<kind>{'|'.join(_KINDS)})(?:\.(?!weight$)(?P<adapter>[^.]+))?(?:\.weight)?")
-_WHOLE = re.compile(r"\.modules_to_save(?:\.default)?(?=\.)|\.base_layer(?=\.)")
+_SAVED = re.compile(r"\.modules_to_save(?:\.default)?(?=\.)")
+_LAYER = re.compile(r"\.base_layer(?=\.)")  # the model's own layer, inside the one that PEFT puts around it
 
 # What makes an adapter more than W + s B A, by its entry in the JSON.
 _MORE = (
@@ -76,6 +77,10 @@ class Adapter:
         """The name or path of the model that it was trained on."""
         return str(self.config.get("base_model_name_or_path"))
 
+    def saved_name(self, place: str) -> str:
+        """What PEFT calls a tensor that was trained whole in an adapter's file."""
+        return PREFIX + _SAVED.sub("", self.whole[place].removeprefix(PREFIX))
+
 
 def is_adapter(checkpoint: Checkpoint) -> bool:
     """Whether these are an adapter's own files, or hold factors like an adapter's."""
@@ -116,14 +121,14 @@ def adapter_of(checkpoint: Checkpoint) -> Adapter:
     factors: dict[str, dict[str, str]] = {}
     whole: dict[str, str] = {}
     for name in checkpoint.names:
-        place = name.removeprefix(PREFIX)
+        place = _SAVED.sub("", name.removeprefix(PREFIX))
         found = _FACTOR.fullmatch(place)
         if found is not None:
             factors.setdefault(found["module"], {})[found["kind"]] = name
         elif "lora_" in place or "token_adapter" in place:
             raise _not_plain(folder, f"it holds {name!r}")
         else:
-            whole[_WHOLE.sub("", place)] = name
+            whole[_LAYER.sub("", place)] = name
     if not factors:
         raise CheckpointError(f"{folder}: no adapter: none of its {len(checkpoint.names)} tensors is a LoRA factor")
     read = {module: _factors(checkpoint, config, module, names) for module, names in factors.items()}
@@ -198,7 +203,8 @@ class Merged(Checkpoint):
 
     base: Checkpoint
     adapter: Adapter
-    _targets: Mapping[str, Factors | str]  # tensor of the base -> factors, or what takes its place
+    _whole: Mapping[str, str]  # tensor of the base -> what takes its place
+    _factors: Mapping[str, Factors]  # tensor of the base -> what is added to that
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -230,21 +236,20 @@ class Merged(Checkpoint):
 class _MergedReader(Reader):
     def __init__(self, checkpoint: Merged, stack: ExitStack, base: Reader, factors: Reader) -> None:
         super().__init__(checkpoint, stack)
-        self._merged, self._base, self._factors = checkpoint, base, factors
+        self._merged, self._base, self._tensors = checkpoint, base, factors
         self._last: tuple[str, Tensor] | None = None  # a large tensor is asked for once for each of its pieces
 
     def __getitem__(self, name: str) -> Tensor:
         name = self._merged.aliases.get(name, name)
         weight = self._base[name]
-        target = self._merged._targets.get(name)
-        if target is None:
+        whole, factors = self._merged._whole.get(name), self._merged._factors.get(name)
+        if whole is None and factors is None:
             return weight
         if self._last is None or self._last[0] != name:
-            if isinstance(target, str):
-                merged = self._factors[target].to(weight.dtype)
-            else:
-                left, right = sides(target, self._factors, tuple(weight.shape), self._merged.adapter.config)
-                merged = _added(weight, left, right, target.scale)
+            merged = weight if whole is None else self._tensors[whole].to(weight.dtype)
+            if factors is not None:
+                left, right = _sides(factors, self._tensors, tuple(weight.shape), self._merged.adapter.config)
+                merged = _added(merged, left, right, factors.scale)
             self._last = (name, merged)
         return self._last[1]
 
@@ -253,7 +258,7 @@ class _MergedReader(Reader):
         super().close()
 
 
-def sides(
+def _sides(
     factors: Factors, tensors: Mapping[str, Tensor], shape: Shape, config: Mapping[str, Any]
 ) -> tuple[Tensor, Tensor]:
     """Float64 (rows, r) and (r, columns) whose product is B A in the layout of a weight of this shape.
@@ -281,8 +286,8 @@ def _added(weight: Tensor, left: Tensor, right: Tensor, scale: float) -> Tensor:
 
 def merged(base: Checkpoint, adapter: Adapter) -> Merged:
     """The base with the adapter merged into it. Raises PoolError when the adapter is not one of this base's."""
-    targets: dict[str, Factors | str] = {f"{module}.weight": found for module, found in adapter.factors.items()}
-    targets |= adapter.whole
+    factors = {f"{module}.weight": found for module, found in adapter.factors.items()}
+    targets = [*factors, *(name for name in adapter.whole if name not in factors)]
     missing = [name for name in targets if name not in base.shapes]
     if missing:
         raise PoolError(
@@ -290,13 +295,12 @@ def merged(base: Checkpoint, adapter: Adapter) -> Merged:
             f"{base.path} (first {missing[0]}). --base must be the very model that was given to PEFT (the adapter "
             f"names {adapter.base!r}), its head included, saved by save_pretrained."
         )
-    for name, target in targets.items():
+    for name in targets:
         shape = base.shapes[name]
-        fits = adapter.checkpoint.shapes[target] == shape if isinstance(target, str) else _fits(adapter, target, shape)
-        if not fits:
+        whole = name not in adapter.whole or adapter.checkpoint.shapes[adapter.whole[name]] == shape
+        if not whole or (name in factors and not _fits(adapter, factors[name], shape)):
             raise PoolError(f"{adapter.folder}: its change of {name!r} does not fit the base's shape {shape}")
     # A tensor that the adapter changes under a tied name changes under both: it is one in the model too.
-    kept = {base.aliases.get(name, name): target for name, target in targets.items()}
     return Merged(
         path=adapter.folder,
         shapes=base.shapes,
@@ -308,7 +312,8 @@ def merged(base: Checkpoint, adapter: Adapter) -> Merged:
         _places=base._places,
         base=base,
         adapter=adapter,
-        _targets=kept,
+        _whole={base.aliases.get(name, name): stored for name, stored in adapter.whole.items()},
+        _factors={base.aliases.get(name, name): found for name, found in factors.items()},
     )
 
 
@@ -346,8 +351,8 @@ def require_one_base(adapters: Sequence[Adapter]) -> None:
         if other.base != first.base:
             raise PoolError(
                 f"{other.folder} was trained on {other.base!r}; expected {first.base!r} as {first.folder} was: "
-                "adapters of different base models cannot be averaged. If it is one model under two names, write the same "
-                f"base_model_name_or_path into each {CONFIG}."
+                "adapters of different base models cannot be averaged. If it is one model under two names, write "
+                f"the same base_model_name_or_path into each {CONFIG}."
             )
 
 
