@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
-from huggingface_hub import HfApi
-from huggingface_hub.utils import HfHubHTTPError
+from huggingface_hub import HfApi, constants
 from safetensors.torch import load_file, save_file
 
 import radin
@@ -72,7 +71,7 @@ def test_cook_pushes_its_soup(members, tmp_path, calls):
     assert calls[1] == ("upload", "me/soup", ["README.md", "config.json", "model.safetensors", "radin.json"])
 
 
-@pytest.mark.parametrize("error", [OSError("no network"), HfHubHTTPError("401 unauthorized", response=None)])
+@pytest.mark.parametrize("error", [ConnectionError("no network"), RuntimeError("401 unauthorized")])
 def test_what_the_hub_refuses_is_one_message_and_the_folder_stays(members, tmp_path, calls, monkeypatch, error):
     def fail(*words: Any, **more: Any) -> None:
         raise error
@@ -93,3 +92,13 @@ def test_what_cannot_be_pushed_is_said_before_anything_is_done(members, tmp_path
     assert "pip install huggingface_hub" in str(run.exception)
     assert not (tmp_path / "soup").exists()
     assert not calls
+
+
+def test_the_librarys_own_error_where_nothing_answers_is_one_message(members, tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("HF_TOKEN", "hf_none")
+    monkeypatch.setattr(HfApi.__init__, "__defaults__", ("http://127.0.0.1:9", *HfApi.__init__.__defaults__[1:]))
+    run = invoke("average", members, "-o", tmp_path / "soup", "--push-to-hub", "me/soup")
+    assert isinstance(run.exception, radin.RadinError), run.output
+    assert str(run.exception).startswith("could not push to me/soup: ")
+    assert (tmp_path / "soup/model.safetensors").exists()

@@ -26,7 +26,6 @@ def push(folder: Path, repository: str) -> str:
     Raises RadinError when the hub cannot be reached or refuses; the folder stays as it is.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
     if not folder.is_dir():
         raise RadinError(
@@ -38,7 +37,7 @@ def push(folder: Path, repository: str) -> str:
         # Checkpoints are nobody else's affair until their owner says so.
         made = api.create_repo(repository, private=True, exist_ok=True)
         api.upload_folder(repo_id=made.repo_id, folder_path=folder, commit_message="Add a model soup")
-    except (HfHubHTTPError, OSError, ValueError) as error:  # its errors of the network are OSErrors
+    except Exception as error:  # those of the library, and of whichever library it reaches the network by
         reason = printable(" ".join(str(error).split()))[:300] or type(error).__name__
         raise RadinError(
             f"could not push to {repository}: {reason}. The soup is whole in {folder}; once the hub can be reached and "
