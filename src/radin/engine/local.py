@@ -18,7 +18,7 @@ from radin.errors import TaskError
 from radin.question import VALIDATION, Answer, Failure, Question, Rates
 from radin.recipe import Recipe
 from radin.weights import Pool
-from radin.weights.folders import are_folders
+from radin.weights.beside import are_folders
 
 
 class LocalEngine(Engine):

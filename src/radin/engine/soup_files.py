@@ -10,7 +10,7 @@ from radin.errors import RadinError
 from radin.recipe import Recipe
 from radin.weights import Pool, average, recipe_metadata, save
 from radin.weights.alike import save_alike, suffix_of, write_alike
-from radin.weights.folders import files_source
+from radin.weights.beside import files_source
 from radin.weights.formats import SUFFIXES, Checkpoint
 
 _SLOT = "slot-"

@@ -17,7 +17,7 @@ from radin.question import Answer, Question, answer_from_values
 from radin.recipe import Recipe
 from radin.weights import Pool, average, recipe_metadata, save
 from radin.weights.alike import save_alike
-from radin.weights.folders import files_source
+from radin.weights.beside import files_source
 
 Statistics = Mapping[str, torch.Tensor]
 

@@ -13,7 +13,7 @@ from radin.files import open_regular, read_json, told, write_text
 from radin.recipe import Recipe
 from radin.run.card import of_folders
 from radin.weights import Pool, read_recipe
-from radin.weights.folders import files_source, folder_of
+from radin.weights.beside import files_source, folder_of
 from radin.weights.layout import is_averaged, promote, short
 from radin.weights.paths import absolute
 

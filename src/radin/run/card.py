@@ -12,7 +12,7 @@ from radin.files import write_text
 from radin.recipe import Recipe
 from radin.run.result import Result
 from radin.weights import Pool
-from radin.weights.folders import Origin, differences, files_source, folder_of, origin
+from radin.weights.beside import Origin, differences, files_source, folder_of, origin
 
 if TYPE_CHECKING:
     from radin.weights.adapter_pool import Adapters

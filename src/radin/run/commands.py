@@ -27,7 +27,7 @@ from radin.search.ranking import RankedRecipe
 from radin.weights import Pool, average, batchnorm_layers, check_output, recipe_metadata, save
 from radin.weights.adapter_pool import Adapters, AveragedAdapter, average_adapters, save_adapter
 from radin.weights.alike import require_replaceable, save_alike
-from radin.weights.folders import are_folders, files_source
+from radin.weights.beside import are_folders, files_source
 from radin.weights.formats import SUFFIXES
 from radin.weights.paths import Lookup, require_utf8
 from radin.weights.saving import RECIPE_KEY

@@ -38,7 +38,7 @@ from radin.search.account import Account
 from radin.search.strategies import base
 from radin.stats.split import split_halves
 from radin.weights import Pool, integer_source
-from radin.weights.folders import files_source
+from radin.weights.beside import files_source
 from radin.weights.paths import absolute, natural_key, require_utf8
 
 __all__ = ["cook", "versions"]
