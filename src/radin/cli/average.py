@@ -6,7 +6,21 @@ from pathlib import Path
 
 import click
 
-from radin.cli.shared import JSON, KEY, PATHS, console_progress, show, starting
+from radin.cli.shared import (
+    BASE,
+    FILES_FROM,
+    JSON,
+    KEY,
+    PATHS,
+    PUSH,
+    console_progress,
+    open_pool,
+    push,
+    require_hub,
+    show,
+    starting,
+    typed,
+)
 from radin.errors import RadinError
 
 
@@ -26,12 +40,17 @@ from radin.errors import RadinError
     "--output",
     type=click.Path(path_type=Path),
     required=True,
-    help="A .safetensors, .pt or .bin file; .ckpt, .pth.tar, .nemo: in the form of the members.",
+    help="A .safetensors, .pt or .bin file; .ckpt, .pth.tar, .nemo: in the form of the members; a folder, where the "
+    "checkpoints are folders.",
 )
-@click.option("--force", is_flag=True, help="Replace the file if it is there.")
+@click.option("--force", is_flag=True, help="Replace the file, or the folder that radin wrote, if it is there.")
 @click.option(
     "--integers-from", help="Member whose integer tensors the soup takes; default the one of the largest ratio."
 )
+@FILES_FROM
+@BASE
+@click.option("--rank", type=int, help="Of an average of LoRA adapters: approximated by SVD; without, it is exact.")
+@PUSH
 @KEY
 @JSON
 def average(
@@ -41,21 +60,70 @@ def average(
     output: Path,
     force: bool,
     integers_from: str | None,
+    files_from: str | None,
+    base_model: Path | None,
+    rank: int | None,
+    repository: str | None,
     key: str | None,
     as_json: bool,
 ) -> None:
-    """Average checkpoints without any data: uniformly, by --ratios, or by a --recipe.
+    """Average checkpoints without any data: uniformly, by --ratios, or by a --recipe; or by a mergekit recipe.yml.
 
     \b
     radin average a.pt b.pt --ratios 3,1 -o soup.safetensors
     radin average runs/*/best.pt --ratios run-7/best=3 --ratios run-2/best=1 -o soup.safetensors
+    radin average run1 run2 run3 -o soup              (Hugging Face folders, or LoRA adapters: a folder)
+    radin average linear.yml -o soup
     """
     if output.exists() and not force:
         raise RadinError(f"{output} exists; give another name, or --force to replace it")
+    require_hub(repository)
     with starting():
+        from radin.integrations import mergekit
         from radin.report.sentences import average_lines
-        from radin.run.commands import average_files
+        from radin.run.commands import average_adapter_pool, average_files, average_pool
+        from radin.weights.adapter_pool import Adapters
+        from radin.weights.adapters import is_adapter_path
+        from radin.weights.paths import find_checkpoints
 
     with console_progress() as progress:
-        found = average_files(paths, key, ratios, recipe, output, integers_from, progress)
-    show(found.to_json() if as_json else None, *average_lines(found))
+        linear = mergekit.recipe_at(paths)
+        if linear is not None:
+            if ratios or recipe is not None:
+                raise RadinError(f"{paths[0]} has the ratios in it; leave --ratios and --recipe out")
+            paths = linear.paths
+        found_paths = find_checkpoints(paths) if linear is None and base_model is None else []
+        if found_paths and all(map(is_adapter_path, found_paths)):
+            members = Adapters.open(found_paths, progress=lambda done, total: progress("reading adapters", done, total))
+            found = average_adapter_pool(
+                members, ratios, recipe, output, rank=rank, files_from=files_from, command=typed()
+            )
+        elif rank is not None:
+            raise RadinError("--rank is for an average of LoRA adapters, without --base")
+        elif linear is not None:
+            pool = open_pool(paths, key, progress, base_model)
+            found = average_pool(
+                pool,
+                linear.ratios(pool),
+                None,
+                output,
+                integers_from,
+                progress,
+                files_from=files_from or linear.files_from(pool),
+                command=typed(),
+            )
+        else:
+            found = average_files(
+                paths,
+                key,
+                ratios,
+                recipe,
+                output,
+                integers_from,
+                progress,
+                base=base_model,
+                files_from=files_from,
+                command=typed(),
+            )
+    lines = push(found.output, repository)
+    show(found.to_json() if as_json else None, *average_lines(found), *lines)

@@ -8,7 +8,22 @@ from typing import Any
 import click
 
 from radin.checks import whole_number
-from radin.cli.shared import JSON, KEY, PATHS, console_progress, engine_options, open_pool, show, starting
+from radin.cli.shared import (
+    BASE,
+    FILES_FROM,
+    JSON,
+    KEY,
+    PATHS,
+    PUSH,
+    console_progress,
+    engine_options,
+    open_pool,
+    push,
+    require_hub,
+    show,
+    starting,
+    typed,
+)
 from radin.errors import RadinError
 
 
@@ -78,6 +93,9 @@ from radin.errors import RadinError
 @click.option(
     "--integers-from", help="Member whose integer tensors the soup takes; default the one of the largest ratio."
 )
+@FILES_FROM
+@BASE
+@PUSH
 @KEY
 @engine_options
 @JSON
@@ -105,6 +123,9 @@ def cook(
     keep_outputs: bool,
     outputs_dtype: str,
     integers_from: str | None,
+    files_from: str | None,
+    base_model: Path | None,
+    repository: str | None,
     key: str | None,
     device: str,
     precision: str,
@@ -123,6 +144,7 @@ def cook(
         strategy = "adaptive" if prior is None and candidates is None else "paper"
     whole_number("the budget, the number of passes to spend on soups,", budget, 1)
     whole_number("--seed", seed, 0, None)
+    require_hub(repository)
     _check_evaluator(
         task,
         command,
@@ -149,7 +171,7 @@ def cook(
         assert task is not None
         evaluator = task
     with console_progress() as progress:
-        pool = open_pool(paths, key, progress)
+        pool = open_pool(paths, key, progress, base_model)
         result = search(
             pool,
             evaluator,
@@ -171,9 +193,16 @@ def cook(
             metric="accuracy" if metric is None else metric,
             outputs_dtype=outputs_dtype,
             integers_from=integers_from,
+            files_from=files_from,
+            command=typed(),
             progress=progress,
         )
-    show(result.to_json() if as_json else None, closing_table(result), *closing_lines(result))
+    show(
+        result.to_json() if as_json else None,
+        closing_table(result),
+        *closing_lines(result),
+        *push(result.soup, repository),
+    )
 
 
 def _check_evaluator(task: str | None, command: str | None, of_commands: dict[str, Any]) -> None:

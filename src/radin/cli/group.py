@@ -12,6 +12,7 @@ from radin.cli.cook import cook
 from radin.cli.demo import demo
 from radin.cli.doctor import doctor
 from radin.cli.evaluate import evaluate
+from radin.cli.export import export
 from radin.cli.metrics import metrics
 from radin.cli.rank import rank
 from radin.cli.report import report
@@ -39,5 +40,5 @@ def cli() -> None:
         raise RadinError("the working directory was removed; change to one that is there") from None
 
 
-for command in (cook, check, doctor, evaluate, average, rank, strategies, metrics, report, demo):
+for command in (cook, check, doctor, evaluate, average, rank, strategies, metrics, report, export, demo):
     cli.add_command(command)

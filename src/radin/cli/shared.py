@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -19,6 +21,17 @@ if TYPE_CHECKING:
 JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
 TASK = click.option("--task", "task", required=True, help="Python file (or module:object) with model(), validation().")
 KEY = click.option("--key", help="Take the tensors nested under this name, e.g. state_dict_ema.")
+BASE = click.option(
+    "--base",
+    "base_model",
+    type=click.Path(path_type=Path),
+    help="Folder of the model that LoRA adapters are merged into first.",
+)
+FILES_FROM = click.option(
+    "--files-from",
+    help="Member whose config, tokenizer and other files a soup that is a folder gets; default the largest ratio's.",
+)
+PUSH = click.option("--push-to-hub", "repository", metavar="REPO", help="Upload the soup's folder, as a private model.")
 PATHS = click.argument("paths", nargs=-1, required=True)
 
 
@@ -35,11 +48,36 @@ def engine_options(command: Any) -> Any:
     return command
 
 
-def open_pool(paths: tuple[str, ...], key: str | None, progress: Progress) -> Pool:
+def open_pool(paths: tuple[str, ...], key: str | None, progress: Progress, base: Path | None = None) -> Pool:
     """The checkpoints behind what was typed."""
     from radin.weights import Pool
 
-    return Pool.open(paths, key=key, progress=lambda done, total: progress("reading checkpoints", done, total))
+    def report(done: int, total: int) -> None:
+        progress("reading checkpoints", done, total)
+
+    return Pool.open(paths, key=key, base=base, progress=report)
+
+
+def typed() -> str:
+    """What was typed, as a shell takes it, for a model card."""
+    return shlex.join(["radin", *sys.argv[1:]])
+
+
+def require_hub(repository: str | None) -> None:
+    """Raise RadinError where a soup could not be pushed there, before anything long begins."""
+    if repository is not None:
+        from radin.integrations.hub import require_hub
+
+        require_hub(repository)
+
+
+def push(folder: Path, repository: str | None) -> list[str]:
+    """Push a soup where that was asked for; what to say of it."""
+    if repository is None:
+        return []
+    from radin.integrations.hub import push
+
+    return [f"pushed to {push(folder, repository)}"]
 
 
 @contextmanager

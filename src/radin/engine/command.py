@@ -91,6 +91,7 @@ class CommandEngine(Engine):
         scratch: Path,
         integers_from: str | None = None,
         examples: int = 0,
+        files_from: str | None = None,
     ) -> None:
         if os.name != "posix":
             raise RadinError(
@@ -101,12 +102,12 @@ class CommandEngine(Engine):
         self.command = command
         self.metric = Metric(command.metric, command.higher_is_better, "any", _not_here)
         self.slots = command.jobs
-        self.soup_name = "soup" + suffix_of(pool[0].checkpoint)
+        self.soup_name = "soup" + suffix_of(pool[0].checkpoint.form)
         self._template = Template.parse(command.command)
         self.parts = "examples" in self._template.placeholders
         self._integers_from = integers_from
         self._examples = examples
-        self._files = SoupFiles(pool, Path(scratch), command.jobs, integers_from)
+        self._files = SoupFiles(pool, Path(scratch), command.jobs, integers_from, files_from)
         self._identity = self._describe()
         self._stop = threading.Event()
         self._lock = threading.Lock()

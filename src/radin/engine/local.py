@@ -18,13 +18,14 @@ from radin.errors import TaskError
 from radin.question import VALIDATION, Answer, Failure, Question, Rates
 from radin.recipe import Recipe
 from radin.weights import Pool
+from radin.weights.beside import are_folders
 
 
 class LocalEngine(Engine):
     """Runs the user's model here. ``workers``: processes, each with a model of its own; 1: this process.
 
     ``spec``: where the task comes from, so that worker processes can load it too; None for a Task made in Python, which
-    must then be one that can be pickled.
+    must then be one that can be pickled. files_from: the member whose files beside the weights a soup's folder takes.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class LocalEngine(Engine):
         *,
         spec: str | Path | None = None,
         integers_from: str | None = None,
+        files_from: str | None = None,
         workers: int = 1,
     ) -> None:
         self.pool = pool
@@ -48,6 +50,8 @@ class LocalEngine(Engine):
         self.data: dict[str, str] = {}
         self._spec = spec
         self._integers_from = integers_from
+        self._files_from = files_from
+        self.soup_name = "soup" if are_folders(pool) else "soup.safetensors"
         self._worker = Worker(pool, self.evaluator, integers_from=integers_from, data=self.data)
         self._workers: Workers | None = None
         self._statistics: dict[Recipe, Statistics] = {}
@@ -107,11 +111,11 @@ class LocalEngine(Engine):
         return [(question, answer) for question, answer, _ in done]
 
     def write(self, recipe: Recipe, path: Path) -> None:
-        """Write the soup, by whichever worker has it in memory."""
+        """Write the soup, by whichever worker has it in memory; a folder where the members are folders."""
         kept = self._statistics.get(recipe)
-        if self._workers is not None and self._workers.write(recipe, path, kept):
+        if self._workers is not None and self._workers.write(recipe, path, kept, self._files_from):
             return
-        self._worker.write(recipe, path, kept)
+        self._worker.write(recipe, path, kept, self._files_from)
 
     def close(self) -> None:
         """End the worker processes."""

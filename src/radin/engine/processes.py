@@ -159,12 +159,12 @@ class Workers:
         if question is not None:
             self._send(worker, question, message)
 
-    def write(self, recipe: Recipe, path: Path, kept: Statistics | None) -> bool:
+    def write(self, recipe: Recipe, path: Path, kept: Statistics | None, files_from: str | None = None) -> bool:
         """Have the process that built this recipe last write it; False when none that is free did."""
         for worker in self._processes:
             if worker.question is None and worker.built == recipe:
                 try:
-                    _send(worker.pipe, ("write", (recipe, path, kept)))
+                    _send(worker.pipe, ("write", (recipe, path, kept, files_from)))
                     kind, value = _receive(worker.pipe)
                 except (EOFError, OSError):
                     return False

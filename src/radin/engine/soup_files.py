@@ -10,6 +10,7 @@ from radin.errors import RadinError
 from radin.recipe import Recipe
 from radin.weights import Pool, average, recipe_metadata, save
 from radin.weights.alike import save_alike, suffix_of, write_alike
+from radin.weights.beside import files_source
 from radin.weights.formats import Checkpoint
 from radin.weights.kinds import SHARED_SUFFIXES, SUFFIXES
 
@@ -28,9 +29,17 @@ class SoupFiles:
     many. Only one soup is in memory at a time, however many slots there are.
     """
 
-    def __init__(self, pool: Pool, folder: Path, slots: int, integers_from: str | None = None) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        folder: Path,
+        slots: int,
+        integers_from: str | None = None,
+        files_from: str | None = None,
+    ) -> None:
         self._pool = pool
         self._integers_from = integers_from
+        self._files_from = files_from
         self._building = threading.Lock()
         self._failed = threading.Lock()
         self._slots = slots
@@ -67,8 +76,10 @@ class SoupFiles:
         ``stop`` is set, CheckpointError when a member changed or the disk refuses.
         """
         if recipe.is_single:
-            self._pool[recipe.members[0]].require_unchanged()
-            return self._pool[recipe.members[0]].path.absolute()
+            member = self._pool[recipe.members[0]]
+            if member.checkpoint.form is member.checkpoint:  # an adapter's folder holds no whole model
+                member.require_unchanged()
+                return member.path.absolute()
 
         def check(done: int, total: int) -> None:
             if stop.is_set():
@@ -93,8 +104,8 @@ class SoupFiles:
                 save(tensors, path, metadata=self._metadata(recipe))
 
     def _like(self, recipe: Recipe) -> Checkpoint:
-        """Whose form the soup takes: that of the member with the largest weight, the first of equals."""
-        return self._pool[recipe.weights.index(max(recipe.weights))].checkpoint
+        """Whose form the soup takes: that of the member named, or with the largest weight, the first of equals."""
+        return self._pool[files_source(self._pool, recipe, self._files_from)].checkpoint.form
 
     def _metadata(self, recipe: Recipe) -> dict[str, str]:
         return recipe_metadata(self._pool, recipe, integers_from=self._integers_from)

@@ -16,6 +16,8 @@ from radin.engine.evaluate import Evaluator
 from radin.question import Answer, Question, answer_from_values
 from radin.recipe import Recipe
 from radin.weights import Pool, average, recipe_metadata, save
+from radin.weights.alike import save_alike
+from radin.weights.beside import files_source
 
 Statistics = Mapping[str, torch.Tensor]
 
@@ -69,12 +71,19 @@ class Worker:
         estimated = statistics(model) if kept is None and self._calibrates(question.recipe, model) else None
         return replace(found, seconds=time.monotonic() - started), estimated
 
-    def write(self, recipe: Recipe, path: Path, kept: Statistics | None = None) -> None:
-        """Write the soup as it is evaluated, BatchNorm statistics re-estimated, with the recipe in its metadata."""
+    def write(self, recipe: Recipe, path: Path, kept: Statistics | None = None, files_from: str | None = None) -> None:
+        """Write the soup as it is evaluated, BatchNorm statistics re-estimated, with the recipe in its metadata.
+
+        A path without an ending is a folder's, in the form of the member that ``files_from`` names.
+        """
         model, tensors = self._build(recipe, kept)
         extra = {"batchnorm": "re-estimated"} if self._calibrates(recipe, model) else {}
         metadata = recipe_metadata(self._pool, recipe, extra, integers_from=self._integers_from)
-        save(tensors, path, metadata=metadata)
+        if path.suffix:
+            save(tensors, path, metadata=metadata)
+        else:
+            like = self._pool[files_source(self._pool, recipe, files_from)].checkpoint.form
+            save_alike(tensors, like, path, metadata)
 
     def _build(self, recipe: Recipe, kept: Statistics | None) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
         """The soup as a model on the device, and its tensors. A member as it is stays so."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from radin import metrics
+from radin import __version__, metrics
 from radin.checksums import opened
 from radin.data.task import Task
 from radin.engine.device import Device
@@ -19,13 +21,18 @@ from radin.files import read_json
 from radin.outputs.files import open_array, open_targets, outputs_at
 from radin.progress import Progress
 from radin.recipe import Recipe
+from radin.run.card import adapters_card, averaged_card, of_folders
 from radin.run.preflight import preflight
 from radin.search import rank
 from radin.search.ranking import RankedRecipe
 from radin.weights import Pool, Soup, batchnorm_layers, check_output, recipe_metadata, save
-from radin.weights.alike import in_form_of, save_alike
+from radin.weights.adapter_pool import Adapters, AveragedAdapter, average_adapters, save_adapter
+from radin.weights.alike import in_form_of, require_replaceable, save_alike
+from radin.weights.beside import are_folders, files_source
+from radin.weights.formats import Checkpoint
 from radin.weights.paths import Lookup, require_utf8
 from radin.weights.pool import Opened
+from radin.weights.saving import ENDINGS, RECIPE_KEY
 from radin.weights.unread import RepeatedError, Unread
 
 
@@ -146,6 +153,10 @@ def average_files(
     output: Path,
     integers_from: str | None,
     progress: Progress | None = None,
+    *,
+    base: str | Path | None = None,
+    files_from: str | None = None,
+    command: str | None = None,
 ) -> Averaged:
     """As ``average_pool``, of checkpoints not opened yet: one reading both checks and averages them.
 
@@ -153,17 +164,19 @@ def average_files(
     weights: they are read a second time.
     """
     require_utf8(output)
-    check_output(output, alike=True)
-    headers = Opened.of(paths, key=key)
+    if output.suffix in ENDINGS:
+        check_output(output, alike=True)
+    headers = Opened.of(paths, key=key, base=base)
+    into = partial(average_pool, files_from=files_from, command=command)
     unread = Unread(headers) if recipe_file is None else None
     if unread is not None and _is_plain(unread.pool, ratios):
         try:
-            return average_pool(unread.pool, ratios, None, output, integers_from, progress, unread=unread)
+            return into(unread.pool, ratios, None, output, integers_from, progress, unread=unread)
         except RepeatedError as error:
             pool = error.pool
     else:
         pool = Pool.read(headers, progress=_counted(progress, "reading checkpoints"))
-    return average_pool(pool, ratios, recipe_file, output, integers_from, progress)
+    return into(pool, ratios, recipe_file, output, integers_from, progress)
 
 
 def _is_plain(pool: Pool, ratios: Sequence[str]) -> bool:
@@ -188,21 +201,29 @@ def average_pool(
     progress: Progress | None = None,
     *,
     unread: Unread | None = None,
+    files_from: str | None = None,
+    command: str | None = None,
 ) -> Averaged:
     """Average by ratios given as text (see ``recipe_of``), by a recipe file, or uniformly, into ``output``.
 
-    unread: what the pool is of, where its content was not read yet. Raises RepeatedError then, when members turn out to
-    hold the same weights; nothing is written.
+    A file; or, where the members are folders and the name has no ending of a file, a folder with the files beside the
+    weights that the member ``files_from`` has (by default the one with the largest ratio) and a model card. unread:
+    what the pool is of, where its content was not read yet. Raises RepeatedError then, when members turn out to hold
+    the same weights; nothing is written.
     """
     require_utf8(output)
-    check_output(output, alike=True)
+    folder = output.suffix not in ENDINGS and are_folders(pool)
+    require_replaceable(output) if folder else check_output(output, alike=True)
     pool.require_several()
     if ratios and recipe_file is not None:
         raise RadinError("give --ratios or --recipe, not both")
     recipe = recipe_of(pool, ratios) if recipe_file is None else _recipe_in(recipe_file, pool)
-    # The largest ratio's form comes first, where several members are of the kind that is asked for.
-    order = sorted(recipe.members, key=lambda k: -recipe.weights[k])
-    like = in_form_of([pool[k].checkpoint for k in order], output)
+    like: Checkpoint | None
+    if folder:
+        like = pool[files_source(pool, recipe, files_from)].checkpoint.form
+    else:  # the largest ratio's form comes first, where several members are of the kind that is asked for
+        order = sorted(recipe.members, key=lambda k: -recipe.weights[k])
+        like = in_form_of([pool[k].checkpoint for k in order], output)
     warnings = _of_statistics(pool, recipe, output)
     recipe = replace(recipe, reestimated=False)  # there is no data here to do it with
     what = "averaging" if unread is None or not unread.digests else "reading and averaging"
@@ -213,6 +234,10 @@ def average_pool(
     else:
         save_alike(soup, like, output, metadata)
     pool = soup.pool
+    if folder:
+        differing = of_folders(pool, recipe, files_from)
+        averaged_card(pool, recipe, output, files_from, command, [*warnings, *differing]).write(output)
+        warnings += [f"note: {text}" for text in differing]
     notes = [*warnings, *(f"note: {note}" for note in pool.notes)]
     notes += [f"note: {dropped} has the same weights as {kept}; used once" for dropped, kept in pool.duplicates]
     paths = tuple(member.path for member in pool)
@@ -239,7 +264,7 @@ def _of_statistics(pool: Pool, recipe: Recipe, output: Path) -> list[str]:
     ]
 
 
-def _recipe_in(file: Path, pool: Pool) -> Recipe:
+def _recipe_in(file: Path, pool: Pool | Adapters) -> Recipe:
     try:
         value = read_json(file)
         value = opened(value) if "checksum" in value else value  # one that was written by hand has none
@@ -248,7 +273,61 @@ def _recipe_in(file: Path, pool: Pool) -> Recipe:
         raise RadinError(f"{file} is not a recipe of radin's ({error})") from None
 
 
-def recipe_of(pool: Pool, ratios: Sequence[str]) -> Recipe:
+def average_adapter_pool(
+    pool: Adapters,
+    ratios: Sequence[str],
+    recipe_file: Path | None,
+    output: Path,
+    *,
+    rank: int | None = None,
+    files_from: str | None = None,
+    command: str | None = None,
+) -> Averaged:
+    """Average LoRA adapters as the products of their matrices, into one adapter's folder: see ``average_adapters``."""
+    require_utf8(output)
+    if output.suffix in ENDINGS:
+        raise RadinError(
+            f"{output}: an average of adapters is a folder; give a name without an ending, or --base FOLDER"
+        )
+    require_replaceable(output)
+    if rank is not None and rank < 1:
+        raise RadinError(f"--rank must be at least 1; got {rank}")
+    if len(pool) < 2:
+        raise RadinError("an average needs at least two different adapters")
+    if ratios and recipe_file is not None:
+        raise RadinError("give --ratios or --recipe, not both")
+    recipe = recipe_of(pool, ratios) if recipe_file is None else _recipe_in(recipe_file, pool)
+    source = recipe.weights.index(max(recipe.weights))
+    if files_from is not None:
+        if files_from not in pool.member_names:
+            raise RadinError(
+                f"--files-from: no member is named {files_from!r}; members: {', '.join(pool.member_names)}"
+            )
+        source = pool.member_names.index(files_from)
+    like = pool[source].adapter
+    found = average_adapters(pool, recipe, rank=rank, like=like)
+    value = json.dumps(recipe.to_json(pool.member_names, pool.fingerprints))
+    save_adapter(found, like, output, {RECIPE_KEY: value, "radin.version": __version__})
+    notes = [_of_ranks(found)]
+    adapters_card(pool, recipe, output, source, command, notes).write(output)
+    told = [f"note: {note}" for note in notes]
+    told += [f"note: {dropped} is the same adapter as {kept}; used once" for dropped, kept in pool.duplicates]
+    paths = tuple(member.path for member in pool)
+    return Averaged(output, recipe, pool.member_names, pool.fingerprints, paths, tuple(told))
+
+
+def _of_ranks(found: AveragedAdapter) -> str:
+    most, least = found.ranks
+    rank = f"rank {most}" if most == least else f"ranks {least} to {most}"
+    if found.error is None:
+        return f"the products of the adapters' matrices were averaged, exactly, into an adapter of {rank}"
+    return (
+        f"the average of the products of the adapters' matrices was brought to {rank} by SVD: it differs from the "
+        f"exact one by {found.error:.3g} of its Frobenius norm"
+    )
+
+
+def recipe_of(pool: Pool | Adapters, ratios: Sequence[str]) -> Recipe:
     """Mixing ratios as a user types them, scaled to sum 1; uniform where there are none.
 
     Numbers in the order of the files ("3,1"), or NAME=NUMBER for some of the members ("m2=3,m0=1", or each in a text of
@@ -266,7 +345,7 @@ def recipe_of(pool: Pool, ratios: Sequence[str]) -> Recipe:
         raise RadinError(f"--ratios {' '.join(ratios)}: {error}") from None
 
 
-def _ratios_in_order(pool: Pool, text: str) -> list[float]:
+def _ratios_in_order(pool: Pool | Adapters, text: str) -> list[float]:
     if pool.duplicates:
         dropped = ", ".join(printable(path) for path, _ in pool.duplicates)
         raise RadinError(
@@ -283,10 +362,10 @@ def _ratios_in_order(pool: Pool, text: str) -> list[float]:
     return values
 
 
-def _named_ratios(pool: Pool, ratios: Sequence[str]) -> list[float]:
+def _named_ratios(pool: Pool | Adapters, ratios: Sequence[str]) -> list[float]:
     """A name may itself hold commas and equals signs: the shortest text before a number that names a member is one."""
     # A file dropped as a duplicate stands for the one that was kept.
-    place = {member.path: k for k, member in enumerate(pool)}
+    place = {pool[k].path: k for k in range(len(pool))}
     for dropped, kept in reversed(pool.duplicates):  # by content last; a link may lead to a file that was dropped so
         place[dropped] = place[kept]
     places = list(place.values())

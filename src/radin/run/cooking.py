@@ -24,6 +24,7 @@ from radin.progress import Progress, logged
 from radin.question import Floats, Indices, Rates
 from radin.recipe import Recipe
 from radin.run import references
+from radin.run.card import cooked_card, of_folders
 from radin.run.directory import RunDirectory, way_on
 from radin.run.evaluators import EngineEvaluator, Evaluator, TaskEvaluator
 from radin.run.job import Job
@@ -37,7 +38,8 @@ from radin.search.account import Account
 from radin.search.strategies import base
 from radin.stats.split import split_halves
 from radin.weights import Pool, integer_source
-from radin.weights.paths import natural_key, require_utf8
+from radin.weights.beside import files_source
+from radin.weights.paths import absolute, natural_key, require_utf8
 
 __all__ = ["cook", "versions"]
 
@@ -72,11 +74,14 @@ def cook(
     scores: str | Path | Sequence[float] | None = None,
     metric: str = "accuracy",
     integers_from: str | None = None,
+    files_from: str | None = None,
+    command: str | None = None,
     progress: Progress | None = None,
 ) -> Result:
     """Find the best soup of ``pool`` that ``budget`` validation passes can buy; write it into ``out``.
 
-    The soup is ``out``/soup.safetensors; where a program evaluates, in the members' own format.
+    The soup is ``out``/soup.safetensors; where the members are folders, the folder ``out``/soup, with the files that
+    theirs have and a model card; where a program evaluates, in the members' own format.
 
     pool: a Pool, or what Pool.open takes. task: a Task, what Task.load takes, a Command (any program that scores a
     checkpoint) or an Engine of your own. budget: passes spent on soups in total over all sessions of this run; the
@@ -93,7 +98,9 @@ def cook(
     estimated by ``metric``. keep_outputs=False compiles outputs as they are made and stores none: for accuracy and
     top-k, when disk is short; it gives up resuming inside a reading, other metrics, and adding members without new
     passes. scores: with a Command, the members' own scores where they are known: a file, or one number for each in the
-    pool's order. integers_from: the member whose integer tensors the soup takes. progress: called with (what, done,
+    pool's order. integers_from: the member whose integer tensors the soup takes. files_from: the member whose
+    files beside the weights (config, tokenizer) a soup's folder takes; by default the one with the largest ratio.
+    command: what was typed, for the model card. progress: called with (what, done,
     total or None).
 
     choose_on_half: search on half of the validation examples, drawn by class and seed, and choose on the others, which
@@ -119,6 +126,7 @@ def cook(
         pool = Pool.open(pool, progress=opening)
     pool.require_several()
     integer_source(pool, Recipe.single(0, len(pool)), integers_from)  # refuses an unknown name before anything long
+    files_source(pool, Recipe.single(0, len(pool)), files_from)
     # Sums are rounded by the order in which members come: work in one that does not depend on how they were listed. An
     # engine of the user's is asked about recipes over the pool as the user has it.
     listed: Sequence[int] = range(len(pool))
@@ -130,7 +138,7 @@ def cook(
             scores = [scores[k] for k in order]
     evaluator: Evaluator
     if isinstance(task, Command):
-        task = CommandEngine(pool, task, Path(out) / "scratch", integers_from)
+        task = CommandEngine(pool, task, Path(out) / "scratch", integers_from, files_from=files_from)
     if isinstance(task, Engine):
         evaluator = EngineEvaluator(pool, task, scores=scores, outputs=outputs, metric=metric)
     else:
@@ -149,6 +157,7 @@ def cook(
             outputs_dtype=outputs_dtype,
             keep_outputs=keep_outputs,
             integers_from=integers_from,
+            files_from=files_from,
         )
     if choose_on_half:
         evaluator.require_halves()
@@ -167,6 +176,8 @@ def cook(
         "seed": seed,
         "uniform": budget >= UNIFORM_FROM if uniform is None else uniform,
         "versions": versions(),
+        "paths": {member.fingerprint: str(absolute(member.path)) for member in pool},
+        "files_from": files_from,
     }
     with told(Path(out), doing="used"), RunDirectory(Path(out), identity) as directory, evaluator.engine as engine:
         recorded = directory.read().get("settings", {})
@@ -194,12 +205,16 @@ def cook(
             directory.record(asked)
             outcome = _spend(job, engine, evaluator, known, rates, asked, choose_on_half)
             outcome.reestimate(engine)
-            outcome.session.write(outcome.best())
+            outcome.session.write(outcome.best(), again=recorded.get("files_from", files_from) != files_from)
             _check_members(job, outcome.best())
             outcome.evaluate_splits(engine.splits)
             evaluator.bind_splits(job, asked)
             job.notes += tuple(note for note in engine.notes if note not in job.notes)
+            if outcome.session.soup.is_dir():
+                job.notes += of_folders(pool, outcome.best(), files_from)
             result = outcome.result(asked).reordered(listed)
+            if result.soup.is_dir():
+                outcome.session.add_card(cooked_card(pool.reordered(listed), result, files_from, command))
         finally:
             ledger.close()
             shutil.rmtree(directory.searched_half, ignore_errors=True)

@@ -100,10 +100,13 @@ class TaskEvaluator(Evaluator):
         outputs_dtype: str,
         keep_outputs: bool,
         integers_from: str | None,
+        files_from: str | None = None,
     ) -> None:
         self.metric = task.get_metric()
         placed = Device.create(device, precision, batch_size, members_at_once)
-        self.engine = LocalEngine(pool, task, placed, spec=spec, integers_from=integers_from, workers=workers)
+        self.engine = LocalEngine(
+            pool, task, placed, spec=spec, integers_from=integers_from, files_from=files_from, workers=workers
+        )
         self.device = placed.name
         self._task = task
         self._outputs, self._dtype, self._keep = outputs, outputs_dtype, keep_outputs

@@ -17,6 +17,9 @@ from radin.recipe import Recipe
 from radin.run.reasons import Reasons
 from radin.stats.optimism import ExpectedGain, Optimism, expected_gain
 from radin.stats.paired import PairedDifference
+from radin.weights import open_checkpoint, read_metadata, save
+from radin.weights.alike import require_replaceable
+from radin.weights.saving import SAVE_SUFFIXES
 
 SplitScores = Mapping[str, tuple[float, float]]
 _NAN = float("nan")
@@ -162,19 +165,34 @@ class Result:
         return replace(self, **scored | {"member_names": tuple(names), "fingerprints": tuple(prints)})
 
     def save(self, path: str | Path) -> Path:
-        """Copy the soup to ``path``, with the ending that it has. Raises RunError for another one."""
+        """Copy the soup to ``path``, with the ending that it has; a folder also into one file.
+
+        Raises RunError for another ending.
+        """
         target = Path(path)
+        if self.soup.is_dir() and target.suffix in SAVE_SUFFIXES:
+            return self._save_file(target)
         if target.suffix != self.soup.suffix:
             ending = f"a {self.soup.suffix} file" if self.soup.suffix else "a folder"
             raise RunError(f"the soup is {ending}; {target} must end in {self.soup.suffix or 'no suffix'}")
         target.parent.mkdir(parents=True, exist_ok=True)
         with told(target):
             if self.soup.is_dir():
+                require_replaceable(target)
                 with replacing_folder(target) as temporary:
                     shutil.copytree(self.soup, temporary, dirs_exist_ok=True)
             else:
                 with replacing(target) as temporary:
                     shutil.copyfile(self.soup, temporary)
+        return target
+
+    def _save_file(self, target: Path) -> Path:
+        held = open_checkpoint(self.soup)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with held.open() as reader:
+            kept = {name: reader[name] for name in held.names if name not in held.aliases}
+            tensors = {name: kept[held.aliases.get(name, name)] for name in held.names}
+            save(tensors, target, metadata=read_metadata(self.soup))
         return target
 
     @classmethod

@@ -17,6 +17,7 @@ from radin.errors import RunError
 from radin.files import told
 from radin.question import VALIDATION, Answer, Failure, Indices, Question, answer_from_values
 from radin.recipe import Recipe
+from radin.run.card import Card
 from radin.run.job import Job
 from radin.run.ledger import Asked
 from radin.search import Search
@@ -288,10 +289,13 @@ class Session:
             self._best = self._utility(found)
             self._put(recipe)
 
-    def write(self, best: Recipe) -> None:
-        """Make sure that the soup on disk is the best recipe's; it is already unless a kill came in between."""
-        if not self._holds(best):
-            if self.soup.exists() and self._job.ledger.written() is not None:
+    def write(self, best: Recipe, *, again: bool = False) -> None:
+        """Make sure that the soup on disk is the best recipe's; it is already unless a kill came in between.
+
+        again: write it whatever is there.
+        """
+        if again or not self._holds(best):
+            if not again and self.soup.exists() and self._job.ledger.written() is not None:
                 self._job.notes += (f"made again: {self.soup} was not as it was written",)
             self._put(best)
 
@@ -299,6 +303,14 @@ class Session:
         with told(self.soup, needs=self._job.pool.bytes):
             self._engine.write(recipe, self.soup)
             self._job.ledger.wrote(self._job.identity(recipe), file_checksum(self.soup))
+
+    def add_card(self, card: Card) -> None:
+        """Put the model card into the folder that the soup is; then its content is another."""
+        with told(self.soup):
+            card.write(self.soup)
+            written = self._job.ledger.written()
+            if written is not None and written[1] != (now := file_checksum(self.soup)):
+                self._job.ledger.wrote(written[0], now)
 
     def _holds(self, recipe: Recipe) -> bool:
         """Whether the soup on disk is this recipe's, to the last bit."""

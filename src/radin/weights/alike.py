@@ -30,6 +30,10 @@ from radin.weights.writing import Streamed, put_metadata
 # Weights beside those that were averaged: another library's, or a trainer's. None of them would be the soup's.
 _OTHER_WEIGHTS = (".h5", ".msgpack", ".onnx", ".gguf", ".ot", ".tflite", ".distcp", ".npz")
 
+# A member's log and card are not the soup's.
+_OF_TRAINING = ("trainer_state.json", "README.md")
+_EVENTS = "events.out.tfevents"
+
 
 def suffix_of(like: Checkpoint) -> str:
     """The ending that a path alike has: ".safetensors", ".pt"...; empty where it is a folder."""
@@ -73,10 +77,15 @@ def save_alike(tensors: Mapping[str, Tensor], like: Checkpoint, path: Path, meta
         with told(path, needs=like.bytes), replacing(path) as temporary:
             _write(tensors, like, temporary, metadata)
         return
-    if path.exists() and not (path.is_dir() and (read_metadata(path) or not any(path.iterdir()))):
-        raise CheckpointError(f"{path}: is there already and no soup of radin's; it was left as it is")
+    require_replaceable(path)
     with told(path, needs=like.bytes), replacing_folder(path) as temporary:
         _write(tensors, like, temporary, metadata)
+
+
+def require_replaceable(path: Path) -> None:
+    """Raise CheckpointError unless nothing is at the place for a folder, or an empty one, or one that radin wrote."""
+    if path.exists() and not (path.is_dir() and (read_metadata(path) or not any(path.iterdir()))):
+        raise CheckpointError(f"{path}: is there already and no soup of radin's; it was left as it is")
 
 
 def _write(tensors: Mapping[str, Tensor], like: Checkpoint, path: Path, metadata: Mapping[str, str]) -> Path:
@@ -86,7 +95,7 @@ def _write(tensors: Mapping[str, Tensor], like: Checkpoint, path: Path, metadata
         return path
     folder = like.path if like.path.is_dir() else like.path.parent
     path.mkdir(exist_ok=True)
-    for source in _companions(folder):
+    for source in companions(folder):
         target = path / source.relative_to(folder)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)
@@ -146,13 +155,16 @@ def _settle(written: Iterable[tuple[Part, Path]], metadata: Mapping[str, str]) -
             (put_metadata if part.kind == SAFETENSORS else add_metadata)(path, metadata)
 
 
-def _companions(folder: Path) -> Iterator[Path]:
-    """The files in a checkpoint's folder that are not weights: config.json, a tokenizer's. No other checkpoint's."""
+def companions(folder: Path) -> Iterator[Path]:
+    """The files in a checkpoint's folder that are not weights: config.json, a tokenizer's. No other checkpoint's.
+
+    Nor what tells of the training of one member alone.
+    """
     for entry in sorted(folder.iterdir()):
-        if entry.name.startswith(".") or entry.name == FOLDER_METADATA:
+        if entry.name.startswith((".", _EVENTS)) or entry.name in (FOLDER_METADATA, *_OF_TRAINING):
             continue
         if entry.is_dir():
             if folder_file(entry) is None:
-                yield from _companions(entry)
+                yield from companions(entry)
         elif entry.is_file() and entry.suffix not in SUFFIXES + _OTHER_WEIGHTS and not is_index(entry):
             yield entry

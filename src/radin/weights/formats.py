@@ -32,7 +32,12 @@ FOLDER_FILES = (
     "model.safetensors.index.json",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
+    "adapter_model.safetensors",
+    "adapter_model.bin",
 )
+
+# Of these, an adapter's: see radin.weights.adapters.
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 
 
 @dataclass(frozen=True)
@@ -151,6 +156,11 @@ class Checkpoint:
         return tuple(
             Part(file.path, file.key, names, file.kind) for file, names in zip(self._files, stored, strict=True)
         )
+
+    @property
+    def form(self) -> Checkpoint:
+        """Whose names, files and companions a soup of such members takes: its own, or what it is merged into."""
+        return self
 
     @property
     def files(self) -> tuple[Path, ...]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from radin.errors import CheckpointError, NoWeightsError, PoolError
+from radin.weights.adapters import as_members
 from radin.weights.content import Content, examine, require_finite
 from radin.weights.formats import Checkpoint, Reader, open_checkpoint
 from radin.weights.layout import Shape, count, is_averaged, kind, promote, short
@@ -87,7 +88,9 @@ class Opened:
     notes: tuple[str, ...] = ()  # on what was looked for and left out
 
     @classmethod
-    def of(cls, paths: str | Path | Iterable[str | Path], *, key: str | None = None) -> Opened:
+    def of(
+        cls, paths: str | Path | Iterable[str | Path], *, key: str | None = None, base: str | Path | None = None
+    ) -> Opened:
         """Find checkpoints and read their headers; arguments and errors as ``Pool.open``."""
         found = look_for(paths)
         unique, links = _same_file(found.paths)
@@ -100,7 +103,7 @@ class Opened:
                 if path not in found.searched or (path == unique[-1] and not checkpoints):
                     raise
                 notes.append(f"left out, for want of weights: {error}")
-        checkpoints = matched(checkpoints)
+        checkpoints = matched(as_members(checkpoints, base))
         check_alike(checkpoints)
         return cls(tuple(checkpoints), tuple(_states(c) for c in checkpoints), tuple(links), tuple(notes))
 
@@ -128,17 +131,19 @@ class Pool:
         paths: str | Path | Iterable[str | Path],
         *,
         key: str | None = None,
+        base: str | Path | None = None,
         progress: Progress | None = None,
     ) -> Pool:
         """Find, check and fingerprint checkpoints: headers of all first, then one pass over their content.
 
         What that pass found is remembered for files that have not changed since: see radin.weights.remembered.
         ``paths``: files, folders, glob patterns; members come in the order given, those behind a folder or a pattern
-        in natural order of their paths. ``key``: see open_checkpoint. ``progress(done bytes, total bytes)`` may be
+        in natural order of their paths. ``key``: see open_checkpoint. ``base``: the model that members which are LoRA
+        adapters were trained on; each is merged into it as it is read. ``progress(done bytes, total bytes)`` may be
         called from other threads, one call at a time.
         Raises PoolError when they do not fit together or none is found, CheckpointError when one is unusable.
         """
-        return cls.read(Opened.of(paths, key=key), progress=progress)
+        return cls.read(Opened.of(paths, key=key, base=base), progress=progress)
 
     @classmethod
     def read(cls, opened: Opened, *, progress: Progress | None = None) -> Pool:
@@ -427,11 +432,6 @@ def _notes(members: Sequence[Member]) -> tuple[str, ...]:
     mixed = _mixed_dtypes(members)
     if mixed:
         notes.append(mixed)
-    if any(".lora_A." in name or ".lora_B." in name for name in members[0].checkpoint.names):
-        notes.append(
-            "these are LoRA factors: the average of A and B is not the average of their products; merge each adapter "
-            "into its model first for a true soup"
-        )
     return tuple(notes)
 
 

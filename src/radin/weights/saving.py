@@ -25,6 +25,7 @@ from radin.weights.writing import Streamed, TensorWriter, put_metadata
 SAVE_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 # Written in the form of a member that is such a file: see alike.in_form_of.
 MEMBER_SUFFIXES = (".ckpt", ".tar", ".pkl", ".nemo")
+ENDINGS = (*SAVE_SUFFIXES, *MEMBER_SUFFIXES)
 RECIPE_KEY = "radin.recipe"
 
 # Where a soup that is a folder keeps its metadata.
@@ -74,7 +75,7 @@ def check_output(path: str | Path, *, alike: bool = False) -> None:
     alike: or a file in the form of the members.
     """
     path = Path(path)
-    endings = (*SAVE_SUFFIXES, *MEMBER_SUFFIXES) if alike else SAVE_SUFFIXES
+    endings = ENDINGS if alike else SAVE_SUFFIXES
     if path.suffix not in endings:
         raise CheckpointError(f"{path}: cannot write this kind of file; expected {', '.join(endings)}")
     if path.is_dir():
