@@ -55,19 +55,8 @@ def seal(path: Path) -> None:
         file.write(header)
 
 
-def sort_metadata(path: Path) -> None:
-    """Put the metadata of a safetensors file in order: the library's differs from one process to the next.
-
-    The same tensors then give the same bytes, for programs that know a file by its hash.
-    """
-    with path.open("r+b") as file:
-        header = _in_order(_head(file))
-        file.seek(0)
-        file.write(header)
-
-
 def _in_order(header: bytes) -> bytes:
-    """Length and header with the metadata sorted, as long as before."""
+    """Length and header with the metadata sorted, as long as before: the library's order differs between processes."""
     value = json.loads(header[_LENGTH:])
     value["__metadata__"] = dict(sorted(value["__metadata__"].items()))
     text = json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()

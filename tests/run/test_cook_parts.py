@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 import radin
 import toy
+from radin.checksums import opened, sealed
 from radin.engine import batchnorm
 from radin.engine.evaluate import Evaluator
 from radin.engine.local import LocalEngine
@@ -164,12 +165,16 @@ def test_a_larger_budget_goes_on_from_complete_and_started_soups(straight, toy_p
     assert again.passes.soups == more.passes.soups
 
 
-def test_a_run_of_an_older_version_is_refused_and_left_as_it_is(toy_pool, task, tmp_path):
+@pytest.mark.parametrize(
+    ("older", "said"), [(2, "\\(format 2\\)"), (3, "\\(format 3\\), which knew checkpoints by another hash.*--out")]
+)
+def test_a_run_of_an_older_version_is_refused_and_left_as_it_is(toy_pool, task, tmp_path, older, said):
     cook(toy_pool, task, budget=1, out=tmp_path / "run", strategy="paper")
     path = tmp_path / "run" / "run.json"
-    path.write_text(path.read_text().replace('"format": 3', '"format": 2'))
+    value = {**opened(json.loads(path.read_text())), "format": older}
+    path.write_text(json.dumps(sealed(value)))
     before = path.read_bytes()
-    with pytest.raises(RunError, match="written by an older version of radin \\(format 2\\)"):
+    with pytest.raises(RunError, match=f"written by an older version of radin {said}"):
         cook(toy_pool, task, budget=2, out=tmp_path / "run")
     assert path.read_bytes() == before
 

@@ -28,7 +28,6 @@ from radin.weights import (
     read_recipe,
     recipe_metadata,
     save,
-    sums,
 )
 
 States = list[dict[str, Tensor]]
@@ -72,14 +71,13 @@ def reference(all_states: States, weights: tuple[float, ...], name: str) -> Tens
 FLOATS = ("conv.weight", "embed", "scale", "none")
 
 
-@pytest.mark.parametrize("leaf", [7, 100, 1 << 17])
+@pytest.mark.parametrize("leaf", [7, 100, 1 << 19])
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.float8_e4m3fn])
 def test_equals_a_float64_average(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, suffix: str, leaf: int
 ) -> None:
     monkeypatch.setattr(layout, "LEAF", leaf)
-    monkeypatch.setattr(sums, "BLOCK", 16)
     all_states = states(5, dtype)
     recipe = Recipe.normalized([0.3, 0.0, 1.1, 0.7, 0.2])
     soup = average(pool_of(tmp_path, all_states, suffix), recipe)
@@ -297,7 +295,7 @@ def test_written_files_have_ordinary_permissions(tmp_path: Path) -> None:
 
 def test_outputs_that_cannot_be_written_are_refused_before_work(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"expected \.safetensors, \.pt, \.pth"):
-        check_output(tmp_path / "soup.bin")
+        check_output(tmp_path / "soup.onnx")
     with pytest.raises(CheckpointError, match="its folder does not exist"):
         save({"a": torch.ones(1)}, tmp_path / "gone" / "soup.pt")
     (tmp_path / "folder.pt").mkdir()

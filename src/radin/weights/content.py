@@ -18,7 +18,7 @@ from torch import Tensor
 
 from radin.errors import CheckpointError
 from radin.weights.formats import Checkpoint
-from radin.weights.layout import BLOCK, LEAF, Piece, blocks, count, is_averaged, leaves, reals, short
+from radin.weights.layout import LEAF, Piece, count, is_averaged, leaves, reals, short
 from radin.weights.raw import Buffer, RawFiles
 
 VERSION = "radin content 2"
@@ -57,7 +57,7 @@ class Digests:
 
     def check(self, piece: Piece, leaf: Tensor) -> None:
         """Count the values of a leaf that are not finite."""
-        if is_averaged(leaf.dtype) and (bad := sum(not_finite(block) for _, block in blocks(leaf, BLOCK))):
+        if is_averaged(leaf.dtype) and (bad := not_finite(leaf)):
             self._not_finite[piece.name, piece.start] = bad
 
     def content(self) -> Content:

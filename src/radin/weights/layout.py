@@ -35,13 +35,10 @@ DTYPES: dict[str, torch.dtype] = {
 }
 
 
-# Elements of a tensor that are read, hashed and added together, while they are in the processor's cache. Fingerprints
-# depend on it.
-LEAF = 1 << 17
-
-# Elements computed with at once: so few that torch runs each step on the thread that asks for it. Threads that wait for
-# each other thousands of times are slow on a busy machine.
-BLOCK = 1 << 15
+# Elements of a tensor that are read, hashed and added at once. So many that each of these steps, which other threads
+# run beside, takes far longer than handing the interpreter from one to the other: with a sixteenth of it two threads
+# are slower than one. Fingerprints depend on it.
+LEAF = 1 << 19
 
 
 def kind(dtype: torch.dtype) -> Kind:

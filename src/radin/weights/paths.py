@@ -14,11 +14,11 @@ from typing import NoReturn
 from radin.errors import PoolError, printable
 from radin.files import open_regular
 from radin.weights import remote, searching
-from radin.weights.searching import Found
 from radin.weights.formats import FOLDER_FILES, is_index
 from radin.weights.kinds import SUFFIXES, is_checkpoint_file, stem
 from radin.weights.limits import INDEX_BYTES
 from radin.weights.remote import is_url
+from radin.weights.searching import Found
 
 _LISTED = 10_000  # paths that a list or braces may stand for
 _LONG = 300  # characters of a path that a message shows

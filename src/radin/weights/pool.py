@@ -20,6 +20,7 @@ from radin.weights.formats import Checkpoint, Reader, open_checkpoint
 from radin.weights.layout import Shape, count, is_averaged, kind, promote, short
 from radin.weights.matching import matched
 from radin.weights.paths import look_for, short_names
+from radin.weights.raw import kept_threads
 from radin.weights.remembered import States, remembered_content, states
 
 Progress = Callable[[int, int], None]
@@ -400,7 +401,8 @@ def _contents(checkpoints: Sequence[Checkpoint], progress: Progress | None) -> l
             if progress is not None:
                 progress(done, total)
 
-    with ThreadPoolExecutor(min(_READERS, os.cpu_count() or 1)) as threads:
+    readers = min(_READERS, os.cpu_count() or 1)
+    with kept_threads(), ThreadPoolExecutor(readers, initializer=torch.set_num_threads, initargs=(1,)) as threads:
         try:
             return list(threads.map(lambda checkpoint: remembered_content(checkpoint, report), checkpoints))
         except BaseException:  # the threads end with what they are at, not with all that is left to read

@@ -9,6 +9,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
@@ -39,9 +40,26 @@ def threads_here() -> int:
 def on_threads(tasks: Iterator[T], start: Callable[[], Callable[[T], None]], threads: int) -> None:
     """Have every task done, in about their order; ``start`` makes what one thread does them with.
 
-    What one of them raises ends the others after the task that they are at.
+    What one of them raises ends the others after the task that they are at. Each computes alone: torch's own threads
+    would wait for each other after each step. Their number is put back.
     """
+    with kept_threads():
+        _on_threads(tasks, start, threads)
+
+
+@contextmanager
+def kept_threads() -> Iterator[None]:
+    """Put back torch's own number of threads, which those that compute alone set to one."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _on_threads(tasks: Iterator[T], start: Callable[[], Callable[[T], None]], threads: int) -> None:
     if threads <= 1:
+        torch.set_num_threads(1)
         work = start()
         for task in tasks:
             work(task)
@@ -49,6 +67,7 @@ def on_threads(tasks: Iterator[T], start: Callable[[], Callable[[T], None]], thr
     lock, stop = threading.Lock(), threading.Event()
 
     def loop() -> None:
+        torch.set_num_threads(1)
         work = start()
         while not stop.is_set():
             with lock:

@@ -12,12 +12,14 @@ from torch import Tensor
 
 from radin.weights.content import Digests
 from radin.weights.formats import Checkpoint
-from radin.weights.layout import BLOCK, LEAF, Piece, blocks, is_averaged, leaves, reals
+from radin.weights.layout import LEAF, Piece, is_averaged, leaves, reals
 from radin.weights.raw import Buffer, RawFiles
 
 # Elements of a tensor added up between opening and closing each member that can only be read by mapping it: 64 MB of
 # float32. Mapped pages stay resident for as long as their file is open.
 _CHUNK = 1 << 24
+
+_BLOCK = 1 << 15  # elements that are converted and added in the processor's cache
 
 Sink = Callable[[Piece, Tensor], None]
 """Told a piece and its values, flat, good during the call. Several threads may call."""
@@ -64,7 +66,7 @@ class Adder:
         self._what, self._reads, self._sink = what, reads, sink
         self._in, self._out = Buffer(files), Buffer(files)
         self._sums = torch.empty(2 * LEAF, dtype=torch.float64)  # complex numbers are two reals each
-        self._product = torch.empty(2 * BLOCK, dtype=torch.float64)
+        self._product = torch.empty(2 * LEAF, dtype=torch.float64)
 
     def together(self, pieces: tuple[Piece, ...]) -> None:
         """Pieces of tensors that all their members' files hold as they are: a block of each member in turn."""
@@ -126,15 +128,15 @@ class Adder:
     def _add(self, sums: Tensor, values: Tensor, ratio: float, first: bool) -> None:
         # Product and sum are rounded apart, as in sums + ratio * values: a fused step would differ in the last bit. Not
         # so where the product is exact: that of a power of two and a number of fewer digits than the sum has.
-        exact = frexp(ratio)[0] == 0.5 and values.dtype.itemsize < 8
-        for start, block in blocks(values, BLOCK):
-            part = sums[start : start + len(block)]
-            if first:
-                part.copy_(block).mul_(ratio)
-            elif exact:
-                part.add_(self._product[: len(block)].copy_(block), alpha=ratio)
-            else:
-                part.add_(self._product[: len(block)].copy_(block).mul_(ratio))
+        exact = frexp(ratio)[0] == 0.5 and values.dtype.itemsize in (2, 4)  # of one byte, torch adds nothing
+        if first:
+            sums.copy_(values).mul_(ratio)
+            return
+        if exact:
+            # One step of torch's, as its optimizers take them, that goes from block to block in the processor's cache.
+            torch._foreach_add_(sums.split(_BLOCK), values.split(_BLOCK), alpha=ratio)
+        else:
+            sums.add_(self._product[: len(values)].copy_(values).mul_(ratio))
 
     def _give(self, piece: Piece, sums: Tensor, read: Callable[[int], Tensor]) -> None:
         """Round the sums and hand them on; where they are not finite, find out of which member that comes."""
@@ -142,11 +144,8 @@ class Adder:
         if self._sink is None or not is_averaged(what.dtypes[piece.name]):
             return
         out = self._out.of(what.dtypes[piece.name], piece.stop - piece.start)
-        finite = True
-        for start, block in blocks(sums, BLOCK):
-            reals(out)[start : start + len(block)].copy_(block)
-            finite = finite and (not what.digests or bool(torch.isfinite(block.sum())))
-        if not finite:
+        reals(out).copy_(sums)
+        if what.digests and not bool(torch.isfinite(sums.sum())):
             for index in what.ratios:
                 if what.hashes(index, piece.name):
                     what.digests[index].check(piece, read(index))

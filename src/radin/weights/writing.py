@@ -59,7 +59,11 @@ class Streamed(Protocol):
 
 
 def _head(entries: Mapping[str, Any]) -> bytes:
-    """Length and header, its metadata in order and the data's start at a multiple of eight, as the library has it."""
+    """Length and header, the data's start at a multiple of eight as the library has it.
+
+    The metadata are in order, which the library's are not: the same tensors give the same bytes in every process, for
+    programs that know a file by its hash.
+    """
     ordered = {**entries, "__metadata__": dict(sorted(entries["__metadata__"].items()))}
     text = json.dumps(ordered, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
