@@ -32,8 +32,8 @@ def find_checkpoints(paths: str | Path | Iterable[str | Path]) -> list[Path]:
 def look_for(paths: str | Path | Iterable[str | Path]) -> Found:
     """Checkpoints behind what was given, in that order, each once, and what to say of the search.
 
-    Files, folders (see radin.weights.searching), glob patterns, braces {a,b}, URLs, and @list.txt, which has one of these
-    a line. What is behind a folder or a pattern comes in its place, in natural order (run2 before run10). Raises
+    Files, folders (see radin.weights.searching), glob patterns, braces {a,b}, URLs, and @list.txt, which has one of
+    these a line. What is behind a folder or a pattern comes in its place, in natural order (run2 before run10). Raises
     PoolError when a path does not exist or nothing is found.
     """
     given = [paths] if isinstance(paths, str | Path) else list(paths)
