@@ -295,7 +295,7 @@ def test_written_files_have_ordinary_permissions(tmp_path: Path) -> None:
 
 def test_outputs_that_cannot_be_written_are_refused_before_work(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"expected \.safetensors, \.pt, \.pth"):
-        check_output(tmp_path / "soup.bin")
+        check_output(tmp_path / "soup.onnx")
     with pytest.raises(CheckpointError, match="its folder does not exist"):
         save({"a": torch.ones(1)}, tmp_path / "gone" / "soup.pt")
     (tmp_path / "folder.pt").mkdir()

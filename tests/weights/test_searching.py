@@ -10,8 +10,8 @@ import torch
 
 from radin.errors import CheckpointError, PoolError
 from radin.weights import Pool
-from radin.weights.folders import DEPTH, is_initial, is_not_weights
 from radin.weights.paths import find_checkpoints, look_for
+from radin.weights.searching import DEPTH, is_initial, is_not_weights
 
 
 def write(folder: Path, *names: str) -> None:

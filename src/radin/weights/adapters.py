@@ -336,9 +336,7 @@ def as_members(checkpoints: list[Checkpoint], base: str | Path | None) -> list[C
         )
     adapters = [adapter_of(found) if is_adapter(found) else None for found in checkpoints]
     if not any(adapters):
-        raise PoolError(
-
-        )
+        raise PoolError()
     require_one_base([adapter for adapter in adapters if adapter is not None])
     return [
         found if adapter is None else merged(whole, adapter)

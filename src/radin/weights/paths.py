@@ -13,12 +13,12 @@ from typing import NoReturn
 
 from radin.errors import PoolError, printable
 from radin.files import open_regular
-from radin.weights import folders, remote
-from radin.weights.folders import Found
+from radin.weights import remote, searching
 from radin.weights.formats import FOLDER_FILES, is_index
 from radin.weights.kinds import SUFFIXES, is_checkpoint_file, stem
 from radin.weights.limits import INDEX_BYTES
 from radin.weights.remote import is_url
+from radin.weights.searching import Found
 
 _LISTED = 10_000  # paths that a list or braces may stand for
 _LONG = 300  # characters of a path that a message shows
@@ -32,8 +32,8 @@ def find_checkpoints(paths: str | Path | Iterable[str | Path]) -> list[Path]:
 def look_for(paths: str | Path | Iterable[str | Path]) -> Found:
     """Checkpoints behind what was given, in that order, each once, and what to say of the search.
 
-    Files, folders (see radin.weights.folders), glob patterns, braces {a,b}, URLs, and @list.txt, which has one of these
-    a line. What is behind a folder or a pattern comes in its place, in natural order (run2 before run10). Raises
+    Files, folders (see radin.weights.searching), glob patterns, braces {a,b}, URLs, and @list.txt, which has one of
+    these a line. What is behind a folder or a pattern comes in its place, in natural order (run2 before run10). Raises
     PoolError when a path does not exist or nothing is found.
     """
     given = [paths] if isinstance(paths, str | Path) else list(paths)
@@ -154,7 +154,7 @@ def _shown(item: str | Path) -> str:
 
 def _behind(item: str | Path, path: Path) -> Found:
     if path.is_dir():
-        found = folders.search(path)
+        found = searching.search(path)
         if not found.paths:
             reason = f"it is a folder with no file ending in {_endings()}, and no folder below it has one"
             _nothing(item, reason)
@@ -174,10 +174,10 @@ def _behind(item: str | Path, path: Path) -> Found:
 def _matching(item: str | Path, pattern: Path, matches: list[Path]) -> Found:
     """The checkpoints among a pattern's matches: logs and plots beside them are passed over without a word."""
     found = Found()
-    left = [match for match in matches if folders.is_not_weights(match.name)]
+    left = [match for match in matches if searching.is_not_weights(match.name)]
     for match in (match for match in matches if match not in left):
         if match.is_dir():
-            below = folders.search(match)
+            below = searching.search(match)
             found.paths += below.paths
             found.notes += below.notes
         elif is_index(match) or is_checkpoint_file(match):
@@ -186,9 +186,9 @@ def _matching(item: str | Path, pattern: Path, matches: list[Path]) -> Found:
         _nothing(item, f"none of its {len(matches)} matches ends in {_endings()}")
     # A name that the pattern spells out was asked for; one that a wildcard found was not.
     if glob.has_magic(pattern.name):
-        members = [path for path in found.paths if not folders.is_initial(path)]
+        members = [path for path in found.paths if not searching.is_initial(path)]
         if members:
-            found.notes += [folders.initial_note(path) for path in found.paths if path not in members]
+            found.notes += [searching.initial_note(path) for path in found.paths if path not in members]
             found.paths = members
     if left:
         shown = ", ".join(dict.fromkeys(printable(path.name) for path in left[:3]))

@@ -17,9 +17,9 @@ from urllib.parse import quote
 
 from radin.errors import PoolError, RadinError, printable
 from radin.files import replacing, told
-from radin.weights.folders import Found, Search, is_not_weights
 from radin.weights.kinds import SHARED_SUFFIXES, SUFFIXES
 from radin.weights.remembered import cache_folder
+from radin.weights.searching import Found, Search, is_not_weights
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _PACKAGES = {
