@@ -59,21 +59,36 @@ KINDS = (
 _MODEL = """
 def model():
     config = AutoConfig.from_pretrained({folder}{classes}, local_files_only=True, trust_remote_code=False)
-    return {auto}.from_config(config, trust_remote_code=False).float()
+    built = {auto}.from_config(config, trust_remote_code=False).float()
+{more}    return built
 """
+
+# transformers 5 calls some tensors otherwise in its models than in the files that it reads and writes.
+_RENAMED = '''
+def with_names_of_files(built):
+    """The model with its tensors named as save_pretrained writes them, where that is not as the model calls them."""
+    state = built.state_dict()
+    in_file = {own: next(iter(revert_weight_conversion(built, {own: rows}))) for own, rows in state.items()}
+    in_model = {name: own for own, name in in_file.items()}
+
+    def saved(module, state, prefix, metadata):
+        for own in [own for own in state if in_file.get(own, own) != own]:
+            state[in_file[own]] = state.pop(own)
+
+    def loaded(module, state, *more):
+        for name in [name for name in state if in_model.get(name, name) != name]:
+            state[in_model[name]] = state.pop(name)
+
+    built.register_state_dict_post_hook(saved)
+    built.register_load_state_dict_pre_hook(loaded)
+'''
+_REVERT = "from transformers.core_model_loading import revert_weight_conversion"
 
 _TRIMMED = '''
 def without_padding(model, positional, inputs):
     """Cut off the columns in which no text of the batch has a token: they only take time."""
     longest = max(1, int(inputs["attention_mask"].sum(1).max()))
-    return positional, {{name: rows[:, :longest] for name, rows in inputs.items()}}
-
-
-def model():
-    config = AutoConfig.from_pretrained({folder}{classes}, local_files_only=True, trust_remote_code=False)
-    built = {auto}.from_config(config, trust_remote_code=False).float()
-    built.register_forward_pre_hook(without_padding, with_kwargs=True)
-    return built
+    return positional, {name: rows[:, :longest] for name, rows in inputs.items()}
 '''
 
 _TOKENIZER_CODE = """
@@ -110,7 +125,7 @@ def hf_part(spec: ModelSpec, shapes: Shapes, folders: Sequence[Path]) -> ModelPa
     kind = _kind(folder, found)
     try:
         config = transformers.AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-        classes, fitted = _classes(transformers, kind, config, shapes)
+        classes, fitted, renamed = _against(transformers, kind, config, shapes)
     except TaskError:
         raise
     except Exception as error:
@@ -123,11 +138,15 @@ def hf_part(spec: ModelSpec, shapes: Shapes, folders: Sequence[Path]) -> ModelPa
     auto = kind.auto
     about: dict[str, Any] = {"folder": literal(str(folder.resolve())), "auto": auto}
     about["classes"] = f", num_labels={classes}" if fitted else ""
+    about["more"] = "    with_names_of_files(built)\n" if renamed else ""
+    before = _RENAMED + "\n" if renamed else ""
+    extra = (_REVERT,) if renamed else ()
     if kind.family == "images":
         spec.only()
         text = _PROCESSOR_CODE.format(folder=literal(str(_holding(_PROCESSOR, places, spec, "an image processor"))))
         imports = ("AutoConfig", "AutoImageProcessor", auto)
-        return ModelPart("images", (_import(imports),), text + "\n" + _MODEL.format(**about), classes, labels)
+        text += "\n" + before + _MODEL.format(**about)
+        return ModelPart("images", (_import(imports), *extra), text, classes, labels)
     spec.only("max_length")
     place = _holding(_TOKENIZER, places, spec, "a tokenizer")
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(place), local_files_only=True, trust_remote_code=False)
@@ -138,13 +157,16 @@ def hf_part(spec: ModelSpec, shapes: Shapes, folders: Sequence[Path]) -> ModelPa
         raise TaskError(f"{place}: its tokenizer has no padding token; set one and save it there")
     length = spec.number("max_length") or _length(tokenizer, config, kind.family)
     text = _TOKENIZER_CODE.format(folder=literal(str(place)), length=length)
-    text += "\n" + (_TRIMMED if trimmed else _MODEL).format(**about)
+    if trimmed:
+        before += _TRIMMED + "\n"
+        about["more"] += "    built.register_forward_pre_hook(without_padding, with_kwargs=True)\n"
+    text += "\n" + before + _MODEL.format(**about)
     regression = kind.family == "texts" and classes == 1
     if getattr(config, "problem_type", None) == "multi_label_classification":
         raise TaskError(f"{folder / CONFIG}: several labels for one text take a task file with a metric for them")
     return ModelPart(
         kind.family,
-        (_import(("AutoConfig", "AutoTokenizer", auto)),),
+        (_import(("AutoConfig", "AutoTokenizer", auto)), *extra),
         text,
         classes if kind.family in ("texts", "tokens") else None,
         labels,
@@ -195,24 +217,38 @@ def _kind(folder: Path, config: Mapping[str, Any]) -> _Kind:
     raise TaskError(f"{folder / CONFIG} names the architecture {named}; ready tasks are there for {known}")
 
 
-def _classes(transformers: Any, kind: _Kind, config: Any, shapes: Shapes) -> tuple[int, bool]:
-    """(classes of the checkpoints, whether they are others than the config's): by the rows of the head's weight."""
+def _against(transformers: Any, kind: _Kind, config: Any, shapes: Shapes) -> tuple[int, bool, bool]:
+    """(classes of the checkpoints, by the rows of the head's weight; whether the config has another number of them;
+    whether the model calls its tensors otherwise than the files do)."""
     import torch
 
-    auto = getattr(transformers, kind.auto)
     with torch.device("meta"):
-        own = auto.from_config(config, trust_remote_code=False).state_dict()
+        built = getattr(transformers, kind.auto).from_config(config, trust_remote_code=False)
+    own = {name: tuple(tensor.shape) for name, tensor in built.state_dict().items()}
+    renamed = False
+    if any(name not in shapes for name in own) and any(name not in own for name in shapes):
+        in_files = _names_in_files(built)
+        renamed = sum(name in shapes for name in in_files.values()) > sum(name in shapes for name in own)
+        own = {in_files[name]: shape for name, shape in own.items()} if renamed else own
     classes = int(config.num_labels)
     if kind.family in ("choices", "language"):
-        return classes, False
-    odd = {
-        name: tuple(shapes[name]) for name in own if name in shapes and tuple(shapes[name]) != tuple(own[name].shape)
-    }
+        return classes, False, renamed
+    odd = {name: tuple(shapes[name]) for name in own if name in shapes and tuple(shapes[name]) != own[name]}
     rows = {shape[0] if shape else 0 for shape in odd.values()}
-    heads = all(own[name].ndim and own[name].shape[0] == classes for name in odd)
+    heads = all(own[name][:1] == (classes,) for name in odd)
     if odd and heads and len(rows) == 1:
-        return int(rows.pop()), True
-    return classes, False
+        return int(rows.pop()), True, renamed
+    return classes, False, renamed
+
+
+def _names_in_files(built: Any) -> dict[str, str]:
+    """{name in the model: name in its files}; the same where this transformers has no such thing."""
+    state = built.state_dict()
+    try:
+        from transformers.core_model_loading import revert_weight_conversion
+    except ImportError:
+        return {name: name for name in state}
+    return {name: next(iter(revert_weight_conversion(built, {name: tensor}))) for name, tensor in state.items()}
 
 
 def _labels(config: Any) -> dict[str, int]:
