@@ -47,12 +47,13 @@ def timm_members(folder: Path, name: str, classes: int, data: Path, *, members: 
         model = timm.create_model(name, num_classes=classes)
         model.load_state_dict(start.state_dict())
         torch.manual_seed(seed)
-        optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+        optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
         model.train()
-        for rows in torch.randperm(len(targets)).split(8):
-            optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(model(inputs[rows]), targets[rows]).backward()
-            optimizer.step()
+        for _ in range(6):
+            for rows in torch.randperm(len(targets)).split(8):
+                optimizer.zero_grad()
+                torch.nn.functional.cross_entropy(model(inputs[rows]), targets[rows]).backward()
+                optimizer.step()
         paths.append(folder / f"model-{seed}.pth")
         torch.save({"epoch": 1, "arch": name, "state_dict": model.state_dict()}, paths[-1])
     return paths

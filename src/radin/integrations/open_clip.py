@@ -97,9 +97,6 @@ def open_clip_part(spec: ModelSpec, shapes: Shapes) -> ModelPart:
 
 def _left_out(open_clip: Any, name: str, shapes: Shapes) -> list[str]:
     """Parts of the model of which the checkpoints have nothing, as its text encoder."""
-    import torch
-
-    with torch.device("meta"):
-        parts = dict(open_clip.create_model(name).named_children())
+    parts = dict(open_clip.create_model(name, device="meta").named_children())
     held = {key.split(".")[1] for key in shapes if key.startswith("model.")}
     return [part for part, module in parts.items() if part not in held and module.state_dict()]

@@ -193,10 +193,11 @@ def choice_part(tables: Tables, model: ModelPart, asked: Columns) -> DataPart:
     first = tables.splits["validation"].values(choices[0])[0] if listed else None
     inner = f"row[{literal(choices[0])}]" + ('["text"]' if isinstance(first, Mapping) else "")
     listing = inner if listed else f"[row[name] for name in {literal(list(choices))}]"
-    begins = f'f"{{row[{literal(text[1])}]}} {{ending}}"' if len(text) == 2 else "ending"
+    begins = f'row[{literal(text[1])}] + " " + ending' if len(text) == 2 else "ending"
     found = [value for table in tables.splits.values() for value in table.values(label)]
     constants = [tables.constants(list(dict.fromkeys([*text, *choices, label])))]
-    expression, constant = _choice_label(found, label)
+    count = len(_endings(first)) if listed else len(choices)
+    expression, constant = _choice_label(found, label, count)
     code = _CHOICE_CODE.replace("{choices}", listing).replace("{before}", f"row[{literal(text[0])}]")
     return _part(tables, code.replace("{after}", begins), constants + constant, None, label=expression)
 
@@ -255,18 +256,22 @@ def _label(
     return f"LABELS[{expression}]", [labels_constant(indices, what)], note
 
 
-def _choice_label(found: list[Any], column: str) -> tuple[str, list[str]]:
-    """A number from 0, or a letter from A."""
-    if all(isinstance(value, int) for value in found):
-        return f"row[{literal(column)}]", []
-    if all(isinstance(value, str) and value.isdecimal() for value in found):
-        return f"int(row[{literal(column)}])", []
-    letters = {chr(ord("A") + k): k for k in range(26)}
+def _choice_label(found: list[Any], column: str, count: int) -> tuple[str, list[str]]:
+    """(code for the index of the right one of ``count`` choices, constants it needs): a number from 0, or a letter."""
+    letters = {chr(ord("A") + k): k for k in range(count)}
     if all(value in letters for value in found):
-        used = {letter: k for letter, k in letters.items() if letter <= max(found)}
-        return f"LABELS[row[{literal(column)}]]", [labels_constant(used, "which choice each letter stands for")]
-    odd = next(value for value in found if value not in letters)
-    raise TaskError(f"column {column!r}: the right choice must be a number from 0 or a letter from A; got {odd!r}")
+        return f"LABELS[row[{literal(column)}]]", [labels_constant(letters, "which choice each letter stands for")]
+    for value in found:
+        if isinstance(value, bool) or not str(value).isdecimal():
+            raise TaskError(
+                f"column {column!r}: the right choice must be a number from 0 or a letter from A; got {value!r}"
+            )
+        if int(value) >= count:
+            raise TaskError(
+                f"column {column!r}: there are {count} choices in each row, and the right one is said to be {value}; "
+                "they count from 0"
+            )
+    return f"int(row[{literal(column)}])", []
 
 
 def _endings(row: Any) -> Any:
