@@ -152,6 +152,27 @@ def test_words_with_tags_score_as_by_transformers(tmp_path):
         assert found[k] == pytest.approx(np.mean(right), abs=1e-9)
 
 
+def test_spans_go_by_the_tags_that_the_config_names(tmp_path):
+    by_name("span_f1")
+    seqeval = pytest.importorskip("seqeval.metrics")
+    pool, model, rows = tagged(tmp_path)
+    found = evaluated(pool, radin.ready_task(pool, "hf", f"datasets:{tmp_path / 'saved'}", metric="span_f1"))
+    words, data_names = ready_made.tokenizer(), ["B-THING", "O", "I-THING"]
+    expected = []
+    for k in range(3):
+        model.load_state_dict(pool.tensors(k))
+        said = []
+        for tokens in rows["tokens"]:
+            inputs = words(tokens, is_split_into_words=True, return_tensors="pt")
+            with torch.no_grad():
+                chosen = model.eval()(**inputs).logits[0].argmax(1).tolist()
+            said.append([TAGS[chosen[inputs.word_ids(0).index(w)]] for w in range(len(tokens))])
+        true = [[data_names[tag] for tag in tags] for tags in rows["ner_tags"]]
+        expected.append(seqeval.f1_score(true, said))
+    assert found == pytest.approx(expected, abs=1e-9)
+    assert max(expected) > 0
+
+
 def test_plain_language_scores_its_perplexity_as_by_transformers(tmp_path):
     by_name("perplexity")
     torch.manual_seed(0)

@@ -44,6 +44,7 @@ class DataPart:
 def task_text(model: str, data: str, columns: str | None, parts: tuple[ModelPart, DataPart], metric: str) -> str:
     """The task file as text. ``model``, ``data``, ``columns``: as they were typed; ``metric``: a name."""
     made, read = parts
+    scored, needs = _metric(metric, made)
     asked = [f"#   --model {printable(model)}", f"#   --data {printable(data)}"]
     asked += [f"#   --columns {printable(columns)}"] if columns else []
     blocks = [
@@ -54,16 +55,24 @@ def task_text(model: str, data: str, columns: str | None, parts: tuple[ModelPart
                 *asked,
             ]
         ),
-        _imports((*made.imports, *read.imports)),
+        _imports((*made.imports, *read.imports, *needs)),
         read.constants.strip("\n"),
         made.text.strip("\n") + "\n",
         read.text.strip("\n") + "\n",
-        f"metric = {literal(metric)}",
+        f"metric = {scored}",
     ]
     text = "\n\n".join(block for block in blocks if block.strip()) + "\n"
     while "\n\n\n\n" in text:
         text = text.replace("\n\n\n\n", "\n\n\n")
     return text
+
+
+def _metric(name: str, model: ModelPart) -> tuple[str, tuple[str, ...]]:
+    """The metric as code, and its imports: that of spans has to know which tag each output stands for."""
+    if name == "span_f1" and model.family == "tokens" and model.labels:
+        tags = sorted(model.labels, key=lambda tag: model.labels[tag])
+        return f"span_f1({literal(tags)})", ("from radin.metrics import span_f1",)
+    return literal(name), ()
 
 
 def literal(value: Any) -> str:
