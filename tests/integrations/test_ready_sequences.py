@@ -186,7 +186,7 @@ def test_plain_language_scores_its_perplexity_as_by_transformers(tmp_path):
     found = evaluated(pool, radin.ready_task(pool, "hf", f"csv:{path}"))
     words = ready_made.tokenizer()
     for k in range(3):
-        model.load_state_dict(pool.tensors(k))
+        model.load_state_dict(pool.tensors(k), strict=False)  # its head is tied to the embedding
         loss, count = 0.0, 0
         for text in texts:
             ids = words(text)["input_ids"]

@@ -121,7 +121,7 @@ def split(name):
     """Texts in pieces of at most MAX_LENGTH tokens; the target at each token is the next one, -100 does not count."""
     pieces = []
     for row in rows(SPLITS[name]):
-        ids = tokenizer(row[TEXT], truncation=False)["input_ids"]
+        ids = tokenizer(row[TEXT], truncation=False, verbose=False)["input_ids"]
         pieces += [piece for k in range(0, len(ids), MAX_LENGTH) if len(piece := ids[k : k + MAX_LENGTH]) > 1]
     longest = max(map(len, pieces))
     inputs = torch.zeros(len(pieces), longest, dtype=torch.long)
