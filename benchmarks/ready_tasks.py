@@ -280,7 +280,14 @@ def language(folder: Path, source: Path, quick: bool) -> dict[str, Any] | None:
     set_seed(0)
     how = {"per_device_train_batch_size": 32}
     start = trained(
-        GPT2LMHeadModel(config), examples(rows["amazon"]), folder / "start", words, learning_rate=3e-3, seed=0, **how
+        GPT2LMHeadModel(config),
+        examples(rows["amazon"]),
+        folder / "start",
+        words,
+        learning_rate=3e-3,
+        num_train_epochs=6,
+        seed=0,
+        **how,
     )
     members = [
         trained(
@@ -293,7 +300,7 @@ def language(folder: Path, source: Path, quick: bool) -> dict[str, Any] | None:
             seed=seed,
             **how,
         )
-        for seed, rate in enumerate((5e-4, 1e-3, 2e-3, 1e-3), start=1)
+        for seed, rate in enumerate((1.5e-3, 2e-3, 2.5e-3, 2e-3), start=1)
     ]
     files = {split: write_csv(folder / f"{split}.csv", rows[split]) for split in ("validation", "test")}
     found = cooked(members, "hf", f"csv:{files['validation']},test={files['test']}", folder / "out")
@@ -301,7 +308,7 @@ def language(folder: Path, source: Path, quick: bool) -> dict[str, Any] | None:
     loss, count = 0.0, 0
     with torch.no_grad():
         for text, _ in rows["test"]:
-            ids = words(text)["input_ids"]
+            ids = words(text, verbose=False)["input_ids"]
             for piece in (ids[k : k + 64] for k in range(0, len(ids), 64)):
                 if len(piece) > 1:
                     tokens = torch.tensor([piece])
