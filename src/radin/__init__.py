@@ -28,6 +28,7 @@ _PLACES = {
     "cook": "radin.run",
     "doctor": "radin.diagnose.doctor",
     "rank": "radin.search",
+    "ready_task": "radin.integrations",
     "save": "radin.weights",
 }
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from radin.engine.base import Engine
     from radin.engine.command import Command
     from radin.errors import CheckpointError, OutputsError, PoolError, RadinError, RunError, TaskError
+    from radin.integrations import ready_task
     from radin.metrics import Metric
     from radin.question import Answer, Failure, Question
     from radin.recipe import Recipe
@@ -68,6 +70,7 @@ __all__ = [
     "cook",
     "doctor",
     "rank",
+    "ready_task",
     "save",
 ]
 

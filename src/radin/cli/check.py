@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import click
 
-from radin.cli.shared import JSON, KEY, PATHS, console_progress, engine_options, open_pool, show, starting
+from radin.cli.shared import (
+    JSON,
+    KEY,
+    PATHS,
+    check_ready,
+    console_progress,
+    engine_options,
+    open_pool,
+    ready_options,
+    show,
+    starting,
+    task_for,
+)
 
 
 @click.command()
 @PATHS
 @click.option("--task", help="Also check the task: architecture, data, metric; estimate time and disk.")
 @click.option("--distances/--no-distances", default=True, show_default=True, help="Distances between the members.")
+@ready_options
 @KEY
 @engine_options
 @JSON
@@ -18,6 +31,9 @@ def check(
     paths: tuple[str, ...],
     task: str | None,
     distances: bool,
+    model: str | None,
+    data: str | None,
+    columns: str | None,
     key: str | None,
     device: str,
     precision: str,
@@ -25,6 +41,7 @@ def check(
     as_json: bool,
 ) -> None:
     """Can these checkpoints be averaged? Headers, fingerprints, shapes, distances; nothing long."""
+    check_ready(task, model, data, columns)
     with starting():
         from radin.diagnose.check import check_pool
         from radin.engine.device import Device
@@ -33,5 +50,6 @@ def check(
     engine = Device.create(device, precision, batch_size)
     with console_progress() as progress:
         pool = open_pool(paths, key, progress)
-        found = check_pool(pool, task, engine, distances=distances, progress=progress)
+        used = task_for(pool, task, model, data, columns)
+        found = check_pool(pool, used, engine, distances=distances, progress=progress)
     show(found.to_json() if as_json else None, *check_parts(found))

@@ -15,13 +15,16 @@ from radin.cli.shared import (
     KEY,
     PATHS,
     PUSH,
+    check_ready,
     console_progress,
     engine_options,
     open_pool,
     push,
+    ready_options,
     require_hub,
     show,
     starting,
+    task_for,
     typed,
 )
 from radin.errors import RadinError
@@ -29,7 +32,8 @@ from radin.errors import RadinError
 
 @click.command()
 @PATHS
-@click.option("--task", help="Python file (or module:object) with model(), validation(). This or --eval.")
+@click.option("--task", help="Python file (or module:object) with model(), validation(). This, --model or --eval.")
+@ready_options
 @click.option(
     "--eval",
     "command",
@@ -44,7 +48,8 @@ from radin.errors import RadinError
 @click.option("--scores", type=click.Path(path_type=Path), help="CSV or JSON: the members' own scores (--eval).")
 @click.option(
     "--metric",
-    help="What saved --outputs are scored by to estimate recipes (--eval). Default: accuracy.",
+    help="What soups are scored by (--model; default the usual one of such models), or what saved --outputs are scored "
+    "by to estimate recipes (--eval; default accuracy).",
 )
 @click.option(
     "--jobs", type=int, default=1, show_default=True, help="Soups evaluated at once: programs, or worker processes."
@@ -102,6 +107,9 @@ from radin.errors import RadinError
 def cook(
     paths: tuple[str, ...],
     task: str | None,
+    model: str | None,
+    data: str | None,
+    columns: str | None,
     command: str | None,
     lower_is_better: bool,
     timeout: float | None,
@@ -136,6 +144,7 @@ def cook(
 
     \b
     radin cook runs/*/best.safetensors --task task.py --budget 10 --out run
+    radin cook runs/* --model hf --data csv:validation.csv --budget 10 --out run
     radin cook runs/*/best.safetensors --eval './score.sh {soup}' --budget 10 --out run
     """
     given: dict[str, Any] = dict(_split_option(text) for text in options)
@@ -145,15 +154,16 @@ def cook(
     whole_number("the budget, the number of passes to spend on soups,", budget, 1)
     whole_number("--seed", seed, 0, None)
     require_hub(repository)
+    check_ready(task, model, data, columns)
     _check_evaluator(
-        task,
+        task or model,
         command,
         {
             "--lower-is-better": lower_is_better,
             "--timeout": timeout,
             "--retries": retries,
             "--scores": scores,
-            "--metric": metric,
+            "--metric": None if model is not None else metric,
         },
     )
     with starting():
@@ -164,14 +174,11 @@ def cook(
         search = radin.cook  # imported before anything is started
 
     base.get(strategy).settings(given)
-    evaluator: str | radin.Command
-    if command is not None:
-        evaluator = radin.Command(command, not lower_is_better, jobs, timeout, retries)
-    else:
-        assert task is not None
-        evaluator = task
+    program = None if command is None else radin.Command(command, not lower_is_better, jobs, timeout, retries)
     with console_progress() as progress:
         pool = open_pool(paths, key, progress, base_model)
+        evaluator = program or task_for(pool, task, model, data, columns, metric)
+        assert evaluator is not None
         result = search(
             pool,
             evaluator,
@@ -190,7 +197,7 @@ def cook(
             outputs=outputs,
             keep_outputs=keep_outputs,
             scores=scores,
-            metric="accuracy" if metric is None else metric,
+            metric="accuracy" if metric is None or model is not None else metric,
             outputs_dtype=outputs_dtype,
             integers_from=integers_from,
             files_from=files_from,
@@ -209,8 +216,9 @@ def _check_evaluator(task: str | None, command: str | None, of_commands: dict[st
     """Raise RadinError unless there is one evaluator, and only options that it has."""
     if (task is None) == (command is None):
         raise RadinError(
-            "say what evaluates a soup: --task task.py, a Python file with model() and validation(), or "
-            "--eval './score.sh {soup}', any program" + ("; not both" if task else "")
+            "say what evaluates a soup: --task task.py, a Python file with model() and validation(), --model with "
+            "--data for models that radin knows, or --eval './score.sh {soup}', any program"
+            + ("; not both" if task else "")
         )
     given = [name for name, value in of_commands.items() if value not in (None, False, 0)]
     if task is not None and given:

@@ -6,7 +6,19 @@ from pathlib import Path
 
 import click
 
-from radin.cli.shared import JSON, KEY, PATHS, console_progress, engine_options, open_pool, show, starting
+from radin.cli.shared import (
+    JSON,
+    KEY,
+    PATHS,
+    check_ready,
+    console_progress,
+    engine_options,
+    open_pool,
+    ready_options,
+    show,
+    starting,
+    task_for,
+)
 
 
 @click.command()
@@ -14,6 +26,7 @@ from radin.cli.shared import JSON, KEY, PATHS, console_progress, engine_options,
 @click.option("--task", help="Also look at a slice of validation(): scores, agreement, interpolation, expected gain.")
 @click.option("--run", "directory", type=click.Path(path_type=Path), help="Also a run of cook over these checkpoints.")
 @click.option("--examples", type=int, default=1000, show_default=True, help="How much of validation() to look at.")
+@ready_options
 @KEY
 @engine_options
 @JSON
@@ -22,6 +35,9 @@ def doctor(
     task: str | None,
     directory: Path | None,
     examples: int,
+    model: str | None,
+    data: str | None,
+    columns: str | None,
     key: str | None,
     device: str,
     precision: str,
@@ -29,6 +45,7 @@ def doctor(
     as_json: bool,
 ) -> None:
     """Explain a pool: what is the matter with it, with numbers, and what to do."""
+    check_ready(task, model, data, columns)
     with starting():
         import radin
         from radin.report.doctor import doctor_parts
@@ -36,9 +53,10 @@ def doctor(
         examine = radin.doctor  # imported before anything is started
     with console_progress() as progress:
         pool = open_pool(paths, key, progress)
+        used = task_for(pool, task, model, data, columns)
         found = examine(
             pool,
-            task,
+            used,
             directory,
             examples=examples,
             device=device,

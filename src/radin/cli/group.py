@@ -17,6 +17,7 @@ from radin.cli.metrics import metrics
 from radin.cli.rank import rank
 from radin.cli.report import report
 from radin.cli.strategies import strategies
+from radin.cli.task import task
 from radin.errors import RadinError
 
 
@@ -40,5 +41,5 @@ def cli() -> None:
         raise RadinError("the working directory was removed; change to one that is there") from None
 
 
-for command in (cook, check, doctor, evaluate, average, rank, strategies, metrics, report, export, demo):
+for command in (cook, check, doctor, evaluate, task, average, rank, strategies, metrics, report, export, demo):
     cli.add_command(command)

@@ -12,14 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from radin.errors import RadinError
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from radin.data.task import TaskText
     from radin.progress import Progress
     from radin.weights import Pool
 
 JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
-TASK = click.option("--task", "task", required=True, help="Python file (or module:object) with model(), validation().")
+TASK = click.option("--task", "task", help="Python file (or module:object) with model(), validation().")
 KEY = click.option("--key", help="Take the tensors nested under this name, e.g. state_dict_ema.")
 BASE = click.option(
     "--base",
@@ -46,6 +49,55 @@ def engine_options(command: Any) -> Any:
     ):
         command = option(command)
     return command
+
+
+def ready_options(command: Any) -> Any:
+    """A task without a file: --model, --data, --columns."""
+    for option in (
+        click.option("--columns", metavar="ROLE=NAME,...", help="Of --data, such as text=review,label=stars."),
+        click.option(
+            "--data",
+            help="imagefolder:DIR, csv:FILE, parquet:FILES, datasets:SAVED_DIR or python:module:function; further "
+            "splits as ,test=PLACE and ,train=PLACE. With --model, in place of --task.",
+        ),
+        click.option("--model", help="timm:NAME, hf, open_clip:NAME or torch:module:function. With --data."),
+    ):
+        command = option(command)
+    return command
+
+
+def check_ready(task: str | None, model: str | None, data: str | None, columns: str | None) -> None:
+    """Raise RadinError unless --model and --data come together, and without --task."""
+    if (model is None) != (data is None):
+        given, lacking = ("--model", "--data") if data is None else ("--data", "--model")
+        raise RadinError(f"{given} needs {lacking}: together they stand for a task file")
+    if model is not None and task is not None:
+        raise RadinError("--task, or --model with --data; not both")
+    if columns is not None and data is None:
+        raise RadinError("--columns is for the tables of --data")
+
+
+def task_for(
+    pool: Pool, task: str | None, model: str | None, data: str | None, columns: str | None, metric: str | None = None
+) -> str | TaskText | None:
+    """What was given as --task, or the task that --model and --data stand for; None where there is neither."""
+    check_ready(task, model, data, columns)
+    if model is None or data is None:
+        return task
+    from radin.cli import streams
+    from radin.errors import printable
+    from radin.integrations import ready_task
+
+    found = ready_task(pool, model, data, columns=columns, metric=metric)
+    for note in found.notes:
+        streams.say(printable(f"note: {note}"))
+    return found
+
+
+def require_task(task: str | None, model: str | None) -> None:
+    """Raise RadinError where nothing says what to evaluate with."""
+    if task is None and model is None:
+        raise RadinError("say what evaluates: --task task.py, a Python file, or --model timm:NAME|hf|... --data ...")
 
 
 def open_pool(paths: tuple[str, ...], key: str | None, progress: Progress, base: Path | None = None) -> Pool:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import importlib
 import importlib.util
+import linecache
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,7 +22,7 @@ from radin import metrics
 from radin.errors import TaskError
 from radin.usercode import UserCodeError, user_code
 
-__all__ = ["Batches", "Data", "Source", "Task", "UserCodeError", "user_code"]
+__all__ = ["Batches", "Data", "Source", "Task", "TaskText", "UserCodeError", "user_code"]
 
 Batches = Iterable[Any]
 Data = Batches | Dataset[Any]
@@ -28,6 +30,20 @@ Source = Callable[[], Data] | Data
 
 # Examples in a batch of a dataset that comes without a loader: small enough for most models.
 USUAL_BATCH = 64
+
+
+@dataclass(frozen=True)
+class TaskText:
+    """The text of a task file that is in no file, as radin writes it for a model and data that it knows.
+
+    model, data: what was asked for. text: Python, with model() and validation(). notes: what to say of it. Worker
+    processes load the task from it, and 'radin task' prints it.
+    """
+
+    model: str
+    data: str
+    text: str
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -54,13 +70,16 @@ class Task:
     higher_is_better: bool | None = None
 
     @classmethod
-    def load(cls, spec: str | Path | Task) -> Task:
+    def load(cls, spec: str | Path | Task | TaskText) -> Task:
         """A task from "task.py", "package.module", or either followed by ":object" (a Task, class or module).
 
-        Raises TaskError when it is missing, incomplete or fails; the message carries the user's traceback.
+        Or from the text of a task file. Raises TaskError when it is missing, incomplete or fails; the message carries
+        the user's traceback.
         """
         if isinstance(spec, Task):
             return spec
+        if isinstance(spec, TaskText):
+            return cls._from_namespace(_load_text(spec), f"the task of {spec.model} and {spec.data}")
         place, _, attribute = str(spec).partition(":")
         if Path(place).suffix == ".py" or os.path.exists(place):
             module = _load_file(Path(place))
@@ -169,4 +188,17 @@ def _load_file(path: Path) -> ModuleType:
     sys.modules[spec.name] = module
     with user_code(f"task file {path}"):
         spec.loader.exec_module(module)
+    return module
+
+
+def _load_text(task: TaskText) -> ModuleType:
+    name = f"radin_ready_task_{hashlib.sha256(task.text.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"
+    file = f"<{name}.py>"
+    # Tracebacks show its lines; linecache forgets what has a size and is no file.
+    linecache.cache[file] = (len(task.text), None, task.text.splitlines(keepends=True), file)
+    module = ModuleType(name)
+    module.__file__ = file
+    sys.modules[name] = module
+    with user_code(f"the task of {task.model} and {task.data}"):
+        exec(compile(task.text, file, "exec"), module.__dict__)
     return module

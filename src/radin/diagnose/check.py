@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from radin.data.batches import length
-from radin.data.task import Task
+from radin.data.task import Task, TaskText
 from radin.engine.device import Device
 from radin.progress import Progress
 from radin.run.preflight import preflight
@@ -130,7 +130,7 @@ class Checked:
 
 def check_pool(
     pool: Pool,
-    task: str | Path | Task | None,
+    task: str | Path | Task | TaskText | None,
     engine: Device,
     *,
     distances: bool = True,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from radin.checks import whole_number
-from radin.data.task import Task
+from radin.data.task import Task, TaskText
 from radin.diagnose.examine import ALPHAS, History, SliceReport, examine_run, examine_slice
 from radin.engine.device import Device
 from radin.engine.load import check_fits
@@ -78,7 +78,7 @@ class Diagnosis:
 
 def doctor(
     pool: Pool | str | Path | Iterable[str | Path],
-    task: Task | str | Path | None = None,
+    task: Task | TaskText | str | Path | None = None,
     run: str | Path | None = None,
     *,
     examples: int = 1000,

@@ -8,7 +8,7 @@ from typing import Any
 
 from radin.data.batches import DataFingerprint, read
 from radin.data.readings import check_same
-from radin.data.task import Task
+from radin.data.task import Task, TaskText
 from radin.engine.base import Engine
 from radin.engine.device import Device
 from radin.engine.evaluate import Evaluator
@@ -34,7 +34,7 @@ class LocalEngine(Engine):
         task: Task,
         device: Device,
         *,
-        spec: str | Path | None = None,
+        spec: str | Path | TaskText | None = None,
         integers_from: str | None = None,
         files_from: str | None = None,
         workers: int = 1,

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from radin import interrupts
-from radin.data.task import Task
+from radin.data.task import Task, TaskText
 from radin.engine.device import Device
 from radin.engine.worker import Statistics, Worker
 from radin.errors import RadinError, TaskError
@@ -57,12 +57,12 @@ class Workers:
         count: int,
         pool: Pool,
         task: Task,
-        spec: str | Path | None,
+        spec: str | Path | TaskText | None,
         device: Device,
         integers_from: str | None,
     ) -> None:
         self._context = multiprocessing.get_context("spawn")
-        source: Task | str = str(spec) if spec is not None else task
+        source: Task | TaskText | str = task if spec is None else str(spec) if isinstance(spec, Path) else spec
         try:
             pickle.dumps(source)
         except Exception as error:
@@ -225,7 +225,7 @@ def _terminal_held_off() -> Iterator[None]:
 
 
 def _work(
-    pipe: Connection, device: Device, pool: Pool, source: Task | str, integers_from: str | None, threads: int
+    pipe: Connection, device: Device, pool: Pool, source: Task | TaskText | str, integers_from: str | None, threads: int
 ) -> None:
     """What a worker process does until its pipe is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's interrupt is for the process that asks

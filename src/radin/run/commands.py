@@ -13,7 +13,7 @@ import numpy as np
 
 from radin import __version__, metrics
 from radin.checksums import opened
-from radin.data.task import Task
+from radin.data.task import Task, TaskText
 from radin.engine.device import Device
 from radin.engine.evaluate import Evaluator
 from radin.errors import RadinError, TaskError, printable
@@ -122,7 +122,7 @@ class RankedFiles:
 
 
 def evaluate_pool(
-    pool: Pool, task: str | Path | Task, split: str, engine: Device, *, progress: Progress | None = None
+    pool: Pool, task: str | Path | Task | TaskText, split: str, engine: Device, *, progress: Progress | None = None
 ) -> Evaluated:
     """Each checkpoint's true score on a split, as it is (BatchNorm statistics untouched), one model in memory."""
     task = Task.load(task)

@@ -15,7 +15,7 @@ import torch
 import radin
 from radin.checks import whole_number
 from radin.checksums import sealed
-from radin.data.task import Task
+from radin.data.task import Task, TaskText
 from radin.engine.base import Engine
 from radin.engine.command import Command, CommandEngine
 from radin.errors import RadinError, RunError
@@ -54,7 +54,7 @@ _PASSES_PER_FINALIST, _FINALISTS = 3, 4
 
 def cook(
     pool: Pool | str | Path | Iterable[str | Path],
-    task: Task | Command | Engine | str | Path,
+    task: Task | TaskText | Command | Engine | str | Path,
     *,
     budget: int,
     out: str | Path,

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from radin import metrics
-from radin.data.task import Task
+from radin.data.task import Task, TaskText
 from radin.engine.base import Engine
 from radin.engine.device import Device
 from radin.engine.local import LocalEngine
@@ -89,7 +89,7 @@ class TaskEvaluator(Evaluator):
         self,
         pool: Pool,
         task: Task,
-        spec: str | Path | None,
+        spec: str | Path | TaskText | None,
         *,
         workers: int,
         device: str,
@@ -109,6 +109,7 @@ class TaskEvaluator(Evaluator):
         )
         self.device = placed.name
         self._task = task
+        self._ready = spec.model if isinstance(spec, TaskText) else None
         self._outputs, self._dtype, self._keep = outputs, outputs_dtype, keep_outputs
         self._kept: OutputStore | None = None
         self._first = preflight(task, pool.shapes, pool[0].name, lambda: pool.tensors(0), placed, self.metric)
@@ -134,6 +135,7 @@ class TaskEvaluator(Evaluator):
         """All data by content, once they are known."""
         return {
             "the metric's code": metric_identity(self.metric),
+            "the ready model": self._ready,
             VALIDATION: None,
             "calibration data": None,
             **{data_name(split): None for split in self.engine.splits},
