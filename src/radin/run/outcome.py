@@ -164,7 +164,7 @@ class Outcome:
             return None
         if known.outputs is not None:
             rows = slice(None) if self.choose is None else self.choose
-            together = mixed(known.outputs, recipe)[rows]
+            together = mixed(known.outputs, recipe, self.job.metric)[rows]
             found = answer_from_outputs(self.job.metric, together, known.targets[rows], 0.0, known.data)
             return found.score, found.stderr
         score = float(known.estimator.scores(np.array([recipe.weights]))[0])
