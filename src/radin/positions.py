@@ -108,7 +108,7 @@ def mean_iou(totals: Floats) -> float:
 
 @dataclass(frozen=True)
 class Tags:
-    """The classes of a tagger as B-, I- and O tags: ``begins``, ``inside``, and the number of the type, ``kind``, (C,)."""
+    """A tagger's classes as B-, I- and O tags: ``begins``, ``inside``, and the type's number ``kind``, (C,) each."""
 
     begins: tuple[bool, ...]
     inside: tuple[bool, ...]

@@ -12,7 +12,7 @@ import torch
 from radin.checks import whole_number
 from radin.data.batches import Batch, rows_between, to_device
 from radin.engine.forward import OutOfMemoryError, memory_errors
-from radin.engine.rows import Rows
+from radin.engine.rows import PLAIN, Rows
 from radin.errors import RadinError, TaskError, printable
 from radin.memory import free_memory
 
@@ -132,8 +132,10 @@ class Device:
                 f"{self._fits[work]} examples are used for the {work}",
             )
 
-    def outputs(self, models: Sequence[torch.nn.Module], batch: Batch, rows: Rows) -> list[torch.Tensor]:
+    def outputs(self, models: Sequence[torch.nn.Module], batch: Batch, rows: Rows | None = None) -> list[torch.Tensor]:
         """Each model's rows of outputs on one batch: float32 tensors (b, C) on the CPU. The batch is moved once.
+
+        ``rows``: how they are made of what a model returns; by default one of each example.
 
         In several parts where it does not fit. Raises RadinError when a single example does not.
         """
@@ -143,7 +145,7 @@ class Device:
             stop = min(start + (self.fitting("outputs") or batch.size), batch.size)
             part = batch if stop - start == batch.size else rows_between(batch, start, stop)
             try:
-                parts.append(self._outputs(models, part, rows))
+                parts.append(self._outputs(models, part, rows or PLAIN))
             except OutOfMemoryError:
                 pass  # the memory is free again only after this block, with the error's frames
             else:

@@ -14,7 +14,7 @@ from radin.data.batches import Batch
 from radin.data.task import Task, user_code
 from radin.engine.forward import forward, memory_errors, outputs_of, tensor_of
 from radin.errors import OutputsError, TaskError
-from radin.metrics import Metric, check_labels
+from radin.metrics import Metric, check_labels, get
 from radin.positions import UNCOUNTED, counted
 
 _AT_ONCE = 1 << 24  # numbers of which the softmax is taken together
@@ -144,3 +144,7 @@ def joined(parts: list[NDArray[Any]], metric: Metric) -> NDArray[Any]:
         columns = max(part.shape[1] for part in parts)
         parts = [widened(part, columns) for part in parts]
     return np.concatenate(parts)
+
+
+PLAIN = Rows(get("accuracy"))
+"""One row of each example, by calling the model."""
