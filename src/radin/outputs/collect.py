@@ -232,8 +232,9 @@ class _CannotResume(Exception):
 
 def _read_into(store: OutputStore, fingerprints: Sequence[str], passing: _Pass) -> tuple[str, NDArray[Any]]:
     """Fill the store by one reading; continues a killed one by the same members where its rows are good."""
+    widen = widened if passing.metric.choices else None
     for resume in (True, False):
-        reading = PendingOutputs(store, fingerprints, resume=resume) if fingerprints else None
+        reading = PendingOutputs(store, fingerprints, resume=resume, widen=widen) if fingerprints else None
         try:
             return _attempt(reading, passing)
         except _CannotResume:
@@ -260,7 +261,7 @@ def _attempt(reading: PendingOutputs | None, passing: _Pass) -> tuple[str, NDArr
         if outputs and reading is not None:
             left = max(0, passing.total[0] - reading.examples) * sum(rows[0].numel() for rows in outputs)
             with told(reading.folder, needs=left * reading.itemsize):
-                reading.append(outputs, data, widened if passing.metric.choices else None)
+                reading.append(outputs, data)
     if data.examples < skip:
         raise _CannotResume
     fingerprint, whole = passing.finished(data, targets)

@@ -167,12 +167,14 @@ class PendingOutputs:
     """The partial files of one reading by some members: rows appended batch by batch, resumable.
 
     ``examples``: rows that are on disk already when the reading starts (0 without ``resume``), made by the data whose
-    fingerprint up to there is ``resume_data``. No file is kept open: there may be hundreds of members.
+    fingerprint up to there is ``resume_data``. ``widen(rows, columns)``: where rows may have more or fewer columns than
+    those before. No file is kept open: there may be hundreds of members.
     """
 
-    def __init__(self, store: OutputStore, members: Sequence[str], *, resume: bool) -> None:
+    def __init__(self, store: OutputStore, members: Sequence[str], *, resume: bool, widen: Widen | None = None) -> None:
         self._store = store
         self._members = members
+        self._widen = widen
         self._note = store.folder / "reading.json"
         self._digests = [hashlib.sha256() for _ in members]
         note = self._read_note() if resume else None
@@ -225,11 +227,9 @@ class PendingOutputs:
             "precision": self._store.precision,
         }
 
-    def append(self, outputs: Sequence[torch.Tensor], data: DataFingerprint, widen: Widen | None = None) -> None:
-        """Add each member's rows of the examples up to here in ``data``; now and then make them safe.
-
-        ``widen(rows, columns)``: for rows that may have more or fewer columns than those before.
-        """
+    def append(self, outputs: Sequence[torch.Tensor], data: DataFingerprint) -> None:
+        """Add each member's rows of the examples up to here in ``data``; now and then make them safe."""
+        widen = self._widen
         columns = outputs[0].shape[1]
         if widen is not None and self._rows:
             if columns > self._classes:
