@@ -330,6 +330,7 @@ def test_a_causal_language_model_is_cooked_by_perplexity(tmp_path):
     task = Task(speaker, text(slice(160, 280)), metric="perplexity")
     result = radin.cook(paths, task, budget=3, out=tmp_path / "run")
     assert not result.higher_is_better
+    assert result.ensemble.name == "probability ensemble"
     assert result.best.score <= result.best_single.score
     model = speaker().eval()
     model.load_state_dict(load_file(tmp_path / "run" / "soup.safetensors"))
