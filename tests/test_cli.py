@@ -162,8 +162,12 @@ def test_strategies_are_listed_with_their_options(radin_command):
 
 def test_metrics_are_listed_with_their_direction_and_targets(radin_command):
     found = json.loads(radin_command("metrics", "--json").stdout)
+    about = [entry.pop("about") for entry in found.values()]
+    assert all(about)
+    assert len(set(about)) == len(found)
     assert found["accuracy"] == {"higher_is_better": True, "targets": "classes", "mean_over_examples": True}
     assert found["r2"] == {"higher_is_better": True, "targets": "values", "mean_over_examples": False}
+    assert found["mean_iou"] == {"higher_is_better": True, "targets": "positions", "mean_over_examples": False}
     assert set(found) == set(metrics.names())
     text = radin_command("metrics").stdout
     assert re.search(r"nll +lower +one class index per example +yes", text)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import numbers
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -17,19 +17,32 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from radin import positions
 from radin.errors import TaskError
 from radin.usercode import user_code
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
-TargetKind = Literal["classes", "values", "multilabel", "any"]
-Family = Literal["accuracy", "balanced_accuracy", "macro_f1", "nll", "mse", "r2", "other"]
+TargetKind = Literal["classes", "values", "multilabel", "positions", "any"]
+Family = Literal[
+    "accuracy",
+    "balanced_accuracy",
+    "macro_f1",
+    "nll",
+    "mse",
+    "r2",
+    "position_accuracy",
+    "mean_iou",
+    "mixture",
+    "other",
+]
 
 # What the targets of each kind look like, in words.
 TARGET_KINDS: dict[TargetKind, str] = {
     "classes": "one class index per example",
     "values": "numbers shaped like the outputs",
     "multilabel": "a 0 or 1 per example and class",
+    "positions": "a class index per token or pixel",
     "any": "not checked",
 }
 
@@ -39,28 +52,86 @@ CALIBRATION_BINS = 15
 _TOP_K = re.compile(r"top-?([1-9]\d{0,8})")
 
 
+def _unset(outputs: Array, targets: Array) -> float:
+    """Stands for a value that is derived from what else a metric was given."""
+    raise TypeError("a metric needs value, per_example, per_position, summary or totals")
+
+
 @dataclass(frozen=True)
 class Metric:
-    """A score of outputs against targets.
+    """A score of outputs against targets. One of the first three functions is enough, and the direction.
 
-    ``value(outputs (M, C), targets (M, ...)) -> float``.
-    ``per_example(outputs, targets) -> (M,)`` where the metric is the mean of one number per example.
+    ``per_example(outputs (M, C), targets (M, ...)) -> (M,)``: the score is the mean of one number per example.
+    ``per_position(outputs (P, C), labels (P,)) -> (P,)``: where an example is a sequence or a picture, the mean of one
+    number per counted position. ``value(outputs (M, C), targets (M, ...)) -> float``: anything else.
+
+    ``name``: by default the function's. ``higher_is_better`` must be given.
     ``targets``: "classes" (integers in 0..C-1), "values" (numbers shaped like the outputs), "multilabel" (zeros
-    and ones shaped like the outputs) or "any" (not checked).
+    and ones shaped like the outputs), "positions" (integers (M, L) or (M, H, W)) or "any" (not checked).
     ``summary(outputs, targets) -> (M, K)`` and ``from_summary(summary, targets) -> float``: for metrics that are
     no mean of one number per example but need only a few; ``value`` is then one after the other.
+    ``totals(outputs (P, C), targets (P, 2)) -> (M, K)`` and ``from_totals((K,)) -> float``: for targets by position,
+    laid out as ``radin.positions`` says: numbers per example that are summed before they become a score.
+    ``target_only``: of the outputs at a position only the target's log-probability is kept, (P, 1).
+    ``ignore_index``: the label of positions that do not count. ``choices``: outputs may have another number of
+    columns in each batch, or -inf or NaN where an example has fewer.
     ``family`` says which exact estimate from cached outputs fits; ``top`` is k of top-k accuracy.
     """
 
-    name: str
-    higher_is_better: bool
-    targets: TargetKind
-    value: Callable[[Array, Array], float]
+    name: str = ""
+    higher_is_better: bool = None  # type: ignore[assignment]
+    targets: TargetKind = "any"
+    value: Callable[[Array, Array], float] = _unset
     per_example: Callable[[Array, Array], Floats] | None = None
     summary: Callable[[Array, Array], Array] | None = None
     from_summary: Callable[[Array, Array], float] | None = None
     family: Family = "other"
     top: int = 1
+    per_position: Callable[[Array, Array], Floats] | None = None
+    totals: Callable[[Array, Array], Floats] | None = None
+    from_totals: Callable[[Floats], float] | None = None
+    target_only: bool = False
+    ignore_index: int = positions.IGNORE
+    choices: bool = False
+    about: str = ""
+
+    def __post_init__(self) -> None:
+        """Derive what was not given. Raises TaskError when that cannot be done."""
+        derive = partial(object.__setattr__, self)
+        given = next((f for f in (self.per_example, self.per_position, self.totals, self.summary) if f), self.value)
+        if not self.name:
+            derive("name", _name_of(given))
+        if not isinstance(self.higher_is_better, bool):
+            raise TaskError(f"metric {self.name!r}: say its direction with higher_is_better=True or False")
+        if self.per_position is not None:
+            derive("totals", partial(_totals_of, self.per_position))
+            derive("from_totals", positions.ratio)
+        if self.totals is not None:
+            derive("targets", "positions")
+        if self.value is not _unset and getattr(self.value, "func", None) not in _DERIVED:
+            return
+        if self.totals is not None and self.from_totals is not None:
+            derive("value", partial(_value_of_totals, self.totals, self.from_totals))
+        elif self.per_example is not None:
+            derive("value", partial(_mean_of, self.per_example))
+        elif self.summary is not None and self.from_summary is not None:
+            derive("value", partial(_value_of_summary, self.summary, self.from_summary))
+        elif self.value is _unset:
+            raise TaskError(f"metric {self.name!r} needs a function: value, per_example or per_position")
+
+    @property
+    def by_position(self) -> bool:
+        """Whether an example has outputs and a target at each of many positions."""
+        return self.totals is not None
+
+    def examples(self, targets: Array) -> int:
+        """How many examples targets belong to: (M, ...), or (P, 2) of positions."""
+        return len(positions.starts(targets)) if self.by_position else len(targets)
+
+    def values(self, totals: Floats) -> Floats:
+        """One number per example, (M,), whose mean is the score of ``totals`` (M, K)."""
+        assert self.from_totals is not None
+        return positions.values(totals, self.from_totals)
 
     def utility(self, score: float) -> float:
         """The score with its sign set so that higher is better; what is not finite, and may not win, is -inf."""
@@ -84,6 +155,8 @@ class Metric:
             _check_values(self.name, targets, classes)
         elif self.targets == "multilabel":
             _check_multilabel(self.name, targets, classes)
+        elif self.targets == "positions":
+            _check_positions(self, targets, classes)
         if self.family == "accuracy" and self.top > 1 and classes <= self.top:
             raise TaskError(f"metric {self.name!r} needs more than {self.top} classes; the model returns {classes}")
 
@@ -97,6 +170,8 @@ class Metric:
         with user_code(f"{what}, called on {len(targets)} examples,"):
             number = self.value(outputs, targets)
             values = None if self.per_example is None else self.per_example(outputs, targets)
+            if self.per_position is not None:
+                values, targets = self.per_position(outputs, np.maximum(targets[:, 0], 0)), targets[:, 0]
         number_of(self.name, number)
         if values is None:
             return
@@ -116,6 +191,9 @@ class Metric:
         examples = len(targets)
         if examples < 2:
             return float("nan")
+        if self.totals is not None:
+            values = self.values(self.totals(outputs, targets))
+            return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
         if self.per_example is not None:
             return float(np.std(self.per_example(outputs, targets), ddof=1) / np.sqrt(examples))
         rng = np.random.default_rng(seed)
@@ -132,7 +210,34 @@ class Metric:
     @property
     def opaque(self) -> bool:
         """Whether it says nothing of single examples: each score is then a call of ``value`` on all of them."""
-        return self.per_example is None and self.summary is None
+        return self.per_example is None and self.summary is None and self.totals is None
+
+
+def _mean_of(per_example: Callable[[Array, Array], Floats], outputs: Array, targets: Array) -> float:
+    return float(per_example(outputs, targets).mean())
+
+
+def _value_of_summary(
+    summary: Callable[[Array, Array], Array],
+    from_summary: Callable[[Array, Array], float],
+    outputs: Array,
+    targets: Array,
+) -> float:
+    return from_summary(summary(outputs, targets), targets)
+
+
+def _value_of_totals(
+    totals: Callable[[Array, Array], Floats], score: Callable[[Floats], float], outputs: Array, targets: Array
+) -> float:
+    return score(totals(outputs, targets).sum(axis=0))
+
+
+_DERIVED = (_mean_of, _value_of_summary, _value_of_totals)
+
+
+def _totals_of(per_position: Callable[[Array, Array], Floats], outputs: Array, targets: Array) -> Floats:
+    """Sum and count of one number per position; a position that does not count is shown with class 0."""
+    return positions.mean_totals(per_position(outputs, np.maximum(targets[:, 0], 0)), targets)
 
 
 def _check_classes(name: str, targets: Array, classes: int) -> None:
@@ -161,6 +266,28 @@ def _check_values(name: str, targets: Array, classes: int) -> None:
         raise TaskError(f"metric {name!r}: the model returns {classes} values per example, the targets {width}")
     if not np.isfinite(targets).all():
         raise TaskError(f"metric {name!r}: the targets hold NaN or infinity")
+
+
+def _check_positions(metric: Metric, targets: Array, classes: int) -> None:
+    if targets.ndim != 2 or targets.shape[1] != 2:
+        raise TaskError(
+            f"metric {metric.name!r} needs targets by position, (positions, 2): a class and the number of the "
+            f"example; they have shape {targets.shape}"
+        )
+    if not metric.target_only:
+        check_labels(metric, targets[:, 0], classes)
+
+
+def check_labels(metric: Metric, labels: Array, classes: int) -> None:
+    """Raise TaskError when labels (P,) of positions are no classes; UNCOUNTED stands for one that does not count."""
+    low, high = int(labels.min(initial=0)), int(labels.max(initial=0))
+    if low < positions.UNCOUNTED or high >= classes:
+        odd = high if high >= classes else low
+        raise TaskError(
+            f"metric {metric.name!r}: labels out of range: the model returns {classes} classes (0..{classes - 1}) at "
+            f"each position, the targets hold {odd}. Where that marks positions that do not count, say "
+            f"ignore_index = {odd} in the task (now {metric.ignore_index})."
+        )
 
 
 def _check_multilabel(name: str, targets: Array, classes: int) -> None:
@@ -343,13 +470,20 @@ def mean_metric(
     targets: TargetKind,
     family: Family = "other",
     top: int = 1,
+    choices: bool = False,
+    about: str = "",
 ) -> Metric:
     """A metric that is the mean of one number per example."""
-
-    def value(outputs: Array, labels: Array) -> float:
-        return float(per_example(outputs, labels).mean())
-
-    return Metric(name, higher_is_better, targets, value, per_example, family=family, top=top)
+    return Metric(
+        name,
+        higher_is_better,
+        targets,
+        per_example=per_example,
+        family=family,
+        top=top,
+        choices=choices,
+        about=about,
+    )
 
 
 def summary_metric(
@@ -360,13 +494,50 @@ def summary_metric(
     higher_is_better: bool,
     targets: TargetKind,
     family: Family = "other",
+    about: str = "",
 ) -> Metric:
     """A metric of a few numbers per example that do not simply average."""
+    return Metric(
+        name,
+        higher_is_better,
+        targets,
+        summary=summary,
+        from_summary=from_summary,
+        family=family,
+        about=about,
+    )
 
-    def value(outputs: Array, labels: Array) -> float:
-        return from_summary(summary(outputs, labels), labels)
 
-    return Metric(name, higher_is_better, targets, value, summary=summary, from_summary=from_summary, family=family)
+def _position_metric(
+    name: str,
+    totals: Callable[[Array, Array], Floats],
+    from_totals: Callable[[Floats], float],
+    *,
+    higher_is_better: bool = True,
+    family: Family = "other",
+    target_only: bool = False,
+    about: str = "",
+) -> Metric:
+    return Metric(
+        name,
+        higher_is_better,
+        "positions",
+        totals=totals,
+        from_totals=from_totals,
+        family=family,
+        target_only=target_only,
+        about=about,
+    )
+
+
+def span_f1(tags: Sequence[str] | None = None) -> Metric:
+    """F1 of whole spans, micro-averaged, as seqeval gives it by default.
+
+    tags: the names of the classes in order, "O", "B-PER", "I-PER", ...; None: class 0 is O, then B- and I- of each.
+    """
+    known = None if tags is None else positions.Tags.of(tags)
+    about = "F1 of whole spans of B- and I- tags, as seqeval counts them"
+    return _position_metric("span_f1", partial(positions.spans, known), positions.span_f1, about=about)
 
 
 def _top_metric(top: int) -> Metric:
@@ -377,13 +548,21 @@ def _top_metric(top: int) -> Metric:
         targets="classes",
         family="accuracy",
         top=top,
+        about=f"share of examples whose target is among the {top} largest outputs",
     )
 
 
 _METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        mean_metric("accuracy", correct, higher_is_better=True, targets="classes", family="accuracy"),
+        mean_metric(
+            "accuracy",
+            correct,
+            higher_is_better=True,
+            targets="classes",
+            family="accuracy",
+            about="share of examples whose largest output is the target",
+        ),
         _top_metric(5),
         summary_metric(
             "balanced_accuracy",
@@ -392,17 +571,124 @@ _METRICS: dict[str, Metric] = {
             higher_is_better=True,
             targets="classes",
             family="balanced_accuracy",
+            about="mean over classes of the share of their examples that is right",
         ),
-        summary_metric("macro_f1", _predicted, _macro_f1, higher_is_better=True, targets="classes", family="macro_f1"),
-        mean_metric("nll", negative_log_likelihood, higher_is_better=False, targets="classes", family="nll"),
-        Metric("nll_calibrated", False, "classes", _calibrated_nll),
-        mean_metric("brier", brier, higher_is_better=False, targets="classes"),
-        summary_metric("ece", _confidence, _calibration_error, higher_is_better=False, targets="classes"),
-        Metric("multilabel_map", True, "multilabel", _multilabel_map),
-        summary_metric("multilabel_f1", _positive, _multilabel_f1, higher_is_better=True, targets="multilabel"),
-        mean_metric("mse", squared_error, higher_is_better=False, targets="values", family="mse"),
-        mean_metric("mae", absolute_error, higher_is_better=False, targets="values"),
-        summary_metric("r2", _squares, _r2, higher_is_better=True, targets="values", family="r2"),
+        summary_metric(
+            "macro_f1",
+            _predicted,
+            _macro_f1,
+            higher_is_better=True,
+            targets="classes",
+            family="macro_f1",
+            about="mean over classes of F1",
+        ),
+        mean_metric(
+            "nll",
+            negative_log_likelihood,
+            higher_is_better=False,
+            targets="classes",
+            family="nll",
+            about="cross-entropy, natural logarithm",
+        ),
+        Metric(
+            "nll_calibrated",
+            False,
+            "classes",
+            _calibrated_nll,
+            about="cross-entropy at the temperature that makes it least",
+        ),
+        mean_metric(
+            "brier",
+            brier,
+            higher_is_better=False,
+            targets="classes",
+            about="squared error of the probabilities, summed over classes",
+        ),
+        summary_metric(
+            "ece",
+            _confidence,
+            _calibration_error,
+            higher_is_better=False,
+            targets="classes",
+            about="expected calibration error of the largest probability, 15 bins",
+        ),
+        Metric(
+            "multilabel_map",
+            True,
+            "multilabel",
+            _multilabel_map,
+            about="mean over classes of average precision",
+        ),
+        summary_metric(
+            "multilabel_f1",
+            _positive,
+            _multilabel_f1,
+            higher_is_better=True,
+            targets="multilabel",
+            about="mean over classes of F1 at a probability of one half",
+        ),
+        mean_metric(
+            "mse", squared_error, higher_is_better=False, targets="values", family="mse", about="mean squared error"
+        ),
+        mean_metric("mae", absolute_error, higher_is_better=False, targets="values", about="mean absolute error"),
+        summary_metric(
+            "r2",
+            _squares,
+            _r2,
+            higher_is_better=True,
+            targets="values",
+            family="r2",
+            about="explained share of the variance, mean over columns",
+        ),
+        mean_metric(
+            "multiple_choice",
+            correct,
+            higher_is_better=True,
+            targets="classes",
+            family="accuracy",
+            choices=True,
+            about="accuracy where examples differ in how many choices they have: -inf or NaN marks those not there",
+        ),
+        _position_metric(
+            "token_accuracy",
+            positions.hits,
+            positions.ratio,
+            family="position_accuracy",
+            about="share of tokens that are right, over all sequences together",
+        ),
+        _position_metric(
+            "pixel_accuracy",
+            positions.hits,
+            positions.ratio,
+            family="position_accuracy",
+            about="share of pixels that are right, over all pictures together",
+        ),
+        _position_metric(
+            "token_nll",
+            positions.losses,
+            positions.ratio,
+            higher_is_better=False,
+            family="mixture",
+            target_only=True,
+            about="cross-entropy per token, natural logarithm",
+        ),
+        _position_metric(
+            "perplexity",
+            positions.losses,
+            positions.exponential,
+            higher_is_better=False,
+            family="mixture",
+            target_only=True,
+            about="exp of the cross-entropy per token",
+        ),
+        _position_metric(
+            "mean_iou",
+            positions.overlaps,
+            positions.mean_iou,
+            family="mean_iou",
+            about="mean over classes of intersection over union, over all pictures together",
+        ),
+        span_f1(),
     )
 }
 

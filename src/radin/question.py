@@ -91,7 +91,14 @@ def answer_from_outputs(
     metric: Metric, outputs: NDArray[Any], targets: NDArray[Any], seconds: float, data: str
 ) -> Answer:
     """The Answer of outputs (m, classes) that are already there; targets (m, ...)."""
+    if metric.totals is not None:
+        return answer_from_totals(metric, metric.totals(outputs, targets), seconds, data)
     if metric.per_example is not None:
         return answer_from_values(metric.per_example(outputs, targets), seconds, data)
     stderr = metric.standard_error(outputs, targets)
     return Answer(metric.value(outputs, targets), stderr, len(targets), seconds, data)
+
+
+def answer_from_totals(metric: Metric, totals: Floats, seconds: float, data: str) -> Answer:
+    """The Answer of a metric by position, from its numbers per example (M, K)."""
+    return answer_from_values(metric.values(totals), seconds, data)

@@ -92,10 +92,10 @@ def test_fewer_members_at_once_where_not_all_fit(toy_pool, toy_task, tmp_path, m
             raise torch.OutOfMemoryError("CUDA out of memory")
         load_weights(model, tensors, name)
 
-    def run(self, models, batch):
+    def run(self, models, batch, rows):
         if where == "running" and len(models) > 2:
             raise OutOfMemoryError(batch.size, "CUDA out of memory")
-        return outputs(self, models, batch)
+        return outputs(self, models, batch, rows)
 
     monkeypatch.setattr(collect, "_place", count)
     monkeypatch.setattr(collect, "load_weights", load)

@@ -84,9 +84,9 @@ def test_a_reading_that_died_goes_on_where_its_rows_are_safe(toy_pool, toy_task,
     rows = []
 
     class Counting(Device):
-        def outputs(self, models, batch):
+        def outputs(self, models, batch, rows_of=None):
             rows.append(batch.size)
-            return super().outputs(models, batch)
+            return super().outputs(models, batch, rows_of)
 
     task = replace(toy_task, validation=lambda: toy.batches(toy.VALIDATION, resumed_batch))
     found = collect(task, toy_pool, tmp_path / "cut", Counting(torch.device("cpu")))

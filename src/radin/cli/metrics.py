@@ -7,7 +7,7 @@ import click
 from radin.cli.shared import JSON, show
 
 _LINES = (
-    "top-K accuracy is there for every K (top3, top-10); a task may give a radin.Metric or a function",
+    "top-K accuracy is there for every K (top3, top-10); a task may give a radin.Metric of its own (docs/metrics.md)",
     "a mean over examples can be told from some of them, so a soup may be partly evaluated; it has a paired interval",
 )
 
@@ -25,6 +25,7 @@ def metrics(as_json: bool) -> None:
             "higher_is_better": metric.higher_is_better,
             "targets": metric.targets,
             "mean_over_examples": metric.per_example is not None,
+            "about": metric.about,
         }
         for metric in found
     }
@@ -34,8 +35,9 @@ def metrics(as_json: bool) -> None:
             "higher" if metric.higher_is_better else "lower",
             known.TARGET_KINDS[metric.targets],
             "yes" if metric.per_example is not None else "no",
+            metric.about,
         ]
         for metric in found
     ]
-    columns = ["name", "better", "targets", "mean over examples"]
+    columns = ["name", "better", "targets", "mean over examples", "what it is"]
     show(value if as_json else None, plain_table("metrics", columns, rows), *_LINES)

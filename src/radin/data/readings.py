@@ -35,6 +35,7 @@ class _Known:
     """
 
     data: str
+    examples: int
     batches: int
     held: tuple[Batch, ...] | None
     by_index: tuple[Indexed, NDArray[Any]] | None
@@ -68,6 +69,10 @@ class Readings:
     def fingerprint(self, split: str) -> str:
         """Of the split's data, as its last whole reading gave them."""
         return self._known[split].data
+
+    def examples(self, split: str) -> int:
+        """How many examples the split has, as its last whole reading gave them."""
+        return self._known[split].examples
 
     def reading_share(self, split: str, seconds_per_batch: float | None = None) -> float:
         """The share of a model's pass over a split that reads the data and checks them, in [0, 1], to two digits.
@@ -181,6 +186,7 @@ class Readings:
             split,
             _Known(
                 data.hexdigest(),
+                data.examples,
                 pieces,
                 None if held is None else tuple(held),
                 None if by_index is None else (by_index, np.concatenate(targets)),

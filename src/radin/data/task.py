@@ -10,7 +10,7 @@ import linecache
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -59,6 +59,8 @@ class Task:
     calibration: batches to re-estimate BatchNorm statistics after averaging.
     metric: a name (radin.metrics.names()), a Metric, or a function (outputs, targets) -> float; for a function,
         higher_is_better says its direction.
+    outputs: a function (model, inputs) -> outputs, where calling the model on a batch's inputs is not enough.
+    ignore_index: the label of tokens or pixels that do not count, for metrics by position; by default -100.
     """
 
     model: Callable[[], torch.nn.Module] | torch.nn.Module
@@ -68,6 +70,8 @@ class Task:
     calibration: Source | None = None
     metric: str | metrics.Metric | Callable[[Any, Any], float] = "accuracy"
     higher_is_better: bool | None = None
+    outputs: Callable[[torch.nn.Module, Any], Any] | None = None
+    ignore_index: int | None = None
 
     @classmethod
     def load(cls, spec: str | Path | Task | TaskText) -> Task:
@@ -116,7 +120,8 @@ class Task:
 
     def get_metric(self) -> metrics.Metric:
         """The task's metric with its direction. Raises TaskError if unknown."""
-        return metrics.get(self.metric, self.higher_is_better)
+        found = metrics.get(self.metric, self.higher_is_better)
+        return found if self.ignore_index is None else replace(found, ignore_index=int(self.ignore_index))
 
     def build_model(self) -> torch.nn.Module:
         """A fresh module, in evaluation mode, on the CPU."""

@@ -151,7 +151,7 @@ def _check_task(pool: Pool, task: Task, engine: Device) -> CheckedTask:
     metric = task.get_metric()
     started = time.monotonic()
     checked = preflight(task, pool.shapes, pool[0].name, lambda: pool.tensors(0), engine, metric)
-    first, classes = checked.first_outputs.shape
+    first, classes = metric.examples(checked.first_targets), checked.first_outputs.shape[1]
     batches = length(task.batches("validation"))
     return CheckedTask(
         metric=metric.name,

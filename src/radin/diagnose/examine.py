@@ -16,6 +16,7 @@ from radin.data.batches import read, rebatched
 from radin.data.task import Task
 from radin.engine.device import Device
 from radin.engine.evaluate import Evaluator
+from radin.engine.rows import joined
 from radin.errors import OutputsError, RunError, TaskError
 from radin.estimate import estimator
 from radin.metrics import Metric
@@ -148,7 +149,7 @@ def examine_slice(
                 broken[k] = str(error)
                 continue
             path = Path(folder) / f"{k}.npy"
-            np.save(path, np.concatenate(rows))
+            np.save(path, joined(rows, metric))
             outputs[k] = np.load(path, mmap_mode="r")
             if progress is not None:
                 progress("members on a slice of the data", k + 1, len(pool))
@@ -161,7 +162,7 @@ def examine_slice(
         classified = metric.targets == "classes" and classes > 1
         found = SliceReport(
             metric,
-            len(targets),
+            metric.examples(targets),
             classes,
             len(np.unique(targets)) if classified else None,
             tuple(members.get(k) for k in range(len(pool))),
@@ -232,7 +233,7 @@ class _Soups:
             self._interpolate(found, best, k, k == farthest, 2 + i * len(ALPHAS), total) for i, k in enumerate(others)
         ]
         all_usable = Recipe.uniform(range(len(usable)), len(usable))
-        ensemble = answer_from_outputs(metric, mixed(outputs, all_usable), targets, 0.0, self.data)
+        ensemble = answer_from_outputs(metric, mixed(outputs, all_usable, metric), targets, 0.0, self.data)
         sources = [s for s in default_sources(len(usable), _CANDIDATES) if s in ("top-k", "all", "random")]
         top = rank(outputs, targets, metric, sources=sources, top=1, count=_CANDIDATES)[0]
         subset = tuple(usable[k] for k in top.recipe.members)

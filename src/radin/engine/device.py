@@ -11,7 +11,8 @@ import torch
 
 from radin.checks import whole_number
 from radin.data.batches import Batch, rows_between, to_device
-from radin.engine.forward import OutOfMemoryError, forward, memory_errors, outputs_of
+from radin.engine.forward import OutOfMemoryError, memory_errors
+from radin.engine.rows import PLAIN, Rows
 from radin.errors import RadinError, TaskError, printable
 from radin.memory import free_memory
 
@@ -131,8 +132,10 @@ class Device:
                 f"{self._fits[work]} examples are used for the {work}",
             )
 
-    def outputs(self, models: Sequence[torch.nn.Module], batch: Batch) -> list[torch.Tensor]:
-        """Each model's outputs on one batch: float32 tensors (b, C) on the CPU. The batch is moved once.
+    def outputs(self, models: Sequence[torch.nn.Module], batch: Batch, rows: Rows | None = None) -> list[torch.Tensor]:
+        """Each model's rows of outputs on one batch: float32 tensors (b, C) on the CPU. The batch is moved once.
+
+        ``rows``: how they are made of what a model returns; by default one of each example.
 
         In several parts where it does not fit. Raises RadinError when a single example does not.
         """
@@ -142,7 +145,7 @@ class Device:
             stop = min(start + (self.fitting("outputs") or batch.size), batch.size)
             part = batch if stop - start == batch.size else rows_between(batch, start, stop)
             try:
-                parts.append(self._outputs(models, part))
+                parts.append(self._outputs(models, part, rows or PLAIN))
             except OutOfMemoryError:
                 pass  # the memory is free again only after this block, with the error's frames
             else:
@@ -150,17 +153,17 @@ class Device:
                 start = stop
                 continue
             self.halve(part.size, "outputs")
-        return parts[0] if len(parts) == 1 else [torch.cat(rows) for rows in zip(*parts, strict=True)]
+        return parts[0] if len(parts) == 1 else [torch.cat(found) for found in zip(*parts, strict=True)]
 
     @torch.inference_mode()
-    def _outputs(self, models: Sequence[torch.nn.Module], batch: Batch) -> list[torch.Tensor]:
+    def _outputs(self, models: Sequence[torch.nn.Module], batch: Batch, rows: Rows) -> list[torch.Tensor]:
         dtype = PRECISIONS[self.precision]
         results = []
         with memory_errors(batch.size):
             inputs = to_device(batch.inputs, self.device)
             for model in models:
                 with torch.autocast(self.device.type, dtype) if dtype else nullcontext():
-                    results.append(outputs_of(forward(model, inputs), batch.size).float())
+                    results.append(rows.outputs(model, inputs, batch))
         if len({tuple(r.shape) for r in results}) > 1:
             raise TaskError(f"the members return outputs of different shapes: {[tuple(r.shape) for r in results]}")
         return [r.cpu() for r in results]

@@ -14,16 +14,17 @@ from numpy.typing import NDArray
 from radin.data.batches import read, rebatched
 from radin.data.readings import HELD_SHARE, Readings, Way, check_same
 from radin.data.select import indexed
-from radin.data.task import Task
+from radin.data.task import Task, user_code
 from radin.engine import batchnorm
 from radin.engine.batchnorm import reestimate, statistics_layers
 from radin.engine.device import Device
 from radin.engine.forward import OutOfMemoryError
 from radin.engine.load import load_weights
+from radin.engine.rows import Rows, joined
 from radin.errors import TaskError
 from radin.metrics import Metric
 from radin.progress import Progress
-from radin.question import Answer, answer_from_outputs
+from radin.question import Answer, answer_from_outputs, answer_from_totals
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,11 @@ class Evaluator:
     def __post_init__(self) -> None:
         found = Readings(self.task, self.engine.batch_size, share=self.held_share)
         object.__setattr__(self, "readings", found)
+
+    @property
+    def rows(self) -> Rows:
+        """How what the model returns becomes rows of outputs."""
+        return Rows(self.metric, self.task.outputs)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -140,7 +146,7 @@ class Evaluator:
         finite, done = True, 0
         for batch in self.readings.some(split, examples, expected_data):
             assert batch.targets is not None
-            outputs = self.engine.outputs([model], batch)[0].numpy()
+            outputs = self.engine.outputs([model], batch, self.rows)[0].numpy()
             targets = batch.targets.cpu().numpy()
             self.metric.check_batch(targets, outputs.shape[1])
             finite = finite and bool(np.isfinite(outputs).all())
@@ -169,6 +175,8 @@ class Evaluator:
         started = time.monotonic()
         outputs: list[NDArray[Any]] = []
         targets: list[NDArray[Any]] = []
+        totals: list[NDArray[np.float64]] = []
+        finite = True
 
         def report(done: int, total: int | None) -> None:
             if progress:
@@ -176,10 +184,18 @@ class Evaluator:
 
         for batch in self.readings.whole(split, expected=expected_data, models=1, progress=report):
             assert batch.targets is not None
-            outputs.append(self.engine.outputs([model], batch)[0].numpy())
-            targets.append(batch.targets.cpu().numpy())
-            self.metric.check_batch(targets[-1], outputs[-1].shape[1])
-        whole_outputs, whole_targets = np.concatenate(outputs), np.concatenate(targets)
+            rows = self.engine.outputs([model], batch, self.rows)[0].numpy()
+            labels = self.rows.targets(batch)
+            self.metric.check_batch(labels, rows.shape[1])
+            if self.metric.totals is None:
+                outputs.append(rows)
+                targets.append(labels)
+            elif finite := finite and bool(np.isfinite(rows).all()):
+                with user_code(f"the metric {self.metric.name!r}"):
+                    totals.append(self.metric.totals(rows, labels))
+        if self.metric.totals is not None:
+            return self._by_position(split, np.concatenate(totals) if finite else None, expected_data, started)
+        whole_outputs, whole_targets = joined(outputs, self.metric), np.concatenate(targets)
         data, examples = self.readings.fingerprint(split), len(whole_targets)
         if expected_data is not None:
             check_same(split, data, examples, expected_data)
@@ -188,3 +204,15 @@ class Evaluator:
         if not np.isfinite(whole_outputs).all():
             return Answer(float("nan"), float("nan"), examples, seconds, data)
         return answer_from_outputs(self.metric, whole_outputs, whole_targets, seconds, data)
+
+    def _by_position(
+        self, split: str, totals: NDArray[np.float64] | None, expected_data: str | None, started: float
+    ) -> Answer:
+        """The answer of a metric by position from its totals (M, K); None: outputs were not finite."""
+        data, examples = self.readings.fingerprint(split), self.readings.examples(split)
+        if expected_data is not None:
+            check_same(split, data, examples, expected_data)
+        seconds = time.monotonic() - started
+        if totals is None:
+            return Answer(float("nan"), float("nan"), examples, seconds, data)
+        return answer_from_totals(self.metric, totals, seconds, data)

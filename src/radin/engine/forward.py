@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 
 from radin.data.batches import leaves
 from radin.data.task import user_code
@@ -61,14 +62,16 @@ def forward(model: torch.nn.Module, inputs: Any) -> Any:
         return model(inputs)
 
 
-def outputs_of(result: Any, examples: int) -> torch.Tensor:
-    """The (examples, classes) outputs in what a model returned.
+def tensor_of(result: Any) -> torch.Tensor:
+    """The tensor of outputs in what a model returned.
 
-    Takes a tensor, the ``logits`` of a mapping or object (transformers), or the first item of a tuple; (examples,)
-    becomes one column. Raises TaskError for anything else.
+    Takes a tensor, the ``logits`` of a mapping or object (transformers), "out" of a mapping (torchvision), or the first
+    item of a tuple. Raises TaskError for anything else.
     """
     if isinstance(result, Mapping) and "logits" in result:
         found = result["logits"]
+    elif isinstance(result, Mapping) and "out" in result:
+        found = result["out"]
     elif hasattr(result, "logits"):
         found = result.logits
     elif isinstance(result, list | tuple) and result:
@@ -79,20 +82,31 @@ def outputs_of(result: Any, examples: int) -> torch.Tensor:
         raise TaskError(
             f"the model must return a tensor of outputs (or an object with .logits); got {type(result).__name__}"
         )
+    return found
+
+
+def outputs_of(result: Any, examples: int) -> torch.Tensor:
+    """The (examples, classes) outputs in what a model returned; (examples,) becomes one column. Raises TaskError."""
+    found = tensor_of(result)
     if found.ndim == 1:
         found = found[:, None]
     if found.ndim != 2 or len(found) != examples:
         raise TaskError(
             f"the model must return one row of outputs per example, ({examples}, classes); "
-            f"got {tuple(found.shape)}. Wrap it in a module that reduces its output to that."
+            f"got {tuple(found.shape)}. Reduce it to that in outputs(model, inputs) of the task, or, where each token "
+            "or pixel has a class, choose a metric by position, such as token_accuracy or mean_iou."
         )
     return found
 
 
-def check_finite(name: str, rows: torch.Tensor, first: int) -> None:
-    """Raise OutputsError, naming the model and the example, when outputs hold NaN or infinity."""
+def check_finite(name: str, rows: torch.Tensor, first: int | NDArray[Any]) -> None:
+    """Raise OutputsError, naming the model and the example, when outputs hold NaN or infinity.
+
+    ``first``: the number of the example of the first row, or of each.
+    """
     if not torch.isfinite(rows).all():
-        example = first + int((~torch.isfinite(rows)).any(dim=1).nonzero()[0])
+        row = int((~torch.isfinite(rows)).any(dim=1).nonzero()[0])
+        example = first + row if isinstance(first, int) else int(first[row])
         raise OutputsError(
             f"{name}: its outputs hold NaN or infinity, first for example {example} of validation(). "
             "Its training diverged or the precision is too low: leave it out, or compute in float32."

@@ -13,16 +13,19 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from radin.errors import OutputsError
+from radin.errors import OutputsError, TaskError
 from radin.estimate.dense import DenseEstimator, check_targets
 from radin.estimate.reading import Array, ArrayLike2D, FileArray, Floats, Outputs, Reader
 from radin.metrics import Metric
+from radin.positions import UNCOUNTED
 
 if TYPE_CHECKING:
     from radin.estimate.accuracy import AccuracyEstimator
     from radin.estimate.classes import MacroF1Estimator
     from radin.estimate.loss import LossEstimator
     from radin.estimate.margins import MarginCompiler, Margins, compile_margins
+    from radin.estimate.mixture import MixtureEstimator
+    from radin.estimate.pruning import Purpose
     from radin.estimate.quadratic import QuadraticEstimator
     from radin.estimate.store import Keys, load_margins, save_margins
 
@@ -37,6 +40,7 @@ __all__ = [
     "MacroF1Estimator",
     "MarginCompiler",
     "Margins",
+    "MixtureEstimator",
     "Outputs",
     "QuadraticEstimator",
     "compile_margins",
@@ -51,6 +55,7 @@ _LAZY = {
     "AccuracyEstimator": "accuracy",
     "MacroF1Estimator": "classes",
     "LossEstimator": "loss",
+    "MixtureEstimator": "mixture",
     "MarginCompiler": "margins",
     "Margins": "margins",
     "compile_margins": "margins",
@@ -92,7 +97,8 @@ def estimator(
     """The fastest exact estimator for a metric.
 
     Accuracy, top-k and balanced accuracy and macro-F1 are compiled to margins, in one reading of the outputs; mean
-    squared error and R^2 to one N x N matrix; everything else takes the dense path.
+    squared error and R^2 to one N x N matrix; everything else takes the dense path. By position, token and pixel
+    accuracy and mean IoU are compiled too, and likelihoods are those of averaged probabilities.
 
     outputs: (M, C) for each of N members, in memory or on disk; targets (M, ...). ``cache``, with ``keys``: a file
     to keep compiled accuracy in; where it holds some of the members, only the others are read. ``names``: of the
@@ -108,10 +114,16 @@ def estimator(
         return QuadraticEstimator(outputs, targets, metric, names=names)
     if metric.family == "nll":
         return LossEstimator(outputs, targets, metric, names=names)
+    if metric.family == "mixture":
+        from radin.estimate.mixture import MixtureEstimator
+
+        return MixtureEstimator(outputs, targets, metric, names=names)
     if metric.family == "other":
         return DenseEstimator(outputs, targets, metric, names=names)
     reader = Reader(outputs, names)
     labels = check_targets(targets, reader, metric)
+    if metric.by_position:
+        return _by_position(reader, labels, metric, device)
     if metric.family == "macro_f1":
         margins = compile_margins(reader, labels, purpose="class")
     elif cache is None or metric.top > 1:
@@ -121,6 +133,23 @@ def estimator(
     else:
         margins = _cached(reader, labels, cache, keys, told)
     return estimator_of(margins, metric, device=device)
+
+
+def _by_position(reader: Reader, targets: Array, metric: Metric, device: str) -> Estimator:
+    """Estimators of accuracy and mean IoU over the positions that count; targets (P, 2)."""
+    from radin.estimate.accuracy import AccuracyEstimator, has_float64
+    from radin.estimate.classes import MacroF1Estimator
+    from radin.estimate.margins import compile_margins
+
+    device = device if has_float64(device) else "cpu"
+    counts = targets[:, 0] != UNCOUNTED
+    if not counts.any():
+        raise TaskError(f"metric {metric.name!r}: no position counts: all targets are {metric.ignore_index}")
+    purpose: Purpose = "class" if metric.family == "mean_iou" else "right"
+    margins = compile_margins(reader, np.maximum(targets[:, 0], 0), purpose=purpose).of_examples(counts)
+    if purpose == "class":
+        return MacroF1Estimator(margins, device=device, of=metric.family)
+    return AccuracyEstimator(margins, device=device)
 
 
 def estimator_of(margins: Margins, metric: Metric, *, device: str = "cpu") -> Estimator:

@@ -1,4 +1,4 @@
-"""Macro-F1 of averaged outputs, exactly: the predicted class from the margins of the classes that can win.
+"""Macro-F1 and mean IoU of averaged outputs, exactly: the predicted class from the margins of the classes that can win.
 
 Axis names: members N, examples M, classes C, recipes S, contested examples E, undecided pairs Q.
 """
@@ -25,14 +25,16 @@ from radin.estimate.reading import Array, Floats
 
 
 class MacroF1Estimator:
-    """Macro-F1 of averaged outputs over the classes that occur among targets or predictions.
+    """Macro-F1, or mean intersection over union, of averaged outputs over the classes that occur among targets or
+    predictions.
 
     The predicted class is the one with the smallest p . (y_t - y_j), 0 for the true class itself; where the two
     smallest lie within float32's rounding error of each other, it is found in float64.
     """
 
-    def __init__(self, margins: Margins, *, device: str = "cpu") -> None:
-        """``margins`` compiled for the purpose "class"."""
+    def __init__(self, margins: Margins, *, device: str = "cpu", of: str = "macro_f1") -> None:
+        """``margins`` compiled for the purpose "class"; ``of``: "macro_f1" or "mean_iou"."""
+        self._of = of
         self.members, self.examples, self.margins = margins.members, margins.examples, margins
         self._device, self._classes = torch.device(device), margins.classes
         self._contested = contested(margins, device, alike=True)
@@ -70,8 +72,11 @@ class MacroF1Estimator:
         counts = guesses.reshape(len(rows), -1).cpu().numpy() + self._sure
         right_counts = hits.reshape(len(rows), -1).cpu().numpy() + self._sure
         total = counts + self._support
-        f1 = 2 * right_counts / np.maximum(total, 1)
-        result: Floats = f1.sum(axis=1) / (total > 0).sum(axis=1)
+        if self._of == "mean_iou":
+            each = right_counts / np.maximum(total - right_counts, 1)
+        else:
+            each = 2 * right_counts / np.maximum(total, 1)
+        result: Floats = each.sum(axis=1) / (total > 0).sum(axis=1)
         return result
 
     def _targets_of(self, block: Block) -> torch.Tensor:

@@ -12,6 +12,7 @@ import numpy as np
 from radin.errors import RadinError, TaskError
 from radin.estimate.reading import Array, Floats, Outputs, Reader
 from radin.metrics import Metric
+from radin.positions import starts
 
 BLOCK_BYTES = 32 * 2**20
 RECIPE_BYTES = 64 * 2**20
@@ -51,11 +52,13 @@ class DenseEstimator:
         self._reader = Reader(outputs, names)
         self._targets = check_targets(targets, self._reader, metric)
         self._metric = metric
-        self.members, self.examples = self._reader.members, self._reader.examples
+        self.members, self.examples = self._reader.members, metric.examples(self._targets)
 
     def scores(self, weights: Array) -> Floats:
         """The metric of each recipe's averaged outputs: weights (S, N) -> (S,)."""
         rows = as_weights(weights, self.members)
+        if self._metric.totals is not None:
+            return self._totals(rows)
         if self._metric.per_example is not None:
             return self._means(rows)
         width = self._reader.classes
@@ -73,6 +76,24 @@ class DenseEstimator:
             for index, outputs in enumerate(pooled(block, rows)):
                 totals[index] += self._metric.per_example(outputs, targets).sum()
         return totals / self.examples
+
+    def _totals(self, rows: Floats) -> Floats:
+        """By position, in blocks that end where an example does."""
+        totals, score = self._metric.totals, self._metric.from_totals
+        assert totals is not None
+        assert score is not None
+        edges = np.append(starts(self._targets), len(self._targets))
+        step = max(1, BLOCK_BYTES // (8 * self._reader.members * self._reader.classes))
+        sums: list[Floats] = []
+        lo = 0
+        while lo < len(self._targets):
+            end = int(edges[np.searchsorted(edges, lo + step, side="right") - 1])
+            hi = end if end > lo else int(edges[np.searchsorted(edges, lo, side="right")])
+            block, targets = self._reader.block(lo, hi), self._targets[lo:hi]
+            found = [totals(outputs, targets).sum(axis=0) for outputs in pooled(block, rows)]
+            sums = found if not sums else [a + b for a, b in zip(sums, found, strict=True)]
+            lo = hi
+        return np.array([score(each) for each in sums])
 
     def _whole(self, rows: Floats) -> Floats:
         summary, score = self._metric.summary, self._metric.from_summary

@@ -68,6 +68,22 @@ class Margins:
         columns = list(order)
         return replace(self, logits=self.logits[:, columns], truth=self.truth[:, columns])
 
+    def of_examples(self, kept: Array) -> Margins:
+        """The same over some of the examples, ``kept`` (M,) bool; no member can be added to it."""
+        if kept.all():
+            return self
+        rows, place = kept[self.example], np.cumsum(kept) - 1
+        return replace(
+            self,
+            example=place[self.example[rows]].astype(np.int32),
+            rival=self.rival[rows],
+            logits=self.logits[rows],
+            truth=self.truth[kept],
+            targets=self.targets[kept],
+            allowed=self.allowed[kept],
+            dropped=None,
+        )
+
     def places(self) -> Array:
         """Places of the rows of examples that are not always wrong, (K,)."""
         return np.flatnonzero(self.allowed[self.example] >= 0)

@@ -17,6 +17,7 @@ from radin.data.task import Task
 from radin.engine.device import Device, TooLittleMemoryError
 from radin.engine.forward import OutOfMemoryError, check_finite, lacks_memory
 from radin.engine.load import load_weights
+from radin.engine.rows import Rows, widened
 from radin.errors import OutputsError, RadinError, TaskError
 from radin.files import told
 from radin.metrics import Metric
@@ -72,7 +73,7 @@ def collect_outputs(
         what = f"outputs of {len(members)} members" if members else "checking the data"
         if count > 1:
             what += f", reading {done + 1} of {count}"
-        passing = _Pass(readings, (), engine, metric, expected_data, what, progress)
+        passing = _Pass(readings, (), engine, metric, expected_data, what, progress, task.outputs)
         made = _made(task, pool, members, store, passing)
         if made is not None:
             expected_data, targets = made
@@ -129,7 +130,7 @@ def stream_outputs(
     placed = _place(task, pool, members, engine)
     what = f"outputs of {len(members)} members" if members else "checking the data"
     readings = readings or Readings(task, engine.batch_size, share=0.0)
-    passing = _Pass(readings, placed, engine, metric, expected_data, what, progress)
+    passing = _Pass(readings, placed, engine, metric, expected_data, what, progress, task.outputs)
     data = DataFingerprint()
     targets = []
     for labels, outputs in passing.batches(data, lambda first: add is not None):
@@ -184,6 +185,7 @@ class _Pass:
     expected_data: str | None
     what: str
     progress: Progress | None
+    call: Callable[[torch.nn.Module, Any], Any] | None = None
     total: list[int] = field(default_factory=lambda: [0])  # examples, where the data tell how many they have
 
     def batches(
@@ -194,6 +196,7 @@ class _Pass:
         ``all_wanted``: that is nowhere so, and the models' time therefore that of a pass.
         """
         models = [model for _, model in self.placed]
+        rows_of = Rows(self.metric, self.call)
 
         def report(done: int, total: int | None) -> None:
             self.total[:] = [total or 0]
@@ -204,10 +207,10 @@ class _Pass:
         for batch in self.readings.whole("validation", data=data, models=timed, progress=report):
             assert batch.targets is not None
             first = data.examples - batch.size
-            labels = batch.targets.cpu().numpy()
-            outputs = self.engine.outputs(models, batch) if wanted(first) else []
+            labels = rows_of.targets(batch, first)
+            outputs = self.engine.outputs(models, batch, rows_of) if wanted(first) else []
             for (name, _), rows in zip(self.placed, outputs, strict=False):
-                check_finite(name, rows, first)
+                check_finite(name, rows, labels[:, 1] if self.metric.by_position else first)
                 self.metric.check_batch(labels, rows.shape[1])
             yield labels, outputs
 
@@ -229,8 +232,9 @@ class _CannotResume(Exception):
 
 def _read_into(store: OutputStore, fingerprints: Sequence[str], passing: _Pass) -> tuple[str, NDArray[Any]]:
     """Fill the store by one reading; continues a killed one by the same members where its rows are good."""
+    widen = widened if passing.metric.choices else None
     for resume in (True, False):
-        reading = PendingOutputs(store, fingerprints, resume=resume) if fingerprints else None
+        reading = PendingOutputs(store, fingerprints, resume=resume, widen=widen) if fingerprints else None
         try:
             return _attempt(reading, passing)
         except _CannotResume:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from radin.checksums import KEY, damage, opened
 from radin.errors import OutputsError
 from radin.files import open_regular, parse_json, read_json
+from radin.outputs.lm_eval import find_logs, read_logs
 from radin.outputs.store import StoredOutputs, map_array
 from radin.weights.pool import Member, Pool
 
@@ -32,11 +33,16 @@ def read_outputs(folder: Path, pool: Pool) -> SavedOutputs:
     """The members' outputs and the targets from a folder: NAME.npy or NAME.safetensors, targets.npy or .safetensors.
 
     A "/" in a member's name is a folder, or "_" or "-" in the file's name. A .safetensors file holds the outputs as
-    "outputs" or "logits" or as its only tensor; those that radin wrote are found by fingerprint, and known by it.
+    "outputs" or "logits" or as its only tensor; those that radin wrote are found by fingerprint, and known by it. Or
+    sample logs of lm-evaluation-harness, in a folder for each member (see lm_eval.py).
     Raises OutputsError for a member without a file, outputs of other weights, and shapes that do not fit together.
     """
     if not folder.is_dir():
         raise OutputsError(f"{folder} is no folder of outputs")
+    logs = find_logs(folder, pool.member_names)
+    if logs is not None:
+        choices, right = read_logs(logs, pool.member_names)
+        return SavedOutputs(tuple(choices), right)
     files = [next((path for path in _places(folder, member) if path.is_file()), None) for member in pool]
     missing = [member.name for member, path in zip(pool, files, strict=True) if path is None]
     if missing:

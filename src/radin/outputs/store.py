@@ -13,7 +13,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,8 @@ _HEADER_BYTES = 4096  # reserved at the head of a partial file, so that finishin
 _SAFE_EVERY = 5.0  # seconds of work a kill may cost while outputs are being made
 _DTYPES = {"float32": "F32", "float16": "F16"}
 _CHUNK = 1 << 20
+
+Widen = Callable[[NDArray[Any], int], NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -165,24 +167,27 @@ class PendingOutputs:
     """The partial files of one reading by some members: rows appended batch by batch, resumable.
 
     ``examples``: rows that are on disk already when the reading starts (0 without ``resume``), made by the data whose
-    fingerprint up to there is ``resume_data``. No file is kept open: there may be hundreds of members.
+    fingerprint up to there is ``resume_data``. ``widen(rows, columns)``: where rows may have more or fewer columns than
+    those before. No file is kept open: there may be hundreds of members.
     """
 
-    def __init__(self, store: OutputStore, members: Sequence[str], *, resume: bool) -> None:
+    def __init__(self, store: OutputStore, members: Sequence[str], *, resume: bool, widen: Widen | None = None) -> None:
         self._store = store
         self._members = members
+        self._widen = widen
         self._note = store.folder / "reading.json"
         self._digests = [hashlib.sha256() for _ in members]
         note = self._read_note() if resume else None
         self.examples: int = note["examples"] if note else 0
         self.resume_data: str = note["data"] if note else ""
         self._classes: int = note["classes"] if note else 0
+        self._rows: int = note["rows"] if note else 0
         self._saved_at = time.monotonic()
         if note is None:
             self._digests = [hashlib.sha256() for _ in members]
         for member in members:
             with attributed(self._partial(member)), self._partial(member).open("r+b" if note else "wb") as file:
-                file.truncate(self._size(self.examples, self._classes))
+                file.truncate(self._size(self._rows, self._classes))
 
     @property
     def folder(self) -> Path:
@@ -206,7 +211,7 @@ class PendingOutputs:
             note = opened(read_json(self._note))
             if {**note, **self._settings()} != note:
                 return None
-            size = self._size(note["examples"], note["classes"])
+            size = self._size(note["rows"], note["classes"])
             for member, digest, expected in zip(self._members, self._digests, note["checksums"], strict=True):
                 if not _feed(digest, self._partial(member), size) or digest.hexdigest() != expected:
                     self._store.notes.append(f"made again: {self._partial(member)} is not as it was written")
@@ -223,11 +228,18 @@ class PendingOutputs:
         }
 
     def append(self, outputs: Sequence[torch.Tensor], data: DataFingerprint) -> None:
-        """Add each member's rows; now and then make them safe."""
-        self._classes = outputs[0].shape[1]
+        """Add each member's rows of the examples up to here in ``data``; now and then make them safe."""
+        widen = self._widen
+        columns = outputs[0].shape[1]
+        if widen is not None and self._rows:
+            if columns > self._classes:
+                self._rewrite(columns, widen)
+            columns = self._classes
+        self._classes = columns
         for member, digest, rows in zip(self._members, self._digests, outputs, strict=True):
             with np.errstate(over="ignore"):
-                stored = rows.numpy().astype(self._store.dtype)
+                given = rows.numpy() if widen is None else widen(rows.numpy(), columns)
+                stored = given.astype(self._store.dtype)
             if not np.isfinite(stored).all():
                 raise OutputsError(
                     f"outputs of the member {member[:12]} reach {float(rows.abs().max()):.3g}, more than "
@@ -237,10 +249,24 @@ class PendingOutputs:
             with attributed(self._partial(member)), self._partial(member).open("ab") as file:
                 file.write(written)
             digest.update(written)
-        self.examples += len(outputs[0])
+        self._rows += len(outputs[0])
+        self.examples = data.examples
         if time.monotonic() - self._saved_at > _SAFE_EVERY:
             self._save(data)
             self._saved_at = time.monotonic()
+
+    def _rewrite(self, columns: int, widen: Widen) -> None:
+        """Give the rows written so far more columns. A kill in between leaves a note that does not fit: no resuming."""
+        self._note.unlink(missing_ok=True)
+        for k, member in enumerate(self._members):
+            partial = self._partial(member)
+            rows = np.fromfile(partial, self._store.dtype, offset=_HEADER_BYTES).reshape(-1, self._classes)
+            written = widen(rows, columns).astype(self._store.dtype).tobytes()
+            with attributed(partial), partial.open("r+b") as file:
+                file.seek(_HEADER_BYTES)
+                file.write(written)
+            self._digests[k] = hashlib.sha256(written)
+        self._classes = columns
 
     def _save(self, data: DataFingerprint) -> None:
         for member in self._members:
@@ -248,6 +274,7 @@ class PendingOutputs:
         note = self._settings() | {
             "classes": self._classes,
             "examples": self.examples,
+            "rows": self._rows,
             "data": data.hexdigest(),
             "checksums": [digest.hexdigest() for digest in self._digests],
         }
@@ -266,7 +293,7 @@ class PendingOutputs:
         self._note.unlink(missing_ok=True)
 
     def _header(self, member: str, data: str) -> bytes:
-        shape = [self.examples, self._classes]
+        shape = [self._rows, self._classes]
         size = shape[0] * shape[1] * self._store.dtype.itemsize
         header = {
             "__metadata__": {

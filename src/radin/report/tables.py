@@ -44,7 +44,7 @@ def closing_rows(result: Result) -> tuple[str, list[str], list[list[str]]]:
         ("best single re-estimated", result.reestimated),
         ("uniform soup", result.uniform),
         (chosen, result.best),
-        ("logit ensemble", result.ensemble),
+        (result.ensemble.name if result.ensemble else "logit ensemble", result.ensemble),
     ):
         if scored is not None:
             cells = [number(*scored.splits.get(name, (None, None))) for name in splits]

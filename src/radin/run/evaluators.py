@@ -23,7 +23,7 @@ from radin.metrics import Metric
 from radin.outputs.files import SavedOutputs, read_outputs
 from radin.outputs.store import OutputStore
 from radin.question import VALIDATION, Floats, Indices, Rates
-from radin.run.identity import metric_identity
+from radin.run.identity import code_identity, metric_identity
 from radin.run.job import Job, data_name
 from radin.run.members import Known, asked_scores, slice_cost, some_examples, stored_outputs, streamed_outputs
 from radin.run.preflight import preflight
@@ -117,14 +117,14 @@ class TaskEvaluator(Evaluator):
         self.about = (self._first.batchnorm_layers, self._calibrates, self._first.notes)
         self.parts = self.engine.parts
         self._calibration: tuple[str, int] = (_NONE, 0)
-        if not keep_outputs and self.metric.family != "accuracy":
+        if not keep_outputs and (self.metric.family != "accuracy" or self.metric.choices):
             raise RadinError(
                 f"outputs need not be kept for accuracy and top-k only; metric {self.metric.name!r} needs them"
             )
 
     def require_halves(self) -> None:
         """Takes a metric that is a mean, and the outputs kept."""
-        if self.metric.per_example is None:
+        if self.metric.per_example is None or self.metric.by_position:
             raise RadinError(
                 f"choosing on half of validation takes a metric that is a mean; {self.metric.name!r} is none"
             )
@@ -141,6 +141,7 @@ class TaskEvaluator(Evaluator):
             **{data_name(split): None for split in self.engine.splits},
             "outputs stored as": self._dtype,
             "outputs kept": self._keep,
+            "the code of outputs()": _NONE if self._task.outputs is None else code_identity(self._task.outputs),
             **self.engine.identity(),
         }
 
@@ -256,9 +257,10 @@ class EngineEvaluator(Evaluator):
         if self._saved is None:
             return known
         outputs, targets = self._saved
-        if known.examples not in (0, len(targets)):
+        examples = self._estimate.examples(targets)
+        if known.examples not in (0, examples):
             raise RadinError(
-                f"the saved outputs are over {len(targets):,} examples, the program gave values for "
+                f"the saved outputs are over {examples:,} examples, the program gave values for "
                 f"{known.examples:,}: they must be over the same, in the same order"
             )
         singles = np.array([job.single(k).score for k in range(len(job.pool))])
@@ -272,7 +274,7 @@ class EngineEvaluator(Evaluator):
             rates = job.directory.read().get("settings", {}).get("rates")
             self.parts = True
             self._reading = slice_cost(job, self.engine, known.examples) if rates is None else rates["reading"]
-        return Known(known.data, len(targets), made, np.asarray(targets), outputs)
+        return Known(known.data, examples, made, np.asarray(targets), outputs)
 
     def bind(self, job: Job, known: Known, asked: Mapping[str, Any]) -> Rates:
         """A pass is one run of the program over all that it scores."""

@@ -54,8 +54,17 @@ def code_identity(function: Callable[..., Any]) -> str:
 
 
 def _metric_code(metric: Metric) -> str:
-    parts = (metric.value, metric.per_example, metric.summary, metric.from_summary)
-    about = (metric.higher_is_better, metric.targets, metric.family, metric.top)
+    parts = (metric.value, metric.per_example, metric.summary, metric.from_summary, metric.totals, metric.from_totals)
+    about: tuple[object, ...] = (
+        metric.higher_is_better,
+        metric.targets,
+        metric.family,
+        metric.top,
+        metric.target_only,
+        metric.choices,
+    )
+    if metric.by_position:
+        about += (metric.ignore_index,)
     return _digest((repr(about), *(None if part is None else code_identity(part) for part in parts)))
 
 

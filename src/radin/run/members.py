@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from radin.engine.base import Engine
 from radin.engine.local import LocalEngine
+from radin.engine.rows import widened
 from radin.errors import OutputsError, RunError
 from radin.estimate import (
     Estimator,
@@ -23,9 +24,11 @@ from radin.estimate import (
     load_margins,
     save_margins,
 )
+from radin.metrics import Metric
 from radin.outputs.collect import MemberOutputs, collect_outputs, stream_outputs
 from radin.outputs.files import open_array
 from radin.outputs.store import OutputStore
+from radin.positions import SMALLEST
 from radin.question import VALIDATION, Answer, Failure, Question, answer_from_outputs, answer_from_values
 from radin.recipe import Recipe
 from radin.run.job import Job
@@ -81,7 +84,7 @@ def stored_outputs(job: Job, engine: LocalEngine, first: FirstBatch, store: Outp
         told=store.notes.append,
     )
     job.notes += tuple(store.notes)
-    return Known(cached.data, len(cached.targets), estimates, cached.targets, cached.outputs)
+    return Known(cached.data, job.metric.examples(cached.targets), estimates, cached.targets, cached.outputs)
 
 
 def _score_members(job: Job, cached: MemberOutputs) -> None:
@@ -258,14 +261,21 @@ def some_examples(job: Job, engine: LocalEngine, known: Known, examples: NDArray
     return replace(known, examples=len(examples), estimator=estimates, targets=targets, outputs=tuple(copies))
 
 
-def mixed(outputs: Sequence[Any], recipe: Recipe, rows: int = 4096) -> NDArray[np.float64]:
-    """The averaged outputs of a recipe, (examples, classes), from N arrays (examples, classes) read in blocks."""
+def mixed(
+    outputs: Sequence[Any], recipe: Recipe, metric: Metric | None = None, rows: int = 4096
+) -> NDArray[np.float64]:
+    """The averaged outputs of a recipe, (examples, classes), from N arrays (examples, classes) read in blocks.
+
+    Where the metric keeps log-probabilities of the targets alone, the log of the averaged probabilities.
+    """
     examples, classes = outputs[0].shape
+    logs = metric is not None and metric.target_only
     result = np.zeros((examples, classes))
     for start in range(0, examples, rows):
         for k in recipe.members:
-            result[start : start + rows] += recipe.weights[k] * outputs[k][start : start + rows]
-    return result
+            part = np.asarray(outputs[k][start : start + rows], dtype=np.float64)
+            result[start : start + rows] += recipe.weights[k] * (np.exp(np.maximum(part, SMALLEST)) if logs else part)
+    return np.log(result) if logs else result
 
 
 def _share(job: Job, engine: LocalEngine, stored: str) -> float:
@@ -281,6 +291,8 @@ def _check_same_outputs(job: Job, engine: LocalEngine, first: FirstBatch, store:
         return
     now = first.first_outputs
     before = stored.array()[: len(now)]
+    if job.metric.choices:
+        now = widened(now, before.shape[1])
     if before.shape != now.shape:
         raise _other_model(job, f"{now.shape[1]} for each example, where it gave {before.shape[1]}")
     found = difference(before, now, _share(job, engine, stored.dtype.name))

@@ -110,6 +110,7 @@ class Outcome:
         # A single member's averaged outputs are its own: then the average of all is the one to compare with.
         together = uniform if best.size == 1 else best
         ensemble = self._ensemble(together)
+        averaged = "probability ensemble" if job.metric.target_only else "logit ensemble"
         evaluations = tuple(scored(r, f"soup {i + 1}, {r.size} members") for i, r in enumerate(complete))
         paired = self._paired(best, references.to_beat(job, self.choose)) if best.size > 1 else None
         bias = self._optimism(best, complete)
@@ -128,7 +129,7 @@ class Outcome:
             reestimated=None if again is None else scored(again, names[again]),
             reestimation=None if again is None else self._paired(again, top),
             uniform=scored(uniform, names[uniform]),
-            ensemble=None if ensemble is None else Scored("logit ensemble", together, *ensemble),
+            ensemble=None if ensemble is None else Scored(averaged, together, *ensemble),
             gain=Gain(paired.difference, paired.stderr) if paired else Gain(0.0, 0.0),
             paired=paired,
             optimism=bias,
@@ -164,7 +165,7 @@ class Outcome:
             return None
         if known.outputs is not None:
             rows = slice(None) if self.choose is None else self.choose
-            together = mixed(known.outputs, recipe)[rows]
+            together = mixed(known.outputs, recipe, self.job.metric)[rows]
             found = answer_from_outputs(self.job.metric, together, known.targets[rows], 0.0, known.data)
             return found.score, found.stderr
         score = float(known.estimator.scores(np.array([recipe.weights]))[0])

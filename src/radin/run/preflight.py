@@ -18,6 +18,7 @@ from radin.engine.batchnorm import statistics_layers
 from radin.engine.device import Device
 from radin.engine.forward import check_finite
 from radin.engine.load import check_fits, load_weights
+from radin.engine.rows import Rows
 from radin.errors import TaskError
 from radin.metrics import Metric
 from radin.run.repeat import difference, origin, tolerance
@@ -63,22 +64,23 @@ def preflight(
         first_batch(task, f"shifts/{name}", engine)
     load_weights(model, load(), member)
     placed = engine.place(model)
-    outputs = engine.outputs([placed], first)[0]
+    rows = Rows(metric, task.outputs)
+    outputs = engine.outputs([placed], first, rows)[0]
     started = time.monotonic()
-    again = engine.outputs([placed], first)[0]
+    again = engine.outputs([placed], first, rows)[0]
     seconds = time.monotonic() - started
     assert first.targets is not None
     check_finite(member, outputs, 0)
     differ = difference(outputs.numpy(), again.numpy(), tolerance(engine.precision))
     if differ is not None:
-        where = origin(placed, lambda: engine.outputs([placed], first))
+        where = origin(placed, lambda: engine.outputs([placed], first, rows))
         raise TaskError(
             f"the model is not deterministic: run twice on the first batch of validation(), {member} gave two "
             f"different outputs: {differ}. {where} Usual causes are dropout that is always on (F.dropout without "
             "training=self.training), noise or random augmentation in the model, and statistics that forward updates. "
             "In evaluation mode it must give the same outputs every time."
         )
-    targets = first.targets.cpu().numpy()
+    targets = rows.targets(first)
     metric.check_batch(targets, outputs.shape[1])
     metric.probe(outputs.numpy(), targets)
     layers = len(statistics_layers(model))

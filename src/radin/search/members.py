@@ -19,6 +19,7 @@ from radin.estimate import Estimator, Outputs
 from radin.estimate import estimator as build_estimator
 from radin.estimate.reading import Array, ArrayLike2D, FileArray, Reader, not_finite
 from radin.metrics import Metric
+from radin.positions import UNCOUNTED
 from radin.question import Floats, Indices
 from radin.recipe import Recipe
 from radin.search.prior import ScorePrior
@@ -33,6 +34,7 @@ _SMALLEST, _LARGEST = 1e-12, 1e60  # scores that strategies are given as they ar
 _NUMBERS = 1 << 31  # outputs of all members that are averaged for estimates that take long
 _LARGE_POOL = 96  # members up to which a convex fit is exact, over all examples
 _FITTED = 1 << 23  # outputs of all members together that it is to
+_SLOW = ("other", "nll", "macro_f1", "mean_iou", "mixture")  # families whose estimates take long in a large pool
 _SAMPLE = 1 << 24  # outputs of all members together that are compared
 
 
@@ -95,6 +97,11 @@ class Members:
         """What is expected of soups where there are no outputs; else None."""
 
     @property
+    def examples(self) -> int:
+        """How many examples the targets are of; 0 where there are none."""
+        return self.metric.examples(self.targets) if len(self.targets) else 0
+
+    @property
     def have_outputs(self) -> bool:
         """Whether the members' outputs are at hand, not only an estimator made from them."""
         return bool(self._outputs)
@@ -139,12 +146,12 @@ class Members:
     def affords(self) -> int:
         """How many recipes may be estimated where each takes long; 0 where thousands take no more than seconds."""
         family = self.metric.family
-        if not self.have_outputs or self.count < 2 or family not in ("other", "nll", "macro_f1"):
+        if not self.have_outputs or self.count < 2 or family not in _SLOW:
             return 0
         if self.metric.opaque and family == "other":
             return RANKED
         numbers = self.count * int(np.prod(self._outputs[0].shape))
-        cheap = family != "other" and numbers < (2 * WORK if family == "nll" else WORK)
+        cheap = family != "other" and numbers < (2 * WORK if family in ("nll", "mixture") else WORK)
         return 0 if cheap else int(np.clip(_NUMBERS // numbers, RANKED, 16 * RANKED))
 
     def screen(self, problem: Problem) -> Callable[[Floats], Floats] | None:
@@ -160,6 +167,8 @@ class Members:
 
     def _have_classes(self) -> bool:
         targets, shape = self.targets, self._outputs[0].shape
+        if self.metric.by_position:
+            return shape[1] > 1
         plain = targets.ndim == 1 and np.issubdtype(targets.dtype, np.integer) and len(shape) == 2 and shape[1] > 1
         return bool(plain) and int(targets.min()) >= 0 and int(targets.max()) < shape[1]
 
@@ -167,7 +176,8 @@ class Members:
         """Accuracy of averaged outputs, whatever the metric."""
         from radin.estimate import AccuracyEstimator
 
-        found = build_estimator(**self._canonical(), metric=metrics.get("accuracy"), device=self._device)
+        metric = metrics.get("token_accuracy" if self.metric.by_position else "accuracy")
+        found = build_estimator(**self._canonical(), metric=metric, device=self._device)
         assert isinstance(found, AccuracyEstimator)
         return self._few_rows(found, True, seed) if found.work >= WORK else found.scores
 
@@ -191,8 +201,14 @@ class Members:
         by its closed form.
         """
         # These need torch, which a search by other ways does not.
-        from radin.estimate import LossEstimator, QuadraticEstimator
+        from radin.estimate import LossEstimator, MixtureEstimator, QuadraticEstimator
 
+        if self.metric.target_only:
+            mixture = MixtureEstimator(**self._canonical(), metric=self.metric)
+            return minimise(mixture.value_and_gradient, self.count, tolerance=1e-6).weights
+        if self.metric.by_position:
+            loss = LossEstimator(**self._some_positions(), metric=metrics.get("nll"))
+            return minimise(loss.value_and_gradient, self.count, tolerance=1e-6).weights
         if self.metric.targets == "classes":
             data, width = self._canonical(), self._outputs[0].shape[1] * self.count
             if self.count > _LARGE_POOL and width * len(self.targets) > _FITTED:
@@ -205,6 +221,20 @@ class Members:
         metric = self.metric if self.metric.family in ("mse", "r2") else metrics.get("mse")
         gram = QuadraticEstimator(**self._canonical(), metric=metric).gram
         return quadratic_minimum(2 * gram, np.zeros(len(gram)))
+
+    def _some_positions(self) -> dict[str, Any]:
+        """Outputs at evenly spaced positions that count, as many as a fit takes, and their classes."""
+        data, width = self._canonical(), self._outputs[0].shape[1] * self.count
+        places = np.flatnonzero(self.targets[:, 0] != UNCOUNTED)
+        few = places[np.unique(np.linspace(0, len(places) - 1, max(1, min(len(places), _FITTED // width))).astype(int))]
+        data["outputs"] = [_rows(source, few).astype(np.float32) for source in data["outputs"]]
+        data["targets"] = self.targets[few, 0].astype(np.int64)
+        return data
+
+    @property
+    def _shifts_nothing(self) -> bool:
+        """Whether what is added to all outputs of a row alike changes nothing."""
+        return self.metric.targets == "classes" or (self.metric.by_position and not self.metric.target_only)
 
     @cached_property
     def output_distances(self) -> Floats:
@@ -222,9 +252,7 @@ class Members:
             mine = _rows(self._outputs[k], rows)
             powers[index] = np.frexp(np.abs(mine).max(initial=0))[1]
             mine = np.ldexp(mine, -powers[index]).astype(np.float32)
-            flat[index] = (
-                mine - mine.mean(axis=1, keepdims=True) if self.metric.targets == "classes" else mine
-            ).ravel()
+            flat[index] = (mine - mine.mean(axis=1, keepdims=True) if self._shifts_nothing else mine).ravel()
         unit = powers.max()
         flat *= np.ldexp(np.float32(1), np.maximum(powers - unit, -126))[:, None]
         flat -= flat.mean(axis=0)

@@ -113,7 +113,7 @@ class Search:
             )
         if parts and members.prior is not None:
             raise RadinError("without outputs, a search asks for whole soups only; leave out parts")
-        examples = len(members.targets) or (0 if estimator is None else estimator.examples)
+        examples = members.examples or (0 if estimator is None else estimator.examples)
         self.account = account or Account(self.budget, Rates(examples, calibration))
         """What has been spent, what is open and what is known, of all soups."""
         rates = self.account.rates
@@ -134,7 +134,9 @@ class Search:
             members.estimate,
             self.budget,
             seed,
-            fit=members.fit if members.have_outputs and self.metric.targets in ("classes", "values") else None,
+            fit=members.fit
+            if members.have_outputs and self.metric.targets in ("classes", "values", "positions")
+            else None,
             gram=members.gram,
             output_distances=(lambda: members.output_distances) if members.have_outputs else None,
             examples=Examples(mine.examples, mine.overhead, members.margins, mine.reading) if by_slices else None,
