@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
-from radin.cli.shared import JSON, KEY, PATHS, console_progress, engine_options, open_pool, show
+from radin.cli.shared import BASE, JSON, KEY, PATHS, console_progress, engine_options, open_pool, show
 
 
 @click.command()
 @PATHS
 @click.option("--task", help="Also check the task: architecture, data, metric; estimate time and disk.")
 @click.option("--distances/--no-distances", default=True, show_default=True, help="Distances between the members.")
+@BASE
 @KEY
 @engine_options
 @JSON
@@ -18,6 +21,7 @@ def check(
     paths: tuple[str, ...],
     task: str | None,
     distances: bool,
+    base_model: Path | None,
     key: str | None,
     device: str,
     precision: str,
@@ -31,6 +35,6 @@ def check(
 
     engine = Device.create(device, precision, batch_size)
     with console_progress() as progress:
-        pool = open_pool(paths, key, progress)
+        pool = open_pool(paths, key, progress, base_model)
         found = check_pool(pool, task, engine, distances=distances, progress=progress)
     show(found.to_json() if as_json else None, *check_parts(found))

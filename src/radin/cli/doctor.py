@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from radin.cli.shared import JSON, KEY, PATHS, console_progress, engine_options, open_pool, show
+from radin.cli.shared import BASE, JSON, KEY, PATHS, console_progress, engine_options, open_pool, show
 
 
 @click.command()
@@ -14,6 +14,7 @@ from radin.cli.shared import JSON, KEY, PATHS, console_progress, engine_options,
 @click.option("--task", help="Also look at a slice of validation(): scores, agreement, interpolation, expected gain.")
 @click.option("--run", "directory", type=click.Path(path_type=Path), help="Also a run of cook over these checkpoints.")
 @click.option("--examples", type=int, default=1000, show_default=True, help="How much of validation() to look at.")
+@BASE
 @KEY
 @engine_options
 @JSON
@@ -22,6 +23,7 @@ def doctor(
     task: str | None,
     directory: Path | None,
     examples: int,
+    base_model: Path | None,
     key: str | None,
     device: str,
     precision: str,
@@ -34,7 +36,7 @@ def doctor(
 
     examine = radin.doctor  # imported before anything is started
     with console_progress() as progress:
-        pool = open_pool(paths, key, progress)
+        pool = open_pool(paths, key, progress, base_model)
         found = examine(
             pool,
             task,

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
-from radin.cli.shared import JSON, KEY, PATHS, TASK, console_progress, engine_options, open_pool, show
+from radin.cli.shared import BASE, JSON, KEY, PATHS, TASK, console_progress, engine_options, open_pool, show
 
 
 @click.command()
 @PATHS
 @TASK
 @click.option("--split", default="validation", show_default=True, help="validation, test or shifts/NAME.")
+@BASE
 @KEY
 @engine_options
 @JSON
@@ -18,6 +21,7 @@ def evaluate(
     paths: tuple[str, ...],
     task: str,
     split: str,
+    base_model: Path | None,
     key: str | None,
     device: str,
     precision: str,
@@ -31,6 +35,6 @@ def evaluate(
 
     engine = Device.create(device, precision, batch_size)
     with console_progress() as progress:
-        pool = open_pool(paths, key, progress)
+        pool = open_pool(paths, key, progress, base_model)
         found = evaluate_pool(pool, task, split, engine, progress=progress)
     show(found.to_json() if as_json else None, evaluated_table(found))
