@@ -28,7 +28,7 @@ _PLACES = {
     "cook": "radin.run",
     "doctor": "radin.diagnose.doctor",
     "rank": "radin.search",
-    "ready_task": "radin.integrations",
+    "ready_task": "radin.ready",
     "save": "radin.weights",
 }
 
@@ -39,9 +39,9 @@ if TYPE_CHECKING:
     from radin.engine.base import Engine
     from radin.engine.command import Command
     from radin.errors import CheckpointError, OutputsError, PoolError, RadinError, RunError, TaskError
-    from radin.integrations import ready_task
     from radin.metrics import Metric
     from radin.question import Answer, Failure, Question
+    from radin.ready import ready_task
     from radin.recipe import Recipe
     from radin.run import Result, cook
     from radin.search import Search, rank

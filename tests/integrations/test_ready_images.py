@@ -16,7 +16,7 @@ import radin
 import ready_made
 from radin import Pool, Task, TaskError
 from radin.engine.device import Device
-from radin.integrations.images import CALIBRATION
+from radin.ready.images import CALIBRATION
 from radin.run.commands import evaluate_pool
 
 timm = pytest.importorskip("timm")

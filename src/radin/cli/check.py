@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from radin.cli.shared import (
+    BASE,
     JSON,
     KEY,
     PATHS,
@@ -24,6 +27,7 @@ from radin.cli.shared import (
 @click.option("--task", help="Also check the task: architecture, data, metric; estimate time and disk.")
 @click.option("--distances/--no-distances", default=True, show_default=True, help="Distances between the members.")
 @ready_options
+@BASE
 @KEY
 @engine_options
 @JSON
@@ -34,6 +38,7 @@ def check(
     model: str | None,
     data: str | None,
     columns: str | None,
+    base_model: Path | None,
     key: str | None,
     device: str,
     precision: str,
@@ -49,7 +54,7 @@ def check(
 
     engine = Device.create(device, precision, batch_size)
     with console_progress() as progress:
-        pool = open_pool(paths, key, progress)
+        pool = open_pool(paths, key, progress, base_model)
         used = task_for(pool, task, model, data, columns)
         found = check_pool(pool, used, engine, distances=distances, progress=progress)
     show(found.to_json() if as_json else None, *check_parts(found))

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from radin.cli.shared import (
+    BASE,
     JSON,
     KEY,
     PATHS,
@@ -27,6 +28,7 @@ from radin.cli.shared import (
 @click.option("--run", "directory", type=click.Path(path_type=Path), help="Also a run of cook over these checkpoints.")
 @click.option("--examples", type=int, default=1000, show_default=True, help="How much of validation() to look at.")
 @ready_options
+@BASE
 @KEY
 @engine_options
 @JSON
@@ -38,6 +40,7 @@ def doctor(
     model: str | None,
     data: str | None,
     columns: str | None,
+    base_model: Path | None,
     key: str | None,
     device: str,
     precision: str,
@@ -52,7 +55,7 @@ def doctor(
 
         examine = radin.doctor  # imported before anything is started
     with console_progress() as progress:
-        pool = open_pool(paths, key, progress)
+        pool = open_pool(paths, key, progress, base_model)
         used = task_for(pool, task, model, data, columns)
         found = examine(
             pool,

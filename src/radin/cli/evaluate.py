@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from radin.cli.shared import (
+    BASE,
     JSON,
     KEY,
     PATHS,
@@ -26,6 +29,7 @@ from radin.cli.shared import (
 @TASK
 @click.option("--split", default="validation", show_default=True, help="validation, test or shifts/NAME.")
 @ready_options
+@BASE
 @KEY
 @engine_options
 @JSON
@@ -36,6 +40,7 @@ def evaluate(
     model: str | None,
     data: str | None,
     columns: str | None,
+    base_model: Path | None,
     key: str | None,
     device: str,
     precision: str,
@@ -52,7 +57,7 @@ def evaluate(
 
     engine = Device.create(device, precision, batch_size)
     with console_progress() as progress:
-        pool = open_pool(paths, key, progress)
+        pool = open_pool(paths, key, progress, base_model)
         used = task_for(pool, task, model, data, columns)
         assert used is not None
         found = evaluate_pool(pool, used, split, engine, progress=progress)

@@ -86,7 +86,7 @@ def task_for(
         return task
     from radin.cli import streams
     from radin.errors import printable
-    from radin.integrations import ready_task
+    from radin.ready import ready_task
 
     found = ready_task(pool, model, data, columns=columns, metric=metric)
     for note in found.notes:

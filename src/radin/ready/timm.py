@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from radin.errors import TaskError
-from radin.integrations.library import library
-from radin.integrations.parts import ModelPart, literal
-from radin.integrations.specs import ModelSpec
+from radin.ready.library import library
+from radin.ready.parts import ModelPart, literal
+from radin.ready.specs import ModelSpec
 
 Shapes = Mapping[str, Sequence[int]]
 

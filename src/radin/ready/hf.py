@@ -9,9 +9,9 @@ from typing import Any
 
 from radin.errors import TaskError
 from radin.files import read_json
-from radin.integrations.library import library
-from radin.integrations.parts import ModelPart, literal
-from radin.integrations.specs import ModelSpec
+from radin.ready.library import library
+from radin.ready.parts import ModelPart, literal
+from radin.ready.specs import ModelSpec
 
 Shapes = Mapping[str, Sequence[int]]
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from radin.errors import TaskError
-from radin.integrations.library import library
-from radin.integrations.parts import literal, mapping
-from radin.integrations.specs import DataSpec, split_name
+from radin.ready.library import library
+from radin.ready.parts import literal, mapping
+from radin.ready.specs import DataSpec, split_name
 
 # A field of a CSV file may hold a whole document.
 _FIELD = 2**27

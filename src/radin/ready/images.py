@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from radin.errors import TaskError
-from radin.integrations.labels import label_indices
-from radin.integrations.library import library
-from radin.integrations.parts import DataPart, ModelPart, literal, mapping
-from radin.integrations.specs import DataSpec, split_name
-from radin.integrations.tables import Tables
-from radin.integrations.texts import column_of, labels_constant
+from radin.ready.labels import label_indices
+from radin.ready.library import library
+from radin.ready.parts import DataPart, ModelPart, literal, mapping
+from radin.ready.specs import DataSpec, split_name
+from radin.ready.tables import Tables
+from radin.ready.texts import column_of, labels_constant
 
 # Enough for BatchNorm statistics, and no more than a small share of a pass for most.
 CALIBRATION = 1000

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from radin.errors import TaskError
-from radin.integrations.labels import label_indices
-from radin.integrations.parts import DataPart, ModelPart, literal, mapping
-from radin.integrations.tables import Tables
+from radin.ready.labels import label_indices
+from radin.ready.parts import DataPart, ModelPart, literal, mapping
+from radin.ready.tables import Tables
 
 _LABELS = (("label",), ("labels",), ("target",), ("class",), ("sentiment",), ("category",), ("score",))
 _TEXTS = (

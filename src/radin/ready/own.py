@@ -8,8 +8,8 @@ from pathlib import Path
 from types import ModuleType
 
 from radin.errors import TaskError
-from radin.integrations.parts import DataPart, ModelPart, literal
-from radin.integrations.specs import DataSpec, ModelSpec
+from radin.ready.parts import DataPart, ModelPart, literal
+from radin.ready.specs import DataSpec, ModelSpec
 from radin.usercode import user_code
 
 _TRANSFORM = "transform"

@@ -7,15 +7,16 @@ from pathlib import Path
 
 from radin.data.task import Task, TaskText
 from radin.errors import TaskError
-from radin.integrations import images, texts
-from radin.integrations.hf import hf_part
-from radin.integrations.open_clip import open_clip_part
-from radin.integrations.own import python_part, torch_part
-from radin.integrations.parts import DataPart, ModelPart, task_text
-from radin.integrations.specs import DataSpec, ModelSpec, read_columns, read_data, read_model
-from radin.integrations.tables import open_tables
-from radin.integrations.timm import timm_part
+from radin.ready import images, texts
+from radin.ready.hf import hf_part
+from radin.ready.open_clip import open_clip_part
+from radin.ready.own import python_part, torch_part
+from radin.ready.parts import DataPart, ModelPart, task_text
+from radin.ready.specs import DataSpec, ModelSpec, read_columns, read_data, read_model
+from radin.ready.tables import open_tables
+from radin.ready.timm import timm_part
 from radin.weights import Pool
+from radin.weights.beside import folder_of
 
 _TABLES = ("csv", "parquet", "datasets")
 _TEXT_PARTS = {
@@ -54,11 +55,7 @@ def _model_part(spec: ModelSpec, pool: Pool) -> ModelPart:
         return open_clip_part(spec, pool.shapes)
     if spec.kind == "torch":
         return torch_part(spec)
-    return hf_part(spec, pool.shapes, [_folder(member.path) for member in pool])
-
-
-def _folder(path: Path) -> Path:
-    return path if path.is_dir() else path.parent
+    return hf_part(spec, pool.shapes, [folder_of(member.checkpoint) for member in pool])
 
 
 def _data_part(model: ModelPart, spec: DataSpec, asked: dict[str, tuple[str, ...]], batchnorm: bool) -> DataPart:
