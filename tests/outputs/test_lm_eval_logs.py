@@ -108,7 +108,7 @@ def test_what_does_not_fit_is_said(pool, tmp_path):
     with pytest.raises(OutputsError, match="of m2 hold 15 documents, those of m0 20"):
         read_outputs(tmp_path, pool)
     path.write_text(json.dumps({"doc_id": 0, "filtered_resps": ["an answer"], "doc_hash": "0", "target": "0"}) + "\n")
-    with pytest.raises(OutputsError, match="line 1: no document of .* no pairs of a log-likelihood"):
+    with pytest.raises(OutputsError, match=r"line 1: no document of .* no pairs of a log-likelihood"):
         read_outputs(tmp_path, pool)
     path.write_text("{")
     with pytest.raises(OutputsError, match="line 1: no document"):
