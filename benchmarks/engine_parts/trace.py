@@ -4,9 +4,10 @@ A trace is JSON: the members' fingerprints, and runs of cook, each with its sett
 how many examples and which, how many of them the soup got right), the best recipe with its scores, and what was spent.
 Recorded with the code as it was at commit d565571. Two faults were mended since then that move adaptive's decisions by
 a little: the normal distribution was read from a table, right to 1e-6, and the knowledge gradient turned negative far
-in its tail. ``as_it_was`` puts both back, and nothing else.
+in its tail. ``as_it_was`` puts both back, and nothing else. Fingerprints are of another hash since: those of the demo's
+recorded weights were put in the place of the old ones, and decide nothing but ties.
 
-    PYTHONPATH=. python -m benchmarks.engine_parts.trace .pools/fashion-gentle
+    PYTHONPATH=. python -m benchmarks.engine_parts.trace FOLDER/demo      # as demo_pool leaves it
 """
 
 from __future__ import annotations
