@@ -259,3 +259,13 @@ def test_an_option_out_of_range_is_one_message(toy_folder, tmp_path, run_here, a
     assert "Traceback" not in err
     assert err.count("radin: ") + err.count("Error: ") == 1
     assert not (out / "run.json").exists()
+
+
+def test_a_signal_that_an_import_made_an_error_of_is_a_signal_still():
+    from radin.interrupts import Stopped
+
+    error = ImportError("initialization failed")
+    error.__cause__ = Stopped(15)
+    with pytest.raises(Stopped) as caught, user_code("importing a compiled module"):
+        raise error
+    assert caught.value.number == 15

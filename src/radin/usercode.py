@@ -38,10 +38,22 @@ def user_code(what: str) -> Iterator[None]:
     except (Exception, SystemExit, KeyboardInterrupt) as error:
         if not isinstance(error, Exception) and not _from_the_code(error):
             raise
+        stopped = _stop_behind(error)
+        if stopped is not None:
+            raise stopped from None
         frames = _without_radin(error.__traceback__)
         text = "".join(traceback.format_exception(type(error), error, frames)).rstrip()
         how = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         raise UserCodeError(f"{what} failed with {how}", text) from error
+
+
+def _stop_behind(error: BaseException | None) -> interrupts.Stopped | None:
+    """The signal that an exception was made of: a compiled module that is interrupted while it is imported says so."""
+    while error is not None:
+        if isinstance(error, interrupts.Stopped):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _from_the_code(error: BaseException) -> bool:

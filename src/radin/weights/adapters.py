@@ -336,7 +336,9 @@ def as_members(checkpoints: list[Checkpoint], base: str | Path | None) -> list[C
         )
     adapters = [adapter_of(found) if is_adapter(found) else None for found in checkpoints]
     if not any(adapters):
-        raise PoolError()
+        raise PoolError(
+            f"--base {base} is for adapters; none of the {len(checkpoints)} checkpoints is one. Leave it out."
+        )
     require_one_base([adapter for adapter in adapters if adapter is not None])
     return [
         found if adapter is None else merged(whole, adapter)
