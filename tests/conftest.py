@@ -21,6 +21,8 @@ torchvision_on_cpu.install()
 # The toy networks are far too small to share out, and test workers run side by side.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
+# Every Python that tests start makes torchvision importable too: see sitecustomize.py.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
 
 
 @pytest.fixture(scope="session", autouse=True)
