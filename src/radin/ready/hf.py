@@ -9,7 +9,7 @@ from typing import Any
 
 from radin.errors import TaskError
 from radin.files import read_json
-from radin.ready.library import library
+from radin.ready.optional import library
 from radin.ready.parts import ModelPart, literal
 from radin.ready.specs import ModelSpec
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from radin.errors import TaskError
 from radin.ready.labels import label_indices
-from radin.ready.library import library
+from radin.ready.optional import library
 from radin.ready.parts import DataPart, ModelPart, literal, mapping
 from radin.ready.specs import DataSpec, split_name
 from radin.ready.tables import Tables

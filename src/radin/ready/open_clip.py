@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from radin.errors import TaskError
-from radin.ready.library import library
+from radin.ready.optional import library
 from radin.ready.parts import ModelPart, literal
 from radin.ready.specs import ModelSpec
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from radin.errors import TaskError
-from radin.ready.library import library
+from radin.ready.optional import library
 from radin.ready.parts import literal, mapping
 from radin.ready.specs import DataSpec, split_name
 

@@ -19,8 +19,8 @@ from radin.weights.saving import (
     MEMBER_SUFFIXES,
     SAVE_SUFFIXES,
     add_metadata,
+    final_metadata,
     read_metadata,
-    settled,
     whole,
     write_stored,
     write_torch,
@@ -91,7 +91,7 @@ def require_replaceable(path: Path) -> None:
 def _write(tensors: Mapping[str, Tensor], like: Checkpoint, path: Path, metadata: Mapping[str, str]) -> Path:
     if suffix_of(like):
         _write_part(tensors, like, like.parts[0], path, metadata)
-        _settle([(like.parts[0], path)], settled(tensors, metadata))
+        _put_final([(like.parts[0], path)], final_metadata(tensors, metadata))
         return path
     folder = like.path if like.path.is_dir() else like.path.parent
     path.mkdir(exist_ok=True)
@@ -102,8 +102,8 @@ def _write(tensors: Mapping[str, Tensor], like: Checkpoint, path: Path, metadata
     written = [(part, path / part.path.name) for part in like.parts]
     for part, target in written:
         _write_part(tensors, like, part, target, metadata)
-    metadata = settled(tensors, metadata)
-    _settle(written, metadata)
+    metadata = final_metadata(tensors, metadata)
+    _put_final(written, metadata)
     index = folder_file(folder) if like.path.is_dir() else like.path
     if index is not None and is_index(index):
         shutil.copyfile(index, path / index.name)
@@ -114,7 +114,7 @@ def _write(tensors: Mapping[str, Tensor], like: Checkpoint, path: Path, metadata
 def _write_part(
     tensors: Mapping[str, Tensor], like: Checkpoint, part: Part, path: Path, metadata: Mapping[str, str]
 ) -> None:
-    """One file's tensors. A torch file's metadata are added when all is written, see ``_settle``."""
+    """One file's tensors. A torch file's metadata are added when all is written, see ``_put_final``."""
     if part.kind == DISTRIBUTED:
         raise CheckpointError(
             f"{like.path}: a soup is not written as a distributed checkpoint, as its members are; write a .safetensors "
@@ -124,7 +124,7 @@ def _write_part(
         found = whole(tensors, part.stored)
         content = torch_file.rewrapped(part.path, part.key, {stored: found[n] for n, stored in part.stored.items()})
         if part.kind == TAR:
-            kept = settled(tensors, metadata)
+            kept = final_metadata(tensors, metadata)
             tar.write_like(part.path, path, lambda file: write_torch(content, file, kept))
         else:
             write_torch(content, path, {})
@@ -148,7 +148,7 @@ def _are_one(tensors: Mapping[str, Tensor], one: str, other: str) -> bool:
     return tensors[one] is tensors[other]
 
 
-def _settle(written: Iterable[tuple[Part, Path]], metadata: Mapping[str, str]) -> None:
+def _put_final(written: Iterable[tuple[Part, Path]], metadata: Mapping[str, str]) -> None:
     """The metadata as they are to stay, in all files of a checkpoint that was written."""
     for part, path in written:
         if part.kind != TAR:  # which has them already

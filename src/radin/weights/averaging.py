@@ -53,7 +53,7 @@ class Soup(Mapping[str, Tensor]):
 
     ``shapes``, ``dtypes`` and ``aliases`` are known before anything is read. ``save``, ``write_alike`` and
     ``save_alike`` write one block after another. ``unread``: whose content is to be found out in the same reading;
-    ``settled`` then says what was.
+    ``final_metadata`` then says what was.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class Soup(Mapping[str, Tensor]):
         for member in members:
             member.require_unchanged()
 
-    def settled(self, metadata: Mapping[str, str]) -> Mapping[str, str]:
+    def final_metadata(self, metadata: Mapping[str, str]) -> Mapping[str, str]:
         """The metadata as they are to stay in the file, of the same length: with the fingerprints now known.
 
         To be called once all is written and before it takes its place. Raises PoolError or CheckpointError for what

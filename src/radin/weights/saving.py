@@ -48,11 +48,11 @@ def save(tensors: Mapping[str, Tensor], path: str | Path, *, metadata: Mapping[s
     with told(path, needs=_bytes(tensors)), replacing(path) as temporary:
         if path.suffix == ".safetensors":
             write_safetensors(tensors, temporary, strings)
-            put_metadata(temporary, settled(tensors, strings))
+            put_metadata(temporary, final_metadata(tensors, strings))
         else:
             content = {name: tensor.detach() for name, tensor in whole(tensors).items()}
             write_torch(content, temporary, {})
-            add_metadata(temporary, settled(tensors, strings))
+            add_metadata(temporary, final_metadata(tensors, strings))
 
 
 def _bytes(tensors: Mapping[str, Tensor]) -> int:
@@ -189,9 +189,9 @@ def whole(tensors: Mapping[str, Tensor], names: Iterable[str] | None = None) -> 
     return tensors.tensors(names) if isinstance(tensors, Streamed) else tensors
 
 
-def settled(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Mapping[str, str]:
+def final_metadata(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Mapping[str, str]:
     """The metadata as they are to stay, of the same length. To be asked once all tensors are written."""
-    return tensors.settled(metadata) if isinstance(tensors, Streamed) else metadata
+    return tensors.final_metadata(metadata) if isinstance(tensors, Streamed) else metadata
 
 
 def write_torch(content: Any, path: Path, metadata: Mapping[str, str]) -> None:

@@ -54,7 +54,7 @@ class Streamed(Protocol):
     def tensors(self, names: Iterable[str] | None = None) -> dict[str, Tensor]:
         """Some or all of them, in memory."""
 
-    def settled(self, metadata: Mapping[str, str]) -> Mapping[str, str]:
+    def final_metadata(self, metadata: Mapping[str, str]) -> Mapping[str, str]:
         """The metadata as they are to stay, of the same length: to be asked when all is written."""
 
 
