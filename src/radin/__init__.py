@@ -12,6 +12,7 @@ _PLACES = {
     "Command": "radin.engine.command",
     "Engine": "radin.engine.base",
     "Failure": "radin.question",
+    "Group": "radin.recipe",
     "Metric": "radin.metrics",
     "OutputsError": "radin.errors",
     "Pool": "radin.weights",
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from radin.metrics import Metric
     from radin.question import Answer, Failure, Question
     from radin.ready import ready_task
-    from radin.recipe import Recipe
+    from radin.recipe import Group, Recipe
     from radin.run import Result, cook
     from radin.search import Search, rank
     from radin.weights import Pool, average, save
@@ -53,6 +54,7 @@ __all__ = [
     "Command",
     "Engine",
     "Failure",
+    "Group",
     "Metric",
     "OutputsError",
     "Pool",

@@ -1,17 +1,42 @@
-"""A recipe: mixing ratios over the pool. The value that every room of radin passes on."""
+"""A recipe: mixing ratios over the pool, for all tensors or by group. The value that every room of radin passes on."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-from radin.errors import RadinError
+from radin.errors import RadinError, printable
 
 _SUM_TOLERANCE = 1e-6
 _LARGE = 1e100
+_MOST_GROUPS = 100_000  # in a file; a model has fewer modules
+_LONGEST_NAME = 1000
+
+
+@dataclass(frozen=True)
+class Group:
+    """Mixing ratios of some tensors: of those named ``name``, or whose names start with it and a dot.
+
+    ``name``: a module's or a tensor's, such as "encoder.layer.3". ``weights`` has one float per member, in the pool's
+    order, as those of a recipe.
+    """
+
+    name: str
+    weights: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        """Raises RadinError when the name can be none of a module, or for ratios that no recipe could have."""
+        if not self.name.strip(".") or self.name != self.name.strip(".") or len(self.name) > _LONGEST_NAME:
+            raise RadinError(
+                "a group of tensors is named as a module is, encoder.layer.3, without a dot at either end; got "
+                f"{printable(self.name[:_LONGEST_NAME])!r}"
+            )
+        _check(self.weights, f" in the group {printable(self.name)}")
 
 
 @dataclass(frozen=True)
@@ -19,43 +44,58 @@ class Recipe:
     """Mixing ratios p over the members of a pool: p >= 0, sum 1.
 
     ``weights`` has one float per member, in the pool's order. ``reestimated``: of one member alone, that its BatchNorm
-    statistics are estimated again, as those of every soup are; a member as it is has it False, and so has a soup. Two
-    recipes are equal when both are.
+    statistics are estimated again, as those of every soup are; a member as it is has it False, and so has a soup.
+    ``groups``: tensors with ratios of their own; ``weights`` are those of every other tensor. Where several groups name
+    a tensor, the longest name holds. They are kept in the order of their names, and one that gives its tensors what
+    they had without it is dropped. Two recipes are equal when all three are.
     """
 
     weights: tuple[float, ...]
     reestimated: bool = False
+    groups: tuple[Group, ...] = ()
 
     def __post_init__(self) -> None:
-        """Raises RadinError when a ratio is negative or not finite, or when they do not sum to 1."""
-        if not self.weights:
-            raise RadinError("a recipe needs at least one mixing ratio; got none")
-        for index, weight in enumerate(self.weights):
-            if not math.isfinite(weight) or weight < 0:
-                raise RadinError(
-                    f"mixing ratios must be finite and not negative; ratio {index} is {weight}. "
-                    "Task arithmetic with negative ratios is not a soup."
-                )
-        total = math.fsum(self.weights) if max(self.weights) <= 2 else max(self.weights)
-        if abs(total - 1.0) > _SUM_TOLERANCE:
-            raise RadinError(f"mixing ratios must sum to 1; these sum to {total:.6g}. Use Recipe.normalized.")
+        """Raises RadinError when a ratio is negative or not finite, or when they do not sum to 1.
+
+        So too for groups of one name, or with another number of ratios.
+        """
+        _check(self.weights, "")
+        if self.groups:
+            object.__setattr__(self, "groups", _canonical(self.weights, self.groups))
         if self.reestimated and self.size != 1:
             raise RadinError(f"only a member alone can be marked as re-estimated; this recipe has {self.size} members")
 
     @classmethod
-    def normalized(cls, weights: Iterable[float]) -> Recipe:
-        """The recipe proportional to ``weights`` (any non-negative numbers, not all zero)."""
-        values = [float(w) for w in weights]
-        for index, value in enumerate(values):
-            if not math.isfinite(value) or value < 0:
-                raise RadinError(f"mixing ratios must be finite and not negative; ratio {index} is {value}")
-        largest = max(values, default=0.0)
-        if largest <= 0:
-            raise RadinError("mixing ratios must have a positive sum; " + ("all are 0" if values else "got none"))
-        if largest > _LARGE:  # their sum could be infinite
-            values = [value / largest for value in values]
-        total = math.fsum(values)
-        return cls(tuple(v / total for v in values))
+    def normalized(cls, weights: Iterable[float], groups: Mapping[str, Iterable[float]] | None = None) -> Recipe:
+        """The recipe proportional to ``weights`` (any non-negative numbers, not all zero), and so for each group."""
+        own = tuple(Group(name, _normalized(values)) for name, values in (groups or {}).items())
+        return cls(_normalized(weights), groups=own)
+
+    @classmethod
+    def by_group(cls, groups: Mapping[str, Sequence[float]], sizes: Mapping[str, int]) -> Recipe:
+        """Ratios by group, and for all other tensors their mean over the tensors that groups name.
+
+        ``sizes``: elements of each tensor of the pool, tied ones once; the mean is by elements. Raises RadinError where
+        groups name no tensor.
+        """
+        if not groups:
+            raise RadinError("a recipe by group needs at least one group of tensors; got none")
+        first = Recipe(tuple(next(iter(groups.values()))))
+        own = _by_name(first.weights, (Group(name, tuple(values)) for name, values in groups.items()))
+        held = Counter[str]()
+        for name, size in sizes.items():
+            if (group := _longest(own, name)) is not None:
+                held[group] += size
+        if idle := [name for name in own if name not in held]:
+            raise RadinError(f"the group {printable(idle[0])} names no tensor of the pool's")
+        if len({group.weights for group in own.values()}) == 1:
+            return first  # no mean, which would round
+        total = held.total() or 1
+        mean = (
+            math.fsum(size * own[name].weights[k] for name, size in held.items()) / total
+            for k in range(len(first.weights))
+        )
+        return cls(_normalized(mean), groups=tuple(own.values()))
 
     @classmethod
     def uniform(cls, members: Iterable[int], pool_size: int) -> Recipe:
@@ -73,8 +113,9 @@ class Recipe:
 
     @property
     def members(self) -> tuple[int, ...]:
-        """Indices of the members with a positive ratio, ascending."""
-        return tuple(k for k, weight in enumerate(self.weights) if weight > 0)
+        """Indices of the members with a positive ratio anywhere, ascending."""
+        rows = [self.weights, *(group.weights for group in self.groups)]
+        return tuple(k for k, ratios in enumerate(zip(*rows, strict=True)) if max(ratios) > 0)
 
     @property
     def size(self) -> int:
@@ -88,26 +129,59 @@ class Recipe:
 
     @property
     def is_uniform(self) -> bool:
-        """Whether all its members have the same ratio."""
-        return len({self.weights[k] for k in self.members}) == 1
+        """Whether all its members have the same ratio, in every tensor."""
+        return not self.groups and len({self.weights[k] for k in self.members}) == 1
+
+    def group_of(self, tensor: str) -> str | None:
+        """The group whose ratios a tensor has, by its name in the pool; None where it has those of the rest."""
+        return _longest(self._by_name, tensor)
+
+    def of(self, tensor: str) -> tuple[float, ...]:
+        """(N,) the ratios of one tensor, by its name in the pool."""
+        group = self.group_of(tensor)
+        return self.weights if group is None else self._by_name[group].weights
+
+    @cached_property
+    def _by_name(self) -> dict[str, Group]:
+        return {group.name: group for group in self.groups}
 
     def permuted(self, order: Sequence[int]) -> Recipe:
         """The same recipe over a reordered pool: new position i holds the old member ``order[i]``."""
-        return Recipe(tuple(self.weights[k] for k in order), self.reestimated)
+        groups = (Group(group.name, tuple(group.weights[k] for k in order)) for group in self.groups)
+        return Recipe(tuple(self.weights[k] for k in order), self.reestimated, tuple(groups))
 
     def identity(self, fingerprints: Sequence[str]) -> str:
         """A hash of which contents are mixed in which ratio: the same in any order of the members, in any pool."""
-        parts = sorted((fingerprints[k], self.weights[k].hex()) for k in self.members)
-        what = (parts, "re-estimated") if self.reestimated else parts
+
+        def parts(weights: Sequence[float]) -> list[tuple[str, str]]:
+            return sorted((fingerprints[k], weight.hex()) for k, weight in enumerate(weights) if weight > 0)
+
+        what: object = parts(self.weights)
+        if self.reestimated:
+            what = (what, "re-estimated")
+        elif self.groups:
+            what = (what, [(group.name, parts(group.weights)) for group in self.groups])
         return hashlib.sha256(repr(what).encode()).hexdigest()
 
     def describe(self, names: Sequence[str] | None = None) -> str:
-        """Its members with their ratios: "a 0.25, c 0.75", or by index without names: "#0 0.25, #2 0.75"."""
-        text = ", ".join(f"{names[k] if names else f'#{k}'} {self.weights[k]:.3g}" for k in self.members)
+        """Its members with their ratios: "a 0.25, c 0.75", or by index without names: "#0 0.25, #2 0.75".
+
+        With groups, each ratio is that of the other tensors, followed by the least and the most in any group.
+        """
+        shares = []
+        for k in self.members:
+            found = [self.weights[k], *(group.weights[k] for group in self.groups)]
+            span = f" ({min(found):.3g} to {max(found):.3g})" if min(found) < max(found) else ""
+            shares.append(f"{names[k] if names else f'#{k}'} {self.weights[k]:.3g}{span}")
+        text = ", ".join(shares)
+        if self.groups:
+            text += f"; ratios of their own in {len(self.groups)} group{'s'[: len(self.groups) > 1]} of tensors"
         return f"{text}, BatchNorm statistics re-estimated" if self.reestimated else text
 
     def __repr__(self) -> str:
-        return f"Recipe(weights={self.weights}{', reestimated=True' if self.reestimated else ''})"
+        more = ", reestimated=True" if self.reestimated else ""
+        more += f", groups={self.groups}" if self.groups else ""
+        return f"Recipe(weights={self.weights}{more})"
 
     def __str__(self) -> str:
         return self.describe()
@@ -120,10 +194,17 @@ class Recipe:
     def to_json(self, names: Sequence[str], fingerprints: Sequence[str]) -> dict[str, Any]:
         """A JSON form that stands on its own: each member's name, content fingerprint and ratio ("weight").
 
-        And "reestimated": true, of a member alone with its BatchNorm statistics estimated again.
+        And "reestimated": true, of a member alone with its BatchNorm statistics estimated again; and "groups", of a
+        recipe with such: each one's name and "weights", in the order of "members".
         """
-        members = [{"name": names[k], "fingerprint": fingerprints[k], "weight": self.weights[k]} for k in self.members]
-        return {"members": members, **({"reestimated": True} if self.reestimated else {})}
+        used = self.members
+        members = [{"name": names[k], "fingerprint": fingerprints[k], "weight": self.weights[k]} for k in used]
+        groups = [{"name": group.name, "weights": [group.weights[k] for k in used]} for group in self.groups]
+        return {
+            "members": members,
+            **({"reestimated": True} if self.reestimated else {}),
+            **({"groups": groups} if groups else {}),
+        }
 
     @classmethod
     def from_json(cls, value: dict[str, Any], fingerprints: Sequence[str]) -> Recipe:
@@ -132,15 +213,110 @@ class Recipe:
         So too for a value of another shape: nothing is known of it.
         """
         position = {fingerprint: k for k, fingerprint in enumerate(fingerprints)}
-        weights = [0.0] * len(fingerprints)
-        for member in _members(value):
+        places = []
+        members = _members(value)
+        for member in members:
             if member["fingerprint"] not in position:
                 raise RadinError(
                     f"the recipe names {member['name']} ({member['fingerprint'][:12]}), which is not in this pool; "
                     "one written before fingerprints were BLAKE3 knows members by other ones: give its ratios instead"
                 )
-            weights[position[member["fingerprint"]]] = float(member["weight"])
-        return cls(tuple(weights), value.get("reestimated") is True)
+            places.append(position[member["fingerprint"]])
+
+        def placed(ratios: Sequence[float]) -> tuple[float, ...]:
+            weights = [0.0] * len(fingerprints)
+            for place, ratio in zip(places, ratios, strict=True):
+                weights[place] = float(ratio)
+            return tuple(weights)
+
+        groups = (Group(name, placed(ratios)) for name, ratios in _groups(value, len(members)))
+        return cls(placed([m["weight"] for m in members]), value.get("reestimated") is True, tuple(groups))
+
+
+def _check(weights: Sequence[float], where: str) -> None:
+    """Raises RadinError unless these can be the ratios of a soup. where: what to say of which they are."""
+    if not weights:
+        raise RadinError(f"a recipe needs at least one mixing ratio{where}; got none")
+    for index, weight in enumerate(weights):
+        if not math.isfinite(weight) or weight < 0:
+            raise RadinError(
+                f"mixing ratios must be finite and not negative; ratio {index}{where} is {weight}. "
+                "Task arithmetic with negative ratios is not a soup."
+            )
+    total = math.fsum(weights) if max(weights) <= 2 else max(weights)
+    if abs(total - 1.0) > _SUM_TOLERANCE:
+        raise RadinError(f"mixing ratios must sum to 1; these{where} sum to {total:.6g}. Use Recipe.normalized.")
+
+
+def _normalized(weights: Iterable[float]) -> tuple[float, ...]:
+    """Ratios proportional to these. Raises RadinError where there are none such."""
+    values = [float(w) for w in weights]
+    for index, value in enumerate(values):
+        if not math.isfinite(value) or value < 0:
+            raise RadinError(f"mixing ratios must be finite and not negative; ratio {index} is {value}")
+    largest = max(values, default=0.0)
+    if largest <= 0:
+        raise RadinError("mixing ratios must have a positive sum; " + ("all are 0" if values else "got none"))
+    if largest > _LARGE:  # their sum could be infinite
+        values = [value / largest for value in values]
+    total = math.fsum(values)
+    return tuple(v / total for v in values)
+
+
+def _by_name(weights: Sequence[float], groups: Iterable[Group]) -> dict[str, Group]:
+    """Groups by their names, in that order. Raises RadinError for two of one name, or other ratios than these many."""
+    found: dict[str, Group] = {}
+    for group in groups:
+        if group.name in found:
+            raise RadinError(f"two groups of tensors are named {printable(group.name)}; give one")
+        if len(group.weights) != len(weights):
+            raise RadinError(
+                f"the group {printable(group.name)} has {len(group.weights)} mixing ratios, the recipe {len(weights)}"
+            )
+        found[group.name] = group
+    return {name: found[name] for name in sorted(found)}
+
+
+def _longest(groups: Mapping[str, Group], tensor: str) -> str | None:
+    """The longest of these names that is a tensor's, or a module's that it is in."""
+    name = tensor
+    while name:
+        if name in groups:
+            return name
+        name = name.rpartition(".")[0]
+    return None
+
+
+def _canonical(weights: tuple[float, ...], groups: Iterable[Group]) -> tuple[Group, ...]:
+    """In the order of their names, without those whose tensors would have the same ratios otherwise."""
+    found = _by_name(weights, groups)
+    rows = [weights, *(group.weights for group in found.values())]
+    if sum(any(ratios) for ratios in zip(*rows, strict=True)) == 1:
+        return ()  # one member alone, whatever rounding left in its ratios
+    kept = []
+    for name, group in found.items():
+        around = _longest(found, name.rpartition(".")[0])
+        if group.weights != (weights if around is None else found[around].weights):
+            kept.append(group)
+    return tuple(kept)
+
+
+def _groups(value: dict[str, Any], members: int) -> list[tuple[str, list[float]]]:
+    """The "groups" of a recipe's JSON form: names with a ratio per member. Raises RadinError for another shape."""
+    groups = value.get("groups", [])
+    whole = (
+        isinstance(groups, list)
+        and len(groups) <= _MOST_GROUPS
+        and all(isinstance(group, dict) and isinstance(group.get("name"), str) for group in groups)
+        and all(isinstance(ratios := group.get("weights"), list) and len(ratios) == members for group in groups)
+        and all(isinstance(ratio, int | float) and abs(ratio) <= _LARGE for g in groups for ratio in g["weights"])
+    )
+    if not whole:
+        raise RadinError(
+            'these are no groups of a recipe: expected "groups": [{"name": "encoder.layer.3", "weights": [...]}, ...], '
+            f"at most {_MOST_GROUPS:,}, each with {members} weights, one per entry of 'members' and in that order"
+        )
+    return [(group["name"], group["weights"]) for group in groups]
 
 
 def _members(value: Any) -> list[dict[str, Any]]:
