@@ -119,10 +119,13 @@ class Members:
             return float("nan")
         return (utility if self.metric.higher_is_better else -utility) * self._unit
 
-    def recipe(self, ratios: Floats) -> Recipe:
-        """The recipe, over the members in the order given, of ratios (N,) over the canonical order."""
-        recipe = Recipe(tuple(float(w) for w in ratios[self.position]))
-        return Recipe.single(recipe.members[0], len(ratios)) if recipe.is_single else recipe
+    def recipe(self, ratios: Floats | Recipe) -> Recipe:
+        """The recipe, over the members in the order given, of ratios (N,) or a recipe over the canonical order."""
+        if isinstance(ratios, Recipe):
+            recipe = ratios.permuted(self.position.tolist())
+        else:
+            recipe = Recipe(tuple(float(w) for w in ratios[self.position]))
+        return Recipe.single(recipe.members[0], self.count) if recipe.is_single else recipe
 
     def scores(self, ratios: Floats) -> Floats:
         """Estimated scores of ratios (S, N) over the canonical order, in the metric's units."""

@@ -354,17 +354,23 @@ class Search:
     def estimate(self, recipes: Iterable[Recipe]) -> Floats:
         """Estimated scores of recipes, (S,), in the metric's own units: those of their averaged outputs.
 
-        Without outputs, those that the members' scores and distances lead one to expect.
+        Without outputs, those that the members' scores and distances lead one to expect. NaN for a recipe with groups:
+        which outputs would be averaged is not defined where layers are mixed differently.
         """
-        ratios = np.array([recipe.weights for recipe in recipes], dtype=np.float64)
-        return self._members.scores(ratios[:, self._members.order]) if len(ratios) else np.empty(0)
+        asked = list(recipes)
+        plain = np.array([not recipe.groups for recipe in asked], dtype=bool)
+        found = np.full(len(asked), np.nan)
+        if plain.any():
+            ratios = np.array([recipe.weights for recipe in asked if not recipe.groups], dtype=np.float64)
+            found[plain] = self._members.scores(ratios[:, self._members.order])
+        return found
 
     def score(self, utility: float) -> float:
         """The score, in the metric's own units, that has a utility of the problem's."""
         return self._members.score(utility)
 
-    def recipe(self, ratios: Floats) -> Recipe:
-        """The recipe, over the members in the order given, of ratios (N,) over the problem's canonical order."""
+    def recipe(self, ratios: Floats | Recipe) -> Recipe:
+        """The recipe, over the members in the order given, of ratios (N,) or a recipe over the canonical order."""
         return self._members.recipe(ratios)
 
     def _advance(self) -> base.Ask | None:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from radin.checks import fits, whole_number
 from radin.errors import RadinError
 from radin.progress import Progress, silent
+from radin.recipe import Recipe
 from radin.search.prior import ScorePrior
 
 MOST_RECIPES = 10**7  # what may be asked for of candidates, and of whatever else is counted
@@ -29,12 +30,12 @@ Indices = NDArray[np.intp]
 
 @dataclass(frozen=True, eq=False)
 class Slice:
-    """Some examples of a soup: ``ratios`` (N,), ``examples`` (m,) indices.
+    """Some examples of a soup: ``ratios`` (N,) or a recipe, ``examples`` (m,) indices.
 
     Asked about only if, after paying for the examples not yet known, ``reserve`` passes are left.
     """
 
-    ratios: Floats
+    ratios: Floats | Recipe
     examples: Indices
     reserve: float = 0.0
 
@@ -51,7 +52,7 @@ class Ticket:
 class Open:
     """Ask, and continue before it is answered."""
 
-    ask: Floats | Slice
+    ask: Floats | Recipe | Slice
 
 
 @dataclass(frozen=True)
@@ -59,13 +60,14 @@ class Wait:
     """Continue when one of the open questions has been answered."""
 
 
-Ask = Floats | Slice | Open | Wait
+Ask = Floats | Recipe | Slice | Open | Wait
 
 Asks = Generator[Ask, Any, None]
-"""A running strategy. It yields mixing ratios (N,) and is sent the utility of their soup; or a Slice, and is sent the
-soup's utilities on those examples (m,), NaN where its outputs are not finite. Or it opens either and is sent a Ticket:
-with one question open at a time the ticket is answered before the strategy continues. A Slice or an opened question
-that the budget does not allow is answered with None."""
+"""A running strategy. It yields mixing ratios (N,), or a recipe over the canonical order where groups of tensors have
+ratios of their own, and is sent the utility of their soup; or a Slice, and is sent the soup's utilities on those
+examples (m,), NaN where its outputs are not finite. Or it opens either and is sent a Ticket: with one question open at
+a time the ticket is answered before the strategy continues. A Slice or an opened question that the budget does not
+allow is answered with None."""
 
 
 @dataclass(frozen=True)
