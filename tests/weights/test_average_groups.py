@@ -113,7 +113,8 @@ def test_sharded_folders_with_a_tied_pair(tmp_path):
     same(soup, loop(members, ratios))
     card = (tmp_path / "soup/README.md").read_text()
     assert "with ratios of their own in 2 groups of tensors" in card
-    assert "| transformer.h.1 | 0.000 | 0.900 | 0.100 |" in card.replace("run0 | run1", "")
+    assert "| tensors | run2 | run1 | run0 |" in card, "by mean ratio"
+    assert "| transformer.h.1 | 0.100 | 0.900 | 0.000 |" in card
     assert Recipe.from_json(read_recipe(tmp_path / "soup"), pool.fingerprints) == value
     tied = Recipe(REST, groups=(Group("lm_head", FIRST),))
     with pytest.raises(PoolError, match=r"lm_head\.weight is tied to transformer\.wte\.weight, which counts"):
