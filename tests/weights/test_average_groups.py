@@ -116,9 +116,18 @@ def test_sharded_folders_with_a_tied_pair(tmp_path):
     assert "| tensors | run2 | run1 | run0 |" in card, "by mean ratio"
     assert "| transformer.h.1 | 0.100 | 0.900 | 0.000 |" in card
     assert Recipe.from_json(read_recipe(tmp_path / "soup"), pool.fingerprints) == value
-    tied = Recipe(REST, groups=(Group("lm_head", FIRST),))
-    with pytest.raises(PoolError, match=r"lm_head\.weight is tied to transformer\.wte\.weight, which counts"):
-        average(pool, tied)
+
+
+def test_of_tied_tensors_the_first_name_counts(tmp_path):
+    members = []
+    for k in range(3):
+        table = torch.randn(3, 2, generator=torch.Generator().manual_seed(k))
+        members.append({"embed.weight": table, "head.weight": table, "head.bias": table[0].clone()})
+    pool = pool_of(tmp_path, members, ".pt")
+    found = average(pool, Recipe(REST, groups=(Group("embed", FIRST), Group("head", SECOND))))
+    same(found, loop(members, {"embed.weight": FIRST, "head.weight": FIRST, "head.bias": SECOND}))
+    with pytest.raises(PoolError, match=r"head\.weight is tied to embed\.weight, which counts"):
+        average(pool, Recipe(REST, groups=(Group("head.weight", FIRST),)))
 
 
 def test_a_group_that_names_nothing_is_refused(tmp_path):
