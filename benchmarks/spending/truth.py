@@ -208,16 +208,21 @@ class Truth:
 
     def computed(self, recipe: Recipe, split: str, examples: Indices) -> Floats:
         """As ``values``, always computed."""
-        held = self.held(split)
-        self._load(recipe)
-        outputs = [
-            self.engine.outputs([self._model], Batch(inputs, None, count))[0] for inputs, count in held.pick(examples)
-        ]
-        together = torch.cat(outputs).numpy()
+        together = self.soup_outputs(recipe, split, examples)
         assert self.metric.per_example is not None
-        values = np.array(self.metric.per_example(together, held.targets[examples]), dtype=np.float64)
+        values = np.array(self.metric.per_example(together, self.held(split).targets[examples]), dtype=np.float64)
         values[~np.isfinite(together).all(axis=1)] = np.nan
         return values
+
+    def soup_outputs(self, recipe: Recipe, split: str, examples: Indices) -> NDArray[Any]:
+        """What the soup's model returns on sorted ``examples`` of a split, (m, C)."""
+        self._load(recipe)
+        outputs = [
+            self.engine.outputs([self._model], Batch(inputs, None, count))[0]
+            for inputs, count in self.held(split).pick(examples)
+        ]
+        together: NDArray[Any] = torch.cat(outputs).numpy()
+        return together
 
     def _load(self, recipe: Recipe) -> None:
         """Put the soup into the model, with BatchNorm statistics as Evaluator.prepare estimates them."""
