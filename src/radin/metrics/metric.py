@@ -130,6 +130,20 @@ class Metric:
         assert self.from_totals is not None
         return positions.values(totals, self.from_totals)
 
+    def numbers(self, outputs: Array, targets: Array) -> Floats:
+        """What is known of each example: (M,), of which the score is the mean, or by position its totals (M, K)."""
+        if self.totals is not None:
+            return self.totals(outputs, targets)
+        assert self.per_example is not None
+        return self.per_example(outputs, targets)
+
+    def score(self, numbers: Floats) -> float:
+        """The score of some examples from their numbers: the mean of (m,), or what the sums of totals (m, K) make."""
+        if numbers.ndim == 1:
+            return float(numbers.mean())
+        assert self.from_totals is not None
+        return self.from_totals(numbers.sum(axis=0))
+
     def utility(self, score: float) -> float:
         """The score with its sign set so that higher is better; what is not finite, and may not win, is -inf."""
         if not np.isfinite(score):
