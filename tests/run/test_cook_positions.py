@@ -422,7 +422,7 @@ def test_another_model_is_refused_where_outputs_are_not_kept(pictures, tmp_path)
         def forward(self, images):
             return super().forward(images).flip(1)
 
-    with pytest.raises(radin.RunError, match="the answers in 1[0-9] of 16 examples are others"):
+    with pytest.raises(radin.RunError, match=r"the answers in 1[0-9] of 16 examples are others"):
         radin.cook(paths, replace(task, model=Turned), budget=2, out=tmp_path / "run", keep_outputs=False)
 
 

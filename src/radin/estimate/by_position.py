@@ -28,7 +28,7 @@ from radin.estimate.store import Keys, load_arrays, save_arrays
 from radin.metrics import Metric
 from radin.positions import UNCOUNTED, starts
 
-_TOGETHER = 1 << 22  # numbers of positions and recipes that are in float64 together
+_TOGETHER = 1 << 20  # positions, or numbers of positions and recipes, that are worked on together
 _KIND = "positions"
 
 
@@ -80,13 +80,14 @@ class PositionCompiler:
     """Compiles outputs batch by batch while they are made, as MarginCompiler does."""
 
     def __init__(self, members: int, classes: int, purpose: Purpose, names: Sequence[str] | None = None) -> None:
-        self._made = lambda: MarginCompiler(members, classes, purpose=purpose, names=names)
+        self._about = (members, classes, purpose, names)
         self._parts: list[tuple[Margins, Array, Array]] = []
         self._targets: list[Array] = []
 
     def add(self, block: Array, targets: Array) -> None:
         """The next examples: block (N, p, C) floating point, targets (p, 2). Raises as ``MarginCompiler.add``."""
-        compiler = self._made()
+        members, classes, purpose, names = self._about
+        compiler = MarginCompiler(members, classes, purpose=purpose, names=names)
         compiler.add(block, np.maximum(targets[:, 0], 0))
         self._parts.append(_contested(compiler.finish(), targets[:, 0] != UNCOUNTED))
         self._targets.append(targets)
@@ -110,15 +111,17 @@ def _joined(parts: Sequence[tuple[Margins, Array, Array]], targets: Array) -> Po
     margins = join_margins(part for part, _, _ in parts)
     kept, right = (np.concatenate([part[k] for part in parts]) for k in (1, 2))
     first = starts(targets)
-    owner = np.repeat(np.arange(len(first), dtype=np.int32), np.diff(first, append=len(targets)))
     counted = targets[:, 0] != UNCOUNTED
-    sure = counted & ~kept
+    sure = np.zeros(margins.classes, np.int64)
+    for lo in range(0, len(targets), _TOGETHER):  # arrays of all positions would be the largest thing there is
+        part = slice(lo, lo + _TOGETHER)
+        sure += np.bincount(targets[part, 0][counted[part] & ~kept[part]], minlength=margins.classes)
     return PositionMargins(
         margins,
-        owner[kept],
-        np.bincount(owner[right], minlength=len(first)),
-        np.bincount(owner[counted], minlength=len(first)),
-        np.bincount(targets[sure, 0], minlength=margins.classes),
+        (np.searchsorted(first, np.flatnonzero(kept), side="right") - 1).astype(np.int32),
+        np.add.reduceat(right, first, dtype=np.int64),
+        np.add.reduceat(counted, first, dtype=np.int64),
+        sure,
         _digest(targets),
     )
 

@@ -231,6 +231,7 @@ class Outcome:
                 rows.append(found.values)
             elif found is None:
                 known_of_it = self.session.account.values(recipe)
+                assert chosen.numbers is not None
                 filled = np.where(np.isnan(known_of_it), chosen.numbers, known_of_it)
                 rows.append(filled if filled.ndim == 1 else self.job.metric.values(filled))
         bias = optimism(np.array(rows, dtype=np.float32), self.job.metric.higher_is_better, incumbents=incumbents)

@@ -128,5 +128,4 @@ class Account:
 
 def _unknown(values: Floats) -> NDArray[np.bool_]:
     """Which examples (m,) have NaN among their values, (m,) or (m, K)."""
-    result: NDArray[np.bool_] = np.isnan(values.reshape(len(values), -1)).any(axis=1)
-    return result
+    return np.asarray(np.isnan(values.reshape(len(values), -1)).any(axis=1))
