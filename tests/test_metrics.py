@@ -154,7 +154,7 @@ def test_every_summary_metric_is_its_two_steps(logits, labels, multilabels):
 
 
 def test_bootstrap_of_a_summary_is_that_of_the_outputs(logits, labels, monkeypatch):
-    monkeypatch.setattr(metrics, "BOOTSTRAP_CALLS", metrics.BOOTSTRAP_SAMPLES)
+    monkeypatch.setattr("radin.metrics.metric.BOOTSTRAP_CALLS", metrics.BOOTSTRAP_SAMPLES)
     metric = metrics.get("balanced_accuracy")
     plain = metrics.Metric("balanced", True, "classes", metric.value)
     assert metric.standard_error(logits, labels) == pytest.approx(plain.standard_error(logits, labels), abs=1e-15)

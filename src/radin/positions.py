@@ -49,6 +49,15 @@ def starts(targets: Array) -> NDArray[np.intp]:
     return np.flatnonzero(np.diff(targets[:, 1], prepend=targets[:1, 1] - 1))
 
 
+def rows_of(targets: Array, examples: Array) -> NDArray[np.intp]:
+    """The rows of some examples, (Q,) ascending; targets (P, 2), examples (m,) ascending indices."""
+    first = starts(targets)
+    lengths = np.diff(first, append=len(targets))[examples]
+    ends = np.cumsum(lengths)
+    within = np.arange(int(lengths.sum())) - np.repeat(ends - lengths, lengths)
+    return np.asarray(np.repeat(first[examples], lengths) + within, dtype=np.intp)
+
+
 def summed(values: Array, targets: Array) -> Floats:
     """Sums over the positions of each example: values (P, ...) -> (m, ...)."""
     result: Floats = np.add.reduceat(np.asarray(values, dtype=np.float64), starts(targets), axis=0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -40,7 +40,8 @@ class Answer:
     where it is not known. examples: how many; 0 where only the program that evaluates knows. values: (examples,), one
     number for each, of which the score is the mean; None where the metric is no such mean, or the outputs are not
     finite. data: fingerprint of the split's data; empty where the engine cannot tell. further: score and standard error
-    on other sets that came along, by name; reported, never used to choose.
+    on other sets that came along, by name; reported, never used to choose. totals: (examples, K), of a metric by
+    position what it sums over examples; ``values`` then hold for these examples together only.
     """
 
     score: float
@@ -50,6 +51,12 @@ class Answer:
     data: str = ""
     values: Floats | None = None
     further: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    totals: Floats | None = None
+
+    @property
+    def numbers(self) -> Floats | None:
+        """What tells the score of any of the examples (``Metric.score``): totals where there are such, else values."""
+        return self.values if self.totals is None else self.totals
 
 
 @dataclass(frozen=True)
@@ -100,5 +107,14 @@ def answer_from_outputs(
 
 
 def answer_from_totals(metric: Metric, totals: Floats, seconds: float, data: str) -> Answer:
-    """The Answer of a metric by position, from its numbers per example (M, K)."""
-    return answer_from_values(metric.values(totals), seconds, data)
+    """The Answer of a metric by position, from its numbers per example (m, K); NaN among them makes the score NaN."""
+    if not np.isfinite(totals).all():
+        return Answer(float("nan"), float("nan"), len(totals), seconds, data)
+    return replace(answer_from_values(metric.values(totals), seconds, data), totals=totals)
+
+
+def answer_from_numbers(metric: Metric, numbers: Floats, seconds: float, data: str = "") -> Answer:
+    """The Answer of some examples from their values (m,) or totals (m, K)."""
+    if numbers.ndim == 1:
+        return answer_from_values(numbers, seconds, data)
+    return answer_from_totals(metric, numbers, seconds, data)

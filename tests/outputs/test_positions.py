@@ -9,12 +9,14 @@ import pytest
 import torch
 from seqeval.metrics import f1_score
 from sklearn.metrics import jaccard_score
+from torchmetrics.functional.classification import multiclass_jaccard_index
 
-from radin import Metric, TaskError, metrics
+from radin import Metric, OutputsError, TaskError, metrics
 from radin.data.batches import Batch
 from radin.engine.rows import Rows
-from radin.estimate import DenseEstimator, estimator
+from radin.estimate import DenseEstimator, Keys, estimator
 from radin.positions import UNCOUNTED, counted
+from radin.positions import rows_of as rows_of_examples
 
 TAGS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
 MEMBERS, EXAMPLES, LENGTH = 4, 30, 12
@@ -113,6 +115,85 @@ def test_mean_iou_is_scikit_learns_on_pictures(sequences):
     assert score(metric, outputs, labels) == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.parametrize("ignored", [255, 2])
+def test_mean_iou_is_torchmetrics_and_a_plain_loops(ignored):
+    rng = np.random.default_rng(2)
+    labels = rng.integers(0, 4, (5, 6, 6))  # of the 6 classes 5 is never there, 4 is only predicted
+    labels[1, 3:] = ignored
+    outputs = rng.normal(size=(5, 6, 6, 6)).astype(np.float32)
+    outputs[:, 5] = -9
+    metric = replace(metrics.get("mean_iou"), ignore_index=ignored)
+    found = score(metric, outputs, labels)
+    theirs = multiclass_jaccard_index(
+        torch.from_numpy(outputs), torch.from_numpy(labels), num_classes=6, average="macro", ignore_index=ignored
+    )
+    if ignored == 255:  # torchmetrics leaves an ignored class out of the mean, here only its positions do not count
+        assert found == pytest.approx(float(theirs), abs=1e-6)
+    shares = []
+    for c in range(6):
+        both = either = 0
+        for picture, marked in zip(outputs, labels, strict=True):
+            for y, x in np.ndindex(6, 6):
+                if marked[y, x] != ignored:
+                    mine, there = picture[:, y, x].argmax() == c, marked[y, x] == c
+                    both, either = both + int(mine and there), either + int(mine or there)
+        if either:
+            shares.append(both / either)
+    assert len(shares) == 5
+    assert found == pytest.approx(np.mean(shares), abs=1e-12)
+
+
+def test_rows_of_some_examples(sequences):
+    logits, labels = sequences
+    rows, targets = rows_of("token_accuracy", logits[0], labels)
+    some = np.array([0, 6, 7, 29])
+    mine, beside = rows_of("token_accuracy", logits[0][some], labels[some])
+    at = rows_of_examples(targets, some)
+    assert np.array_equal(rows[at], mine)
+    assert np.array_equal(targets[at, 0], beside[:, 0])
+
+
+def test_only_contested_positions_are_held_and_the_file_of_other_labels_is_made_again(sequences, tmp_path):
+    logits, labels = sequences
+    metric, names = metrics.get("token_accuracy"), ("a", "b", "c", "d")
+    made = [rows_of(metric, member, labels) for member in logits]
+    outputs, targets = [rows for rows, _ in made], made[0][1]
+    path = tmp_path / "compiled.safetensors"
+    first = estimator(outputs, targets, metric, cache=path, keys=Keys(names, "data"))
+    right = np.stack([rows.argmax(axis=1) == targets[:, 0] for rows in outputs])
+    counts = targets[:, 0] >= 0
+    # Where all are right each has the largest output at the target, and so has every average; not so where all err.
+    assert first.compiled.right.sum() == (right.all(axis=0) & counts).sum()
+    assert len(first.compiled.owner) == first.margins.examples <= counts.sum() - first.compiled.right.sum()
+    turned = estimator(outputs[::-1], targets, metric, cache=path, keys=Keys(names[::-1], "data"))
+    weights = np.random.default_rng(0).dirichlet(np.ones(MEMBERS), 9)
+    assert np.array_equal(turned.scores(weights[:, ::-1].copy()), first.scores(weights))
+    other = targets.copy()
+    other[:, 0] = np.where(targets[:, 0] >= 0, (targets[:, 0] + 1) % len(TAGS), targets[:, 0])
+    again = estimator(outputs, other, metric, cache=path, keys=Keys(names, "data"))
+    dense = DenseEstimator(outputs, other, replace(metric, family="other"))
+    assert again.scores(weights) == pytest.approx(dense.scores(weights), abs=1e-12)
+    with pytest.raises(OutputsError, match="compiled from other data"):
+        estimator(outputs, targets, metric, cache=path, keys=Keys(names, "others"))
+    fewer = estimator(outputs[:3], targets, metric, cache=path, keys=Keys(names[:3], "data"))
+    assert fewer.members == 3
+
+
+def test_answers_of_examples_are_those_of_averaged_outputs(sequences):
+    logits, labels = sequences
+    made = [rows_of("token_accuracy", member, labels) for member in logits]
+    outputs, targets = [rows for rows, _ in made], made[0][1]
+    found = estimator(outputs, targets, metrics.get("token_accuracy"))
+    weights = np.random.default_rng(1).dirichlet(np.ones(MEMBERS), 5)
+    right, soft, unsure = found.answers(weights, 0.3)
+    for row, hits in zip(weights, right, strict=True):
+        mixed = np.tensordot(row, np.stack(outputs).astype(np.float64), 1)
+        assert np.array_equal(hits, metrics.get("token_accuracy").totals(mixed, targets)[:, 0])
+    assert (soft >= 0).all()
+    assert (np.abs(soft - right) <= unsure + 1e-12).all()
+    assert 0 < unsure.sum() < right.sum()
+
+
 def test_coarse_outputs_are_brought_to_the_pictures_size():
     labels = torch.zeros(2, 8, 8, dtype=torch.long)
     outputs = torch.zeros(2, 3, 2, 2)
@@ -153,7 +234,7 @@ def test_compiled_estimates_are_the_metric_of_averaged_outputs(sequences, metric
     outputs, targets = [rows for rows, _ in made], made[0][1]
     recipes = np.random.default_rng(2).dirichlet(np.ones(MEMBERS), 20)
     found = estimator(outputs, targets, metrics.get(metric))
-    assert type(found).__name__ in ("AccuracyEstimator", "MacroF1Estimator")
+    assert type(found).__name__ in ("PositionAccuracy", "MacroF1Estimator")
     expected = [score(metric, np.tensordot(w, logits.astype(np.float64), 1), labels) for w in recipes]
     assert found.scores(recipes) == pytest.approx(expected, abs=1e-12)
     assert DenseEstimator(outputs, targets, metrics.get(metric)).scores(recipes) == pytest.approx(expected, abs=1e-12)

@@ -17,6 +17,9 @@ from radin import Task, metrics
 from radin.engine.device import Device
 from radin.engine.evaluate import Evaluator
 from radin.outputs import collect as collecting
+from radin.run.ledger import Ledger
+from radin.stats.split import split_halves
+from radin.weights import average
 
 transformers = pytest.importorskip("transformers")
 MEMBERS = 4
@@ -122,7 +125,12 @@ def test_a_segmenter_is_cooked_and_scored_as_by_hand(pictures, tmp_path, metric,
     paths, task = pictures
     result = radin.cook(paths, replace(task, metric=metric), budget=3, out=tmp_path / "run")
     assert result.examples == 60
-    assert len(result.evaluations) == 3
+    if metric == "mean_iou":
+        assert len(result.evaluations) == 3
+    else:  # many soups are started on some pictures, few continued
+        assert result.passes.started > 5
+        assert len(result.evaluations) >= 1
+    assert result.passes.soups <= 3
     singles = [by_hand(Segmenter(), load_file(path), task.validation, score) for path in paths]
     assert result.best_single.score == pytest.approx(max(singles), abs=1e-6)
     soup = by_hand(Segmenter(), load_file(tmp_path / "run" / "soup.safetensors"), task.validation, score)
@@ -342,6 +350,102 @@ def test_a_causal_language_model_is_cooked_by_perplexity(tmp_path):
     kept = load_file(next((tmp_path / "run" / "outputs").glob("[0-9a-f]*.safetensors")))["outputs"]
     assert kept.shape == (sum(size for _, size in losses) * 31, 1)
     assert metrics.get("perplexity").target_only
+
+
+# ---------------------------------------------------------------- halves, slices, outputs that are not kept
+
+
+@pytest.mark.parametrize(("metric", "score"), [("mean_iou", iou), ("pixel_accuracy", pixels)])
+def test_chosen_on_half_of_the_pictures_and_scored_there_as_by_hand(pictures, tmp_path, metric, score):
+    paths, task = pictures
+    task = replace(task, metric=metric)
+    result = radin.cook(paths, task, budget=6, out=tmp_path / "run", choose_on_half=True)
+    _, choose = split_halves(60, 0)
+    assert (result.searched, result.examples) == (30, 30)
+    inputs, labels = (torch.cat([batch[k] for batch in task.validation])[choose] for k in (0, 1))
+    half = [(inputs, labels)]
+    singles = [by_hand(Segmenter(), load_file(path), half, score) for path in paths]
+    assert result.best_single.score == pytest.approx(max(singles), abs=1e-6)
+    soup = by_hand(Segmenter(), load_file(tmp_path / "run" / "soup.safetensors"), half, score)
+    assert result.best.score == pytest.approx(soup, abs=1e-6)
+    on_half = ensemble(paths, result.ensemble.recipe, replace(task, validation=half), score)
+    assert result.ensemble.score == pytest.approx(on_half, abs=1e-6)
+    assert result.optimism is not None
+    assert result.optimism.corrected <= result.best.score
+    assert result.passes.soups <= 6
+    again = radin.cook(paths, task, budget=6, out=tmp_path / "run", choose_on_half=True)
+    assert (again.best.score, again.optimism) == (result.best.score, result.optimism)
+
+
+def test_a_soup_of_slices_has_to_the_last_digit_the_score_of_one_evaluated_whole(pictures, tmp_path):
+    paths, task = pictures
+    task = replace(task, metric="pixel_accuracy")
+    result = radin.cook(paths, task, budget=2, out=tmp_path / "run")
+    ledger = Ledger(tmp_path / "run" / "ledger.sqlite", read_only=True, metric=task.get_metric())
+    asked = [q for q in ledger.questions() if q.answer is not None]
+    ledger.close()
+    shares = [len(q.examples) / 60 for q in asked]
+    assert min(shares) <= 0.1
+    assert sum(shares) == pytest.approx(result.passes.soups)
+    assert result.passes.started > 2 >= result.passes.soups
+    evaluator = Evaluator(task, Device.create("cpu"), task.get_metric())
+    for found in result.evaluations:
+        tensors = average(radin.Pool.open(paths), found.recipe)
+        model, _ = evaluator.prepare(tensors, "soup", calibrate=True)
+        whole = evaluator.score(model, "validation", "soup")
+        assert found.score == pytest.approx(whole.score, abs=1e-12)
+        assert found.stderr == pytest.approx(whole.stderr, abs=1e-12)
+
+
+@pytest.mark.parametrize("metric", ["pixel_accuracy", "mean_iou"])
+def test_outputs_by_position_need_not_be_kept(pictures, tmp_path, metric):
+    paths, task = pictures
+    task = replace(task, metric=metric)
+    kept = radin.cook(paths, task, budget=2, out=tmp_path / "kept")
+    result = radin.cook(paths, task, budget=2, out=tmp_path / "run", keep_outputs=False)
+    assert [path.name for path in (tmp_path / "run" / "outputs").iterdir()] == ["compiled.safetensors"]
+    assert result.best.score == pytest.approx(kept.best.score, abs=0.01)  # no fitted recipes without outputs
+    assert result.best_single.score == kept.best_single.score
+    assert 0 < result.best.stderr < 0.1
+    if metric == "pixel_accuracy":
+        assert 0 < result.ensemble.stderr < 0.1
+    again = radin.cook(paths, task, budget=2, out=tmp_path / "run", keep_outputs=False)
+    assert again.best == result.best
+
+
+def test_another_model_is_refused_where_outputs_are_not_kept(pictures, tmp_path):
+    paths, task = pictures
+    task = replace(task, metric="pixel_accuracy")
+    radin.cook(paths, task, budget=1, out=tmp_path / "run", keep_outputs=False)
+
+    class Turned(Segmenter):
+        def forward(self, images):
+            return super().forward(images).flip(1)
+
+    with pytest.raises(radin.RunError, match=r"the answers in 1[0-9] of 16 examples are others"):
+        radin.cook(paths, replace(task, model=Turned), budget=2, out=tmp_path / "run", keep_outputs=False)
+
+
+@pytest.mark.parametrize("metric", ["pixel_accuracy", "mean_iou"])
+def test_compiled_margins_are_kept_and_damage_is_noticed(pictures, tmp_path, metric, monkeypatch):
+    paths, task = pictures
+    task = replace(task, metric=metric)
+    first = radin.cook(paths, task, budget=1, out=tmp_path / "run")
+    path = tmp_path / "run" / "outputs" / "compiled.safetensors"
+    whole = path.read_bytes()
+    with monkeypatch.context() as patch:  # the next session compiles nothing
+        patch.setattr("radin.estimate.by_position.compile_positions", None)
+        again = radin.cook(paths, task, budget=1, out=tmp_path / "run")
+    assert (again.best, again.ensemble) == (first.best, first.ensemble)
+    path.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
+    again = radin.cook(paths, task, budget=1, out=tmp_path / "run")
+    assert any("made again" in note and "compiled.safetensors" in note for note in again.notes)
+    assert path.read_bytes() == whole
+    # Another run shares the outputs but not what was compiled for this metric or for these labels.
+    other = replace(task, metric="mean_iou" if metric == "pixel_accuracy" else "pixel_accuracy")
+    alone = radin.cook(paths, other, budget=1, out=tmp_path / "alone")
+    shared = radin.cook(paths, other, budget=1, out=tmp_path / "other", outputs=tmp_path / "run" / "outputs")
+    assert shared.ensemble == alone.ensemble
 
 
 # ---------------------------------------------------------------- choices, and outputs() of one's own

@@ -91,7 +91,7 @@ from radin.errors import RadinError
     "--keep-outputs/--no-keep-outputs",
     default=True,
     show_default=True,
-    help="Without: compile outputs while they are made and store none (accuracy, top-k). Gives up resuming inside a "
+    help="Without: compile outputs while they are made and store none (accuracy, top-k, pixels). Gives up resuming a "
     "reading, other metrics, and adding members without new passes.",
 )
 @click.option("--outputs-dtype", default="float32", show_default=True, help="float16 halves the cache on disk.")

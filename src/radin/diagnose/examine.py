@@ -312,7 +312,8 @@ def examine_run(directory: Path, pool: Pool, task: Task | None = None) -> Histor
             f"{directory} is a run of another pool (only in the run: {', '.join(gone) or 'none'}; only in this pool: "
             f"{', '.join(new) or 'none'}). Give the paths that the run was started with."
         )
-    ledger = Ledger(directory / "ledger.sqlite", run=found["run"], read_only=True)
+    metric = _metric(identity["metric"], task)
+    ledger = Ledger(directory / "ledger.sqlite", run=found["run"], read_only=True, metric=metric)
     try:
         entries = ledger.soups()
         singles = [e.evaluation for kind in ("member", REESTIMATED) for e in ledger.entries(kind, "validation")]

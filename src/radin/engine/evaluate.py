@@ -137,21 +137,21 @@ class Evaluator:
     ) -> NDArray[np.float64]:
         """The metric's number per example on some examples of a split, (m,); only these are run through the model.
 
-        ``examples`` (m,): ascending indices. For metrics with a number per example only. NaN for all of them if any
-        output is not finite. ``way`` says what is read for them. Raises TaskError when the split is not the data with
-        fingerprint ``expected_data``.
+        ``examples`` (m,): ascending indices. For metrics with a number per example, and by position: then totals
+        (m, K). NaN for all of them, (m,), if any output is not finite. ``way`` says what is read for them. Raises
+        TaskError when the split is not the data with fingerprint ``expected_data``.
         """
-        assert self.metric.per_example is not None
         found: list[NDArray[np.float64]] = []
         finite, done = True, 0
         for batch in self.readings.some(split, examples, expected_data):
             assert batch.targets is not None
             outputs = self.engine.outputs([model], batch, self.rows)[0].numpy()
-            targets = batch.targets.cpu().numpy()
+            targets = self.rows.targets(batch)
             self.metric.check_batch(targets, outputs.shape[1])
             finite = finite and bool(np.isfinite(outputs).all())
             if finite:
-                found.append(self.metric.per_example(outputs, targets))
+                with user_code(f"the metric {self.metric.name!r}"):
+                    found.append(self.metric.numbers(outputs, targets))
             done += batch.size
             if progress:
                 progress(what or split, done, len(examples))

@@ -45,8 +45,7 @@ class LocalEngine(Engine):
         self.metric = task.get_metric()
         self.evaluator = Evaluator(task, device, self.metric)
         self.slots = workers
-        # By position a score is no mean over examples, so a part of them says nothing of the rest by itself.
-        self.parts = self.metric.per_example is not None and not self.metric.by_position
+        self.parts = self.metric.per_example is not None or self.metric.by_position
         self.splits = (*(("test",) if task.test is not None else ()), *(f"shifts/{n}" for n in task.shift_sources()))
         self.data: dict[str, str] = {}
         self._spec = spec

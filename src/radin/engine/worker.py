@@ -13,7 +13,7 @@ from radin.data.task import Task
 from radin.engine.batchnorm import statistics, statistics_layers
 from radin.engine.device import Device
 from radin.engine.evaluate import Evaluator
-from radin.question import Answer, Question, answer_from_values
+from radin.question import Answer, Question, answer_from_numbers
 from radin.recipe import Recipe
 from radin.weights import Pool, average, recipe_metadata, save
 from radin.weights.alike import save_alike
@@ -63,7 +63,7 @@ class Worker:
             values = self._evaluator.values(
                 model, question.split, question.examples, expected_data=expected, progress=report
             )
-            found = answer_from_values(values, 0.0, expected)
+            found = answer_from_numbers(self._evaluator.metric, values, 0.0, expected)
         else:
             where = "the soup" if question.recipe.size > 1 else self._pool[question.recipe.members[0]].name
             found = self._evaluator.score(model, question.split, where, expected_data=expected, progress=report)

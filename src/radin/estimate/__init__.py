@@ -13,19 +13,26 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from radin.errors import OutputsError, TaskError
+from radin.errors import OutputsError
 from radin.estimate.dense import DenseEstimator, check_targets
 from radin.estimate.reading import Array, ArrayLike2D, FileArray, Floats, Outputs, Reader
 from radin.metrics import Metric
-from radin.positions import UNCOUNTED
 
 if TYPE_CHECKING:
     from radin.estimate.accuracy import AccuracyEstimator
+    from radin.estimate.by_position import (
+        PositionAccuracy,
+        PositionCompiler,
+        PositionMargins,
+        load_positions,
+        position_estimator,
+        purpose_of,
+        save_positions,
+    )
     from radin.estimate.classes import MacroF1Estimator
     from radin.estimate.loss import LossEstimator
     from radin.estimate.margins import MarginCompiler, Margins, compile_margins
     from radin.estimate.mixture import MixtureEstimator
-    from radin.estimate.pruning import Purpose
     from radin.estimate.quadratic import QuadraticEstimator
     from radin.estimate.store import Keys, load_margins, save_margins
 
@@ -42,12 +49,19 @@ __all__ = [
     "Margins",
     "MixtureEstimator",
     "Outputs",
+    "PositionAccuracy",
+    "PositionCompiler",
+    "PositionMargins",
     "QuadraticEstimator",
     "compile_margins",
     "estimator",
     "estimator_of",
     "load_margins",
+    "load_positions",
+    "position_estimator",
+    "purpose_of",
     "save_margins",
+    "save_positions",
 ]
 
 # What needs torch is loaded when first used, so that importing search stays quick.
@@ -56,6 +70,13 @@ _LAZY = {
     "MacroF1Estimator": "classes",
     "LossEstimator": "loss",
     "MixtureEstimator": "mixture",
+    "PositionAccuracy": "by_position",
+    "PositionCompiler": "by_position",
+    "PositionMargins": "by_position",
+    "load_positions": "by_position",
+    "position_estimator": "by_position",
+    "purpose_of": "by_position",
+    "save_positions": "by_position",
     "MarginCompiler": "margins",
     "Margins": "margins",
     "compile_margins": "margins",
@@ -101,7 +122,8 @@ def estimator(
     accuracy and mean IoU are compiled too, and likelihoods are those of averaged probabilities.
 
     outputs: (M, C) for each of N members, in memory or on disk; targets (M, ...). ``cache``, with ``keys``: a file
-    to keep compiled accuracy in; where it holds some of the members, only the others are read. ``names``: of the
+    to keep compiled accuracy in; where it holds some of the members, only the others are read (by position all are).
+    ``names``: of the
     members, for messages. ``told``: is given a sentence when ``cache`` was damaged and is made again. Raises
     OutputsError, naming the member, or TaskError when outputs and targets do not fit,
     and OutputsError when ``cache`` belongs to other data.
@@ -123,7 +145,7 @@ def estimator(
     reader = Reader(outputs, names)
     labels = check_targets(targets, reader, metric)
     if metric.by_position:
-        return _by_position(reader, labels, metric, device)
+        return _by_position(reader, labels, metric, device, cache, keys, told)
     if metric.family == "macro_f1":
         margins = compile_margins(reader, labels, purpose="class")
     elif cache is None or metric.top > 1:
@@ -135,21 +157,24 @@ def estimator(
     return estimator_of(margins, metric, device=device)
 
 
-def _by_position(reader: Reader, targets: Array, metric: Metric, device: str) -> Estimator:
+def _by_position(
+    reader: Reader,
+    targets: Array,
+    metric: Metric,
+    device: str,
+    cache: Path | None,
+    keys: Keys | None,
+    told: Callable[[str], None] | None,
+) -> Estimator:
     """Estimators of accuracy and mean IoU over the positions that count; targets (P, 2)."""
-    from radin.estimate.accuracy import AccuracyEstimator, has_float64
-    from radin.estimate.classes import MacroF1Estimator
-    from radin.estimate.margins import compile_margins
+    from radin.estimate.by_position import cached_positions, compile_positions, position_estimator, purpose_of
 
-    device = device if has_float64(device) else "cpu"
-    counts = targets[:, 0] != UNCOUNTED
-    if not counts.any():
-        raise TaskError(f"metric {metric.name!r}: no position counts: all targets are {metric.ignore_index}")
-    purpose: Purpose = "class" if metric.family == "mean_iou" else "right"
-    margins = compile_margins(reader, np.maximum(targets[:, 0], 0), purpose=purpose).of_examples(counts)
-    if purpose == "class":
-        return MacroF1Estimator(margins, device=device, of=metric.family)
-    return AccuracyEstimator(margins, device=device)
+    purpose = purpose_of(metric)
+    if cache is None:
+        return position_estimator(compile_positions(reader, targets, purpose), metric, device)
+    if keys is None:
+        raise OutputsError("compiled outputs can only be kept with keys that say what they belong to")
+    return position_estimator(cached_positions(reader, targets, purpose, cache, keys, told), metric, device)
 
 
 def estimator_of(margins: Margins, metric: Metric, *, device: str = "cpu") -> Estimator:

@@ -281,8 +281,14 @@ class AccuracyEstimator:
 
         ``weights`` (S, N). Infinite where every recipe is right, or wrong. Only for accuracy (top 1).
         """
-        data = self._contested
         result = np.tile(np.where(self.margins.allowed >= 0, np.inf, -np.inf), (len(weights), 1))
+        for example, first in self.least_margins(weights):
+            result[:, example] = first.T.cpu().numpy()
+        return result
+
+    def least_margins(self, weights: Floats) -> Iterator[tuple[Array, torch.Tensor]]:
+        """Contested examples (e,), some at a time, and the smallest of each one's margins in float64, (e, S)."""
+        data = self._contested
         columns = torch.from_numpy(np.ascontiguousarray(weights.T)).to(self._device, torch.float64)
         for block in data.blocks:
             which, row = data.in_levels(block)
@@ -290,8 +296,7 @@ class AccuracyEstimator:
             first = values[: block.examples]
             for lo, hi in block.later_levels():
                 torch.minimum(first[: hi - lo], values[lo:hi], out=first[: hi - lo])
-            result[:, data.example[block.first : block.first + block.examples]] = first.T.cpu().numpy()
-        return result
+            yield data.example[block.first : block.first + block.examples], first
 
     def screened(self, probes: Floats, order: Sequence[int] | None = None) -> AccuracyEstimator:
         """The same without the rows that decide nothing for recipes like these, for ranking many of them.
@@ -301,6 +306,9 @@ class AccuracyEstimator:
         deviation is taken never to fail, and one below zero by as much always. Scores are then approximate: those that
         matter are asked of the whole afterwards.
         """
+        return AccuracyEstimator(self._few_rows(probes, order), device=str(self._device), example_weights=self._each)
+
+    def _few_rows(self, probes: Floats, order: Sequence[int] | None) -> Margins:
         margins, columns = self.margins, np.ascontiguousarray(probes.T, dtype=np.float32)
         members = list(range(self.members) if order is None else order)
         places = margins.places()
@@ -316,7 +324,7 @@ class AccuracyEstimator:
         allowed = margins.allowed.copy()
         np.subtract.at(allowed, margins.example[always], 1)
         kept = may_fail & ~always & (allowed[margins.example] >= 0)
-        few = replace(
+        return replace(
             margins,
             example=margins.example[kept],
             rival=margins.rival[kept],
@@ -325,7 +333,6 @@ class AccuracyEstimator:
             allowed=np.maximum(allowed, -1),
             dropped=None,
         )
-        return AccuracyEstimator(few, device=str(self._device), example_weights=self._each)
 
     @torch.inference_mode()
     def _totals(self, rows: Floats) -> Floats:

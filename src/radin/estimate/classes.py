@@ -32,8 +32,13 @@ class MacroF1Estimator:
     smallest lie within float32's rounding error of each other, it is found in float64.
     """
 
-    def __init__(self, margins: Margins, *, device: str = "cpu", of: str = "macro_f1") -> None:
-        """``margins`` compiled for the purpose "class"; ``of``: "macro_f1" or "mean_iou"."""
+    def __init__(
+        self, margins: Margins, *, device: str = "cpu", of: str = "macro_f1", others: Array | None = None
+    ) -> None:
+        """``margins`` compiled for the purpose "class"; ``of``: "macro_f1" or "mean_iou".
+
+        ``others`` (C,): of each class, how many examples more there are that every recipe predicts.
+        """
         self._of = of
         self.members, self.examples, self.margins = margins.members, margins.examples, margins
         self._device, self._classes = torch.device(device), margins.classes
@@ -42,6 +47,8 @@ class MacroF1Estimator:
         self._target = torch.from_numpy(margins.targets[self._contested.example].astype(np.int64)).to(self._device)
         self._support = np.bincount(margins.targets, minlength=self._classes)
         self._sure = self._support - np.bincount(margins.targets[self._contested.example], minlength=self._classes)
+        if others is not None:
+            self._support, self._sure = self._support + others, self._sure + others
 
     def scores(self, weights: Array) -> Floats:
         """Weights (S, N), rows p >= 0 with sum 1, -> (S,)."""

@@ -22,6 +22,10 @@ from radin.estimate.reading import Array
 from radin.files import hidden_error, parse_json, replacing
 
 FORMAT = "radin-margins-1"
+_NAMES = (
+    *("example", "rival", "logits", "truth", "targets", "allowed"),
+    *("dropped_example", "dropped_rival", "dropped_by"),
+)
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,13 @@ class Keys:
 
 def save_margins(margins: Margins, path: Path, keys: Keys) -> None:
     """Write the compiled form to a safetensors file, whole or not at all."""
+    save_arrays(margins, path, keys, {}, {})
+
+
+def save_arrays(
+    margins: Margins, path: Path, keys: Keys, more: Mapping[str, Array], about_more: Mapping[str, str]
+) -> None:
+    """The same with more arrays and more to say of them, under names that margins do not use themselves."""
     tensors = {
         "example": margins.example,
         "rival": margins.rival,
@@ -58,7 +69,9 @@ def save_margins(margins: Margins, path: Path, keys: Keys) -> None:
         "classes": margins.classes,
         "top": margins.top,
         "purpose": margins.purpose,
+        **about_more,
     }
+    tensors |= more
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         # not save_file, which writes to a file of its own there, and leaves it behind when it is killed
@@ -71,6 +84,14 @@ def load_margins(path: Path) -> tuple[Margins, Keys]:
 
     Raises OSError where it cannot be read.
     """
+    margins, keys, more, _ = load_arrays(path)
+    if more:
+        raise OutputsError(f"{path} holds no margins of single rows but {', '.join(sorted(more))} too")
+    return margins, keys
+
+
+def load_arrays(path: Path) -> tuple[Margins, Keys, dict[str, Array], dict[str, Any]]:
+    """What ``save_arrays`` wrote: margins, what they belong to, the other arrays, all that is said of them."""
     try:
         wrong = damage(path)
         if wrong is not None:
@@ -78,7 +99,9 @@ def load_margins(path: Path) -> tuple[Margins, Keys]:
         with safe_open(path, framework="numpy") as file:
             about = parse_json((file.metadata() or {}).get("radin", "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return _from_tensors(about, tensors)
+        margins, keys = _from_tensors(about, tensors)
+        more = {name: array for name, array in tensors.items() if name not in _NAMES}
+        return margins, keys, more, dict(about)
     except FileNotFoundError:
         raise OutputsError(f"{path} is not there") from None
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -91,8 +114,7 @@ def _from_tensors(about: Any, tensors: Mapping[str, Array]) -> tuple[Margins, Ke
     """Raises KeyError, TypeError or ValueError for anything that cannot have been written here."""
     if about["format"] != FORMAT:
         raise ValueError(f"its format is {about['format']!r}")
-    names = ("example", "rival", "logits", "truth", "targets", "allowed")
-    example, rival, logits, truth, targets, allowed = (tensors[name] for name in names)
+    example, rival, logits, truth, targets, allowed = (tensors[name] for name in _NAMES[:6])
     rows, examples, members, classes = len(example), len(targets), len(about["members"]), int(about["classes"])
     dropped = None
     if "dropped_by" in tensors:

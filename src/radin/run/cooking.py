@@ -95,17 +95,18 @@ def cook(
     (a Command has its ``jobs``).
     outputs: a folder for the members' outputs that several runs share, so that a member added later costs one pass and
     not N; default inside ``out``. With a Command: a folder of outputs that were saved elsewhere, from which recipes are
-    estimated by ``metric``. keep_outputs=False compiles outputs as they are made and stores none: for accuracy and
-    top-k, when disk is short; it gives up resuming inside a reading, other metrics, and adding members without new
-    passes. scores: with a Command, the members' own scores where they are known: a file, or one number for each in the
-    pool's order. integers_from: the member whose integer tensors the soup takes. files_from: the member whose
-    files beside the weights (config, tokenizer) a soup's folder takes; by default the one with the largest ratio.
+    estimated by ``metric``. keep_outputs=False compiles outputs as they are made and stores none: for accuracy, top-k,
+    token and pixel accuracy and mean IoU, when disk is short; it gives up resuming inside a reading, other metrics, and
+    adding members without new passes. scores: with a Command, the members' own scores where they are known: a file, or
+    one number for each in the pool's order. integers_from: the member whose integer tensors the soup takes. files_from:
+    the member whose files beside the weights (config, tokenizer) a soup's folder takes; by default the one with the
+    largest ratio.
     command: what was typed, for the model card. progress: called with (what, done,
     total or None).
 
     choose_on_half: search on half of the validation examples, drawn by class and seed, and choose on the others, which
     the search never sees: among the soups that the search found best, evaluated on these too, and the members. All
-    scores reported are then those on the half that chooses. For metrics that are a mean over examples.
+    scores reported are then those on the half that chooses. For metrics that are a mean over examples, and by position.
 
     Raises RadinError (one of its children) for anything the user can mend, before anything long starts where it can be
     known; never overwrites another run.
@@ -188,7 +189,7 @@ def cook(
             raise RunError(
                 f"{directory.ledger} is gone or empty, and with it all that was evaluated. {way_on(directory.path)}"
             )
-        ledger = Ledger(directory.ledger, run=directory.run)
+        ledger = Ledger(directory.ledger, run=directory.run, metric=chosen)
         try:
             job = Job(pool, chosen, directory, ledger, progress, *evaluator.about)
             job.notes += tuple(ledger.notes)
@@ -271,7 +272,7 @@ def _spend(
     session = Session(
         job,
         engine,
-        lambda: _search(job, known, asked, singles, Account(asked["budget"], rates), _parts(evaluator, rates)),
+        lambda: _search(job, known, asked, singles, _account(job, asked, rates), _parts(evaluator, rates)),
         _decisive(asked, rates),
         best=single,
     )
@@ -288,8 +289,9 @@ def _on_halves(
     laid aside; these then take as many of its complete soups, best first, as the budget allows.
     """
     budget = asked["budget"]
-    half, choose = split_halves(known.examples if known.targets is None else known.targets, asked["seed"])
-    numbers = np.array([job.single(k).values for k in range(len(job.pool))], dtype=np.float64)
+    whole_targets = known.examples if known.targets is None or job.metric.by_position else known.targets
+    half, choose = split_halves(whole_targets, asked["seed"])
+    numbers = [job.single(k).numbers for k in range(len(job.pool))]
     started = time.monotonic()
     seen = evaluator.some_examples(job, known, half)
     job.spent("outputs", time.monotonic() - started)
@@ -299,11 +301,11 @@ def _on_halves(
     if "finish" in asked["options"]:
         options = {**asked["options"], "finish": max(finalists, asked["options"]["finish"])}
         asked = {**asked, "options": options}
-    singles = numbers[:, half].mean(axis=1)
+    singles = np.array([np.nan if found is None else job.metric.score(found[half]) for found in numbers])
     session = Session(
         job,
         engine,
-        lambda: _search(job, seen, asked, singles, Account(budget, rates), _parts(evaluator, rates), half, limit),
+        lambda: _search(job, seen, asked, singles, _account(job, asked, rates), _parts(evaluator, rates), half, limit),
         _decisive(asked, rates) | {"halves": True},
         choose=choose,
         best=_single_to_beat(job, engine, choose),
@@ -320,6 +322,10 @@ def _single_to_beat(job: Job, engine: Engine, choose: Indices | None) -> float:
     """The utility that a soup must exceed. The best single member is evaluated with its statistics re-estimated too."""
     references.reestimate(job, engine, references.best_of(job, references.singles(job), choose).members[0])
     return references.utility(job, references.to_beat(job, choose), choose)
+
+
+def _account(job: Job, asked: Mapping[str, Any], rates: Rates) -> Account:
+    return Account(asked["budget"], rates, job.metric.score)
 
 
 def _parts(evaluator: Evaluator, rates: Rates) -> bool:

@@ -117,14 +117,16 @@ class TaskEvaluator(Evaluator):
         self.about = (self._first.batchnorm_layers, self._calibrates, self._first.notes)
         self.parts = self.engine.parts
         self._calibration: tuple[str, int] = (_NONE, 0)
-        if not keep_outputs and (self.metric.family != "accuracy" or self.metric.choices):
+        compiles = self.metric.family in ("accuracy", "position_accuracy", "mean_iou")
+        if not keep_outputs and (not compiles or self.metric.choices):
             raise RadinError(
-                f"outputs need not be kept for accuracy and top-k only; metric {self.metric.name!r} needs them"
+                "outputs need not be kept for accuracy, top-k, token and pixel accuracy and mean IoU only; metric "
+                f"{self.metric.name!r} needs them"
             )
 
     def require_halves(self) -> None:
-        """Takes a metric that is a mean, and the outputs kept."""
-        if self.metric.per_example is None or self.metric.by_position:
+        """Takes a metric that is a mean or by position, and the outputs kept."""
+        if not self.engine.parts:
             raise RadinError(
                 f"choosing on half of validation takes a metric that is a mean; {self.metric.name!r} is none"
             )
@@ -270,7 +272,12 @@ class EngineEvaluator(Evaluator):
             job.notes += ("the outputs' scores are not the program's: they rank recipes, scaled to its scores",)
             return replace(known, estimator=scaled)
         job.metric = replace(self._estimate, name=self.metric.name)
-        if self.engine.parts and known.examples and isinstance(made, AccuracyEstimator):
+        if (
+            self.engine.parts
+            and known.examples
+            and isinstance(made, AccuracyEstimator)
+            and not self._estimate.by_position
+        ):
             rates = job.directory.read().get("settings", {}).get("rates")
             self.parts = True
             self._reading = slice_cost(job, self.engine, known.examples) if rates is None else rates["reading"]

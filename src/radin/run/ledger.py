@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 from radin.checksums import row_checksum
 from radin.errors import RadinError, RunError
 from radin.files import storage_error
-from radin.question import VALIDATION, Answer, Floats, Indices, answer_from_values
+from radin.metrics import Metric
+from radin.question import VALIDATION, Answer, Floats, Indices, answer_from_numbers, answer_from_values
 from radin.run.directory import way_on
 
 VERSION = 3
@@ -171,12 +172,15 @@ def _reads(method: Callable[Concatenate[Ledger, P], R]) -> Callable[Concatenate[
 class Ledger:
     """What one run directory has evaluated. ``read_only``: of a run that is only read; nothing is changed."""
 
-    def __init__(self, path: Path, *, run: str | None = None, read_only: bool = False) -> None:
-        """``run``: the run that it must belong to; a new ledger belongs to it.
+    def __init__(
+        self, path: Path, *, run: str | None = None, read_only: bool = False, metric: Metric | None = None
+    ) -> None:
+        """``run``: the run that it must belong to; a new ledger belongs to it. ``metric``: scores totals by position.
 
         Raises RunError when the file is damaged, not a ledger, in use, another run's, or another version's.
         """
         self.path = path
+        self._metric = metric
         self.notes: list[str] = []
         """What was damaged and is made again."""
         try:
@@ -432,7 +436,7 @@ class Ledger:
             examples = None
             if mask is not None:
                 examples = np.flatnonzero(_bits(zlib.decompress(mask), total))
-            known = _answer(answer) if told is not None and error is None else None
+            known = self._answer(answer) if told is not None and error is None else None
             found.append(
                 Asked(number, session, origin, identity, json.loads(recipe), total, examples, asked, told, known, error)
             )
@@ -450,10 +454,10 @@ class Ledger:
             assert answer is not None
             seconds[key] = seconds.get(key, 0.0) + answer.seconds
             whole: Answer | None = answer
-            if asked.examples is not None and answer.values is not None:
-                values = parts.setdefault(key, np.full(asked.total, np.nan))
-                values[asked.examples] = answer.values
-                whole = None if np.isnan(values).any() else answer_from_values(values, seconds[key], answer.data)
+            if asked.examples is not None and (told_values := answer.numbers) is not None:
+                values = parts.setdefault(key, np.full((asked.total, *told_values.shape[1:]), np.nan))
+                values[asked.examples] = told_values
+                whole = None if np.isnan(values).any() else self._from_numbers(values, seconds[key], answer.data)
             if whole is not None and key not in complete:
                 complete[key] = Entry(key, asked.recipe, "soup", VALIDATION, whole)
         return list(complete.values())
@@ -501,9 +505,25 @@ class Ledger:
             values,
         )
         return [
-            Entry(identity, json.loads(recipe), kind, split, _answer(answer))
+            Entry(identity, json.loads(recipe), kind, split, self._answer(answer))
             for identity, recipe, kind, split, *answer in rows
         ]
+
+    def _answer(self, columns: list[Any]) -> Answer:
+        score, stderr, examples, seconds, data, bits, blob = columns
+        found = _unpacked(bits, blob, examples)
+        whole = None if found is None else self._from_numbers(found, seconds, data)
+        if whole is not None:  # the score is theirs, and no other
+            return whole
+        return Answer(_number(score), _number(stderr), examples, seconds, data)
+
+    def _from_numbers(self, numbers: Floats, seconds: float, data: str) -> Answer | None:
+        """None where these are totals of a metric that is not known here."""
+        if numbers.ndim == 1:
+            return answer_from_values(numbers, seconds, data)
+        if self._metric is None or not self._metric.by_position:
+            return None
+        return answer_from_numbers(self._metric, numbers, seconds, data)
 
     def close(self) -> None:
         """Let go of the file."""
@@ -516,17 +536,9 @@ def split_name(name: str) -> str:
 
 
 def _columns(answer: Answer) -> tuple[float, float, int, float, str, int, bytes | None]:
-    bits, blob = _packed(answer.values)
+    bits, blob = _packed(answer.numbers)
     # SQLite stores NaN as NULL
     return answer.score, answer.stderr, answer.examples, answer.seconds, answer.data, bits, blob
-
-
-def _answer(columns: list[Any]) -> Answer:
-    score, stderr, examples, seconds, data, bits, blob = columns
-    values = _unpacked(bits, blob, examples)
-    if values is not None:  # the score is theirs, and no other
-        return answer_from_values(values, seconds, data)
-    return Answer(_number(score), _number(stderr), examples, seconds, data, values)
 
 
 def _number(value: float | None) -> float:
@@ -534,8 +546,11 @@ def _number(value: float | None) -> float:
 
 
 def _packed(values: Floats | None) -> tuple[int, bytes | None]:
+    """How values (m,) or totals (m, K) are kept, and they: 0 float64, 1 packed bits, 2 rows of float64."""
     if values is None:
         return 0, None
+    if values.ndim > 1:
+        return 2, zlib.compress(np.ascontiguousarray(values, dtype=np.float64).tobytes())
     bits = bool(np.isin(values, (0.0, 1.0)).all())
     raw = np.packbits(values.astype(bool)).tobytes() if bits else values.astype(np.float64).tobytes()
     return int(bits), zlib.compress(raw)
@@ -545,8 +560,10 @@ def _unpacked(bits: int, blob: bytes | None, examples: int) -> Floats | None:
     if blob is None:
         return None
     raw = zlib.decompress(blob)
-    if bits:
+    if bits == 1:
         return _bits(raw, examples).astype(np.float64)
+    if bits == 2:  # ValueError where they are no whole rows
+        return np.frombuffer(raw, np.float64).reshape(examples, -1).copy()
     return np.frombuffer(raw, np.float64).copy()
 
 

@@ -19,23 +19,30 @@ from radin.estimate import (
     Keys,
     MarginCompiler,
     Margins,
+    PositionCompiler,
+    PositionMargins,
     estimator,
     estimator_of,
     load_margins,
+    load_positions,
+    position_estimator,
+    purpose_of,
     save_margins,
+    save_positions,
 )
 from radin.metrics import Metric
 from radin.outputs.collect import MemberOutputs, collect_outputs, stream_outputs
 from radin.outputs.files import open_array
 from radin.outputs.store import OutputStore
-from radin.positions import SMALLEST
-from radin.question import VALIDATION, Answer, Failure, Question, answer_from_outputs, answer_from_values
+from radin.positions import SMALLEST, rows_of, summed
+from radin.question import VALIDATION, Answer, Failure, Question, answer_from_numbers, answer_from_outputs
 from radin.recipe import Recipe
 from radin.run.job import Job
 from radin.run.ledger import split_name
 from radin.run.preflight import Preflight as FirstBatch
-from radin.run.repeat import difference, tolerance, undecided
+from radin.run.repeat import close_calls, difference, tolerance, undecided
 
+_CHANGES = 3  # how many of an example's totals one position with another answer changes, at most, and each by one
 _SOME = 0.1  # of the examples, to see what a question about some of them costs
 
 
@@ -131,17 +138,22 @@ def streamed_outputs(job: Job, engine: LocalEngine, first: FirstBatch, store: Ou
         margins, keys = kept
         if keys.data != expected or set(keys.members) != set(job.pool.fingerprints):
             raise RunError(f"{path} was compiled from other weights or data. Delete it to make it again.")
-        margins = margins.reordered([keys.members.index(f) for f in job.pool.fingerprints])
-        return Known(data, len(targets), estimator_of(margins, job.metric, device=device), targets)
+        if isinstance(margins, PositionMargins) and margins.margins.purpose != purpose_of(job.metric):
+            raise RunError(f"{path} was compiled for another metric. Delete it to make it again.")
+        in_order = margins.reordered([keys.members.index(f) for f in job.pool.fingerprints])
+        return _compiled(job, in_order, data, targets, device)
     classes = first.first_outputs.shape[1]
-    compiler = MarginCompiler(len(job.pool), classes, top=job.metric.top, names=job.names)
+    compiler: MarginCompiler | PositionCompiler
+    if job.metric.by_position:
+        compiler = PositionCompiler(len(job.pool), classes, purpose_of(job.metric), job.names)
+    else:
+        compiler = MarginCompiler(len(job.pool), classes, top=job.metric.top, names=job.names)
     values: list[list[NDArray[np.float64]]] = [[] for _ in job.pool]
 
     def add(block: NDArray[Any], labels: NDArray[Any]) -> None:
         compiler.add(block, labels)
-        assert job.metric.per_example is not None
         for mine, outputs in zip(values, block, strict=True):
-            mine.append(job.metric.per_example(outputs, labels))
+            mine.append(job.metric.numbers(outputs, labels))
 
     data, targets = stream_outputs(
         engine.task,
@@ -153,14 +165,27 @@ def streamed_outputs(job: Job, engine: LocalEngine, first: FirstBatch, store: Ou
         progress=job.progress,
         readings=engine.evaluator.readings,
     )
-    margins = compiler.finish()
+    made = compiler.finish()
     for k, parts in enumerate(values):
-        job.add(Recipe.single(k, len(job.pool)), VALIDATION, answer_from_values(np.concatenate(parts), 0.0, data))
-    save_margins(margins, path, Keys.of(job.pool.fingerprints, data))
-    return Known(data, len(targets), estimator_of(margins, job.metric, device=device), targets)
+        answer = answer_from_numbers(job.metric, np.concatenate(parts), 0.0, data)
+        job.add(Recipe.single(k, len(job.pool)), VALIDATION, answer)
+    fresh = Keys.of(job.pool.fingerprints, data)
+    if isinstance(made, PositionMargins):
+        save_positions(made, path, fresh)
+    else:
+        save_margins(made, path, fresh)
+    return _compiled(job, made, data, targets, device)
 
 
-def _kept(job: Job, path: Path) -> tuple[Margins, Keys] | None:
+def _compiled(job: Job, made: Margins | PositionMargins, data: str, targets: NDArray[Any], device: str) -> Known:
+    """What is known where outputs are kept only as margins."""
+    examples = job.metric.examples(targets)
+    if isinstance(made, PositionMargins):
+        return Known(data, examples, position_estimator(made, job.metric, device), targets)
+    return Known(data, examples, estimator_of(made, job.metric, device=device), targets)
+
+
+def _kept(job: Job, path: Path) -> tuple[Margins | PositionMargins, Keys] | None:
     """What was compiled before, or None where it is damaged: then it takes the members' passes again.
 
     So it does where a member's own evaluation was: without outputs nothing else gives it.
@@ -168,7 +193,7 @@ def _kept(job: Job, path: Path) -> tuple[Margins, Keys] | None:
     if any(job.known(Recipe.single(k, len(job.pool))) is None for k in range(len(job.pool))):
         return None
     try:
-        return load_margins(path)
+        return load_positions(path) if job.metric.by_position else load_margins(path)
     except OutputsError as error:
         job.notes += (f"made again by a reading of all members: {error}",)
         return None
@@ -251,12 +276,13 @@ def some_examples(job: Job, engine: LocalEngine, known: Known, examples: NDArray
     assert known.outputs is not None
     assert known.targets is not None
     folder.mkdir(exist_ok=True)
+    rows = rows_of(known.targets, examples) if job.metric.by_position else examples
     copies = []
     for k, outputs in enumerate(known.outputs):
         path = folder / f"{k}.npy"
-        np.save(path, outputs[examples])
+        np.save(path, outputs[rows])
         copies.append(open_array(path))
-    targets = known.targets[examples]
+    targets = known.targets[rows]
     estimates = estimator(copies, targets, job.metric, device=str(engine.device.device), names=job.names)
     return replace(known, examples=len(examples), estimator=estimates, targets=targets, outputs=tuple(copies))
 
@@ -302,12 +328,16 @@ def _check_same_outputs(job: Job, engine: LocalEngine, first: FirstBatch, store:
 
 def _check_same_values(job: Job, engine: LocalEngine, first: FirstBatch) -> None:
     """The same where no outputs were kept, by what the first member got right: only what is undecided may change."""
-    now = job.metric.per_example
-    assert now is not None
-    values = now(first.first_outputs, first.first_targets)
-    before = job.single(0).values
+    values = job.metric.numbers(first.first_outputs, first.first_targets)
+    before = job.single(0).numbers
     assert before is not None
     share = _share(job, engine, "float32")
+    if job.metric.by_position:
+        most = _CHANGES * summed(close_calls(first.first_outputs, share), first.first_targets)
+        others = int((np.abs(values - before[: len(values)]).sum(axis=1) > most).sum())
+        if others:
+            raise _other_model(job, f"the answers in {others} of {len(values)} examples are others")
+        return
     decided = ~undecided(first.first_outputs, first.first_targets, job.metric.top, share)
     changed = int((values != before[: len(values)])[decided].sum())
     if changed:

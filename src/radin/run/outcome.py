@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from radin.engine.base import Engine
-from radin.question import Answer, answer_from_outputs
+from radin.estimate import PositionAccuracy
+from radin.positions import rows_of
+from radin.question import Answer, answer_from_numbers, answer_from_outputs
 from radin.recipe import Recipe
 from radin.run import references
 from radin.run.job import Job
@@ -35,7 +37,7 @@ class Outcome:
     def found(self, recipe: Recipe) -> Answer | None:
         """A member's or a complete soup's evaluation on the examples that decide."""
         found = self.job.known(recipe) if recipe.size == 1 else self.session.answer(recipe)
-        return None if found is None else references.on(found, self.choose)
+        return None if found is None else references.on(found, self.choose, self.job.metric)
 
     def _utility(self, recipe: Recipe) -> float:
         found = self.found(recipe)
@@ -166,11 +168,19 @@ class Outcome:
         if known.estimator is None or known.targets is None:
             return None
         if known.outputs is not None:
-            rows = slice(None) if self.choose is None else self.choose
+            rows: slice | NDArray[np.intp] = slice(None) if self.choose is None else self.choose
+            if self.choose is not None and self.job.metric.by_position:
+                rows = rows_of(known.targets, self.choose)
             together = mixed(known.outputs, recipe, self.job.metric)[rows]
             found = answer_from_outputs(self.job.metric, together, known.targets[rows], 0.0, known.data)
             return found.score, found.stderr
         score = float(known.estimator.scores(np.array([recipe.weights]))[0])
+        if isinstance(known.estimator, PositionAccuracy):
+            hits = known.estimator.answers(np.array([recipe.weights]), 1.0)[0][0]
+            totals = np.stack([hits, known.estimator.compiled.counts], axis=1)
+            return score, answer_from_numbers(self.job.metric, totals, 0.0).stderr
+        if self.job.metric.by_position:
+            return score, float("nan")
         return score, float(np.sqrt(score * (1 - score) / max(len(known.targets) - 1, 1)))
 
     def _on_splits(self, recipe: Recipe) -> dict[str, tuple[float, float]]:
@@ -222,8 +232,10 @@ class Outcome:
             if found is not None and found.values is not None:
                 rows.append(found.values)
             elif found is None:
-                values = self.session.account.values(recipe)
-                rows.append(np.where(np.isnan(values), chosen.values, values))
+                known_of_it = self.session.account.values(recipe)
+                assert chosen.numbers is not None
+                filled = np.where(np.isnan(known_of_it), chosen.numbers, known_of_it)
+                rows.append(filled if filled.ndim == 1 else self.job.metric.values(filled))
         bias = optimism(np.array(rows, dtype=np.float32), self.job.metric.higher_is_better, incumbents=incumbents)
         # The score is that of the best complete one: what a partly evaluated soup would have is not known.
         single = self.found(references.to_beat(self.job, self.choose))

@@ -15,7 +15,8 @@ import numpy as np
 
 from radin.engine.base import Engine
 from radin.errors import RunError
-from radin.question import VALIDATION, Answer, Failure, Indices, Question, answer_from_values
+from radin.metrics import Metric
+from radin.question import VALIDATION, Answer, Failure, Indices, Question, answer_from_numbers
 from radin.recipe import Recipe
 from radin.run.job import Job
 from radin.run.ledger import REESTIMATED
@@ -32,19 +33,19 @@ def reestimated(job: Job) -> list[Recipe]:
     return [Recipe.from_json(entry.recipe, job.pool.fingerprints) for entry in entries]
 
 
-def on(found: Answer, choose: Indices | None) -> Answer:
+def on(found: Answer, choose: Indices | None, metric: Metric) -> Answer:
     """An evaluation on the examples that decide; None: all of them."""
     if choose is None:
         return found
-    if found.values is None:  # outputs that were not finite
+    if found.numbers is None:  # outputs that were not finite
         return replace(found, examples=len(choose))
-    return answer_from_values(found.values[choose], found.seconds, found.data)
+    return answer_from_numbers(metric, found.numbers[choose], found.seconds, found.data)
 
 
 def utility(job: Job, recipe: Recipe, choose: Indices | None) -> float:
     """How good a member is on the examples that decide, higher is better; -inf where it is not known."""
     found = job.known(recipe)
-    return -np.inf if found is None else job.metric.utility(on(found, choose).score)
+    return -np.inf if found is None else job.metric.utility(on(found, choose, job.metric).score)
 
 
 def best_of(job: Job, recipes: Sequence[Recipe], choose: Indices | None) -> Recipe:

@@ -68,6 +68,13 @@ def undecided(outputs: NDArray[Any], targets: NDArray[Any], top: int, share: flo
     return result
 
 
+def close_calls(outputs: NDArray[Any], share: float) -> NDArray[np.bool_]:
+    """At which rows (b,) a difference of a share of the largest output may make another output the largest one."""
+    best = np.partition(outputs.astype(np.float64), -2, axis=1)
+    result: NDArray[np.bool_] = best[:, -1] - best[:, -2] <= 2 * share * np.abs(outputs).max(initial=0.0)
+    return result
+
+
 def origin(model: torch.nn.Module, run: Callable[[], object]) -> str:
     """Where outputs that differ from one ``run`` of the model to the next come from, in a sentence; runs it twice."""
     training = [f"{name} ({type(m).__name__})" for name, m in model.named_modules() if name and m.training]

@@ -15,7 +15,7 @@ from radin.checksums import file_checksum
 from radin.engine.base import Engine
 from radin.errors import RunError
 from radin.files import told
-from radin.question import VALIDATION, Answer, Failure, Indices, Question, answer_from_values
+from radin.question import VALIDATION, Answer, Failure, Indices, Question, answer_from_numbers
 from radin.recipe import Recipe
 from radin.run.card import Card
 from radin.run.job import Job
@@ -251,15 +251,15 @@ class Session:
         seconds = sum(answer.seconds for answer in told)
         values = self.account.values(recipe)
         if len(values) and not np.isnan(values).any():
-            return answer_from_values(values, seconds, told[-1].data)
+            return answer_from_numbers(self._job.metric, values, seconds, told[-1].data)
         if np.isnan(self.account.scores[recipe]):
             return Answer(float("nan"), float("nan"), self.account.rates.examples, seconds, told[-1].data)
         return replace(told[-1], seconds=seconds)
 
     def _utility(self, found: Answer) -> float:
         score = found.score
-        if self._choose is not None and found.values is not None:
-            score = float(found.values[self._choose].mean())
+        if self._choose is not None and found.numbers is not None:
+            score = self._job.metric.score(found.numbers[self._choose])
         return self._job.metric.utility(score)
 
     def evaluate_splits(self, pairs: Iterable[tuple[Recipe, str]]) -> None:

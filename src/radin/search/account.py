@@ -5,7 +5,10 @@ Axis names: examples M.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
+from numpy.typing import NDArray
 
 from radin.question import Answer, Floats, Indices, Question, Rates
 from radin.recipe import Recipe
@@ -21,9 +24,11 @@ class Account:
     same for every search. ``budget``: passes in total, over all sessions of a run.
     """
 
-    def __init__(self, budget: float, rates: Rates) -> None:
+    def __init__(self, budget: float, rates: Rates, score: Callable[[Floats], float] | None = None) -> None:
+        """``score``: of numbers per example (m,) or (m, K), as ``Metric.score``; None: their mean."""
         self.budget = budget
         self.rates = rates
+        self._score = score or (lambda values: float(values.mean()))
         self._open: dict[Question, float] = {}
         self._values: dict[Recipe, Floats] = {}
         self._scores: dict[Recipe, float] = {}
@@ -74,14 +79,14 @@ class Account:
         return self.spent + self.reserved + cost <= (self.budget if limit is None else limit) + _ROUNDING
 
     def values(self, recipe: Recipe) -> Floats:
-        """A soup's values on validation, (M,); NaN where they are not known."""
+        """A soup's values on validation, (M,), or by position its totals (M, K); NaN where they are not known."""
         found = self._values.get(recipe)
         return np.full(self.rates.examples, np.nan) if found is None else found.copy()
 
     def unknown(self, recipe: Recipe, among: Indices) -> Indices:
         """Those of some examples on which a soup was neither evaluated nor is asked about."""
         found = self._values.get(recipe)
-        left = among if found is None else among[np.isnan(found[among])]
+        left = among if found is None else among[_unknown(found[among])]
         for question in self._open:
             if question.recipe == recipe:
                 left = left[:0] if question.examples is None else left[~np.isin(left, question.examples)]
@@ -107,13 +112,20 @@ class Account:
             self._scores[recipe] = answer.score
             return
         examples = np.arange(self.rates.examples) if question.examples is None else question.examples
-        told = np.full(len(examples), np.nan) if answer.values is None else answer.values
-        known = self._values.setdefault(recipe, np.full(self.rates.examples, np.nan))
-        new = np.isnan(known[examples])
+        told = answer.numbers
+        if told is None:  # outputs that are not finite
+            told = np.full((len(examples), *self._values.get(recipe, np.empty(0)).shape[1:]), np.nan)
+        known = self._values.setdefault(recipe, np.full((self.rates.examples, *told.shape[1:]), np.nan))
+        new = _unknown(known[examples])
         self._seen += int(new.sum())
         self._readings += 1
         known[examples[new]] = told[new]
         if np.isnan(told).any():
             self._scores[recipe] = float("nan")
         elif not np.isnan(known).any():
-            self._scores[recipe] = float(known.mean())
+            self._scores[recipe] = self._score(known)
+
+
+def _unknown(values: Floats) -> NDArray[np.bool_]:
+    """Which examples (m,) have NaN among their values, (m,) or (m, K)."""
+    return np.asarray(np.isnan(values.reshape(len(values), -1)).any(axis=1))

@@ -106,6 +106,13 @@ class Members:
         """Whether the members' outputs are at hand, not only an estimator made from them."""
         return bool(self._outputs)
 
+    @property
+    def by_counts(self) -> bool:
+        """Whether accuracy by position can be told apart by example: from targets, and outputs or their margins."""
+        from radin.estimate import PositionAccuracy
+
+        return bool(len(self.targets)) and (self._estimator is None or isinstance(self._estimator, PositionAccuracy))
+
     def utility(self, score: float) -> float:
         """A score with its sign set so that higher is better, -inf where it is not finite.
 
@@ -196,6 +203,32 @@ class Members:
         if not isinstance(self._estimator, AccuracyEstimator):
             raise RadinError("evaluating parts of the examples needs an estimator of accuracy")
         return self._estimator.example_margins(ratios if self._estimator_is_canonical else ratios[:, self.position])
+
+    def shares(self, totals: Floats) -> Floats:
+        """What each of some examples adds to the score by position, (m,), so that the mean over all M is the score.
+
+        totals (m, 2): what is counted in each, and of how many positions; how many all examples have is known.
+        """
+        result: Floats = totals[:, 0] * (self.examples / self._positions)
+        return result
+
+    @cached_property
+    def _positions(self) -> int:
+        return max(1, int(np.count_nonzero(self.targets[:, 0] != UNCOUNTED)))
+
+    def answers(self, ratios: Floats, softening: float) -> tuple[Floats, Floats, Floats]:
+        """Of each example what averaged outputs add to accuracy by position, (S, M), ratios (S, N) in canonical order.
+
+        Counted plainly; by how sure each position is; and how much of it may change: see PositionAccuracy.answers.
+        """
+        from radin.estimate import PositionAccuracy
+
+        self.scores(ratios[:1])  # builds the estimator where none was given
+        assert isinstance(self._estimator, PositionAccuracy)
+        given = ratios if self._estimator_is_canonical else ratios[:, self.position]
+        unit = self.examples / self._positions
+        right, soft, unsure = self._estimator.answers(given, softening)
+        return right * unit, soft * unit, unsure * unit
 
     def fit(self) -> Floats:
         """The mixing ratios, in canonical order, whose averaged outputs have the least cross-entropy or squared error.

@@ -114,7 +114,7 @@ class Search:
         if parts and members.prior is not None:
             raise RadinError("without outputs, a search asks for whole soups only; leave out parts")
         examples = members.examples or (0 if estimator is None else estimator.examples)
-        self.account = account or Account(self.budget, Rates(examples, calibration))
+        self.account = account or Account(self.budget, Rates(examples, calibration), self.metric.score)
         """What has been spent, what is open and what is known, of all soups."""
         rates = self.account.rates
         self._among = np.arange(rates.examples) if among is None else among
@@ -127,7 +127,8 @@ class Search:
         self._queue: list[Recipe] = []
         self._tickets: list[tuple[Ticket, Recipe, Slice | None]] = []
         self._news = False
-        by_slices = parts and self.metric.family == "accuracy" and self.metric.top == 1
+        positional = self.metric.family == "position_accuracy" and members.by_counts
+        by_slices = parts and (positional or (self.metric.family == "accuracy" and self.metric.top == 1))
         self.problem = Problem(
             members.count,
             members.utilities[members.order],
@@ -139,7 +140,15 @@ class Search:
             else None,
             gram=members.gram,
             output_distances=(lambda: members.output_distances) if members.have_outputs else None,
-            examples=Examples(mine.examples, mine.overhead, members.margins, mine.reading) if by_slices else None,
+            examples=Examples(
+                mine.examples,
+                mine.overhead,
+                members.margins,
+                mine.reading,
+                answers=members.answers if positional else None,
+            )
+            if by_slices
+            else None,
             prior=members.prior,
             affords=members.affords,
             screen=members.screen if members.prior is None else None,
@@ -246,6 +255,8 @@ class Search:
             return True, np.full(len(part.examples), np.nan)
         if np.isnan(values).any():
             return False, None
+        if values.ndim > 1:
+            values = self._members.shares(values)
         return True, values if self.metric.higher_is_better else -values
 
     def tell(self, asked: Question | Recipe, answer: Answer | float | ArrayLike) -> None:
@@ -295,7 +306,7 @@ class Search:
     def _score(self, recipe: Recipe) -> float | None:
         values = self.account.values(recipe)[self._among]
         if len(values) and not np.isnan(values).any():
-            return float(values.mean())
+            return self.metric.score(values)
         return self.account.scores.get(recipe)
 
     def drop(self, question: Question) -> None:

@@ -29,12 +29,11 @@ from radin.search.strategies.base import Asks, Examples, Floats, Indices, Open, 
 from radin.search.strategies.normal import expected_improvement, normal_below
 from radin.search.strategies.process import Nonlinear, Prior, Process, expected
 from radin.search.strategies.scores_only import search_scores
-from radin.search.strategies.slices import Reading, Slices
+from radin.search.strategies.slices import SOFTENING, Slices, contested, reading_of
 
 _ANCHORS = 8  # of each size, and how many sizes are told apart in a large pool
 _SIZES = 32
 _PLENTY = 1024  # candidates, where their number need not be watched
-_SOFTENING = 0.3  # of the typical margin
 _ROWS = 64
 
 _State = tuple[list[int], Floats, Floats, Floats]
@@ -143,8 +142,7 @@ class _Race:
         self._examples = examples
         self._finish = finish
         self._model = _Model(process)
-        contested = np.isfinite(examples.margins(weights[:1])).sum()
-        self._slices = Slices(examples.count, int(contested))
+        self._slices = Slices(examples.count, contested(examples, weights[0]))
         self._singles = (weights > 0).sum(axis=1) == 1
         self._broken = np.zeros(len(weights), dtype=np.bool_)
         self._over_budget: set[int] = set()
@@ -240,7 +238,7 @@ class _Race:
         """
         slices = self._slices
         if candidate not in slices.readings:
-            slices.readings[candidate] = Reading(self._examples.margins(self.weights[candidate : candidate + 1])[0])
+            slices.readings[candidate] = reading_of(self._examples, self.weights[candidate])
         reading = slices.readings[candidate]
         size = slices.sizes[reading.level]
         reserve = self._rest(size)
@@ -332,12 +330,16 @@ def softened(examples: Examples, weights: Floats, estimates: Floats) -> Floats:
     # Margins of many recipes at once, as many as take 32 MiB, since making the rows that they come from takes longest.
     together = _ROWS * max(1, (1 << 22) // (_ROWS * examples.count))
     for first in range(0, len(weights), together):
+        if examples.answers is not None:
+            counted = examples.answers(weights[first : first + together], SOFTENING)[1].mean(axis=1)
+            result[first : first + len(counted)] = counted
+            continue
         many = examples.margins(weights[first : first + together])
         for start in range(0, len(many), _ROWS):
             margins = many[start : start + _ROWS]
             finite = np.isfinite(margins)
             typical = np.abs(margins[finite]).mean() if finite.any() else 1.0
-            counted = normal_below(np.clip(margins / (_SOFTENING * (typical or 1.0)), -6, 6)).mean(axis=1)
+            counted = normal_below(np.clip(margins / (SOFTENING * (typical or 1.0)), -6, 6)).mean(axis=1)
             result[first + start : first + start + len(margins)] = counted
     mixed = (weights > 0).sum(axis=1) > 1
     result[mixed] += estimates[mixed].mean() - result[mixed].mean() if mixed.any() else 0.0

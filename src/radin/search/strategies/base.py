@@ -78,12 +78,16 @@ class Examples:
     of the rest, the share that any question costs because all data are read for it. So m examples of a new soup cost
     overhead + (1 - overhead) (reading + (1 - reading) m / M). ``margins(ratios (S, N)) -> (S, M)``: by how much the
     averaged outputs are right (above zero) or wrong, infinite where all mixing ratios agree.
+    ``answers(ratios (S, N), softening) -> three (S, M)``: where an example has many positions, what the averaged
+    outputs add to the score in each example; the same with each position counted by how sure it is; and how much of it
+    may change, where margins are taken to move by ``softening`` times a typical one. None: one answer in each example.
     """
 
     count: int
     overhead: float
     margins: Callable[[Floats], Floats]
     reading: float = 0.0
+    answers: Callable[[Floats, float], tuple[Floats, Floats, Floats]] | None = None
 
     def cost(self, examples: int) -> float:
         """Passes that ``examples`` of a new soup cost."""

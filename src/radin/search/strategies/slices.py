@@ -1,10 +1,12 @@
-"""What a slice of the examples says of a soup's accuracy on all of them.
+"""What a slice of the examples says of a soup's accuracy on all of them, also where each has many positions.
 
 Averaging weights changes the answers that averaging outputs is least sure of: nearly all examples on which the two
 differ have a small margin (the averaged outputs' true class less its best rival). So a slice is the examples with the
 smallest margins, in absolute value. On the rest the answer of the averaged outputs stands in, as a control variate,
 less what the slice leads one to expect: the soup's margin is taken to be that of the averaged outputs plus normal
-noise, of the size that makes as many answers change inside the slice as were seen to change.
+noise, of the size that makes as many answers change inside the slice as were seen to change. Where an example is a
+picture or a sequence, the slice is the examples with most positions that may change, and what changes in the others is
+taken to be in the same proportion to that: a ratio estimate of the difference between the soup and averaged outputs.
 
 Axis names: examples M, examples of a slice m.
 """
@@ -15,12 +17,13 @@ from math import sqrt
 
 import numpy as np
 
-from radin.search.strategies.base import Floats, Indices
+from radin.search.strategies.base import Examples, Floats, Indices
 from radin.search.strategies.normal import normal_below
 
 # Slices, as shares of the examples: the first tells a soup that lies out of the basin from others, the last gives the
 # score of one inside it almost exactly.
 LEVELS = (0.1, 0.2, 0.35)
+SOFTENING = 0.3  # of the typical margin: by so much answers of averaged weights differ from those of averaged outputs
 
 
 class Reading:
@@ -63,6 +66,42 @@ def _noise(sizes: Floats, changed: float) -> float:
         else:
             high = middle
     return sqrt(low * high)
+
+
+class PositionReading(Reading):
+    """The same of a soup by position: of each example are known how much it adds, and how much of that may change."""
+
+    def __init__(self, right: Floats, unsure: Floats) -> None:
+        """``right``, ``unsure`` (M,) of the averaged outputs, as ``Examples.answers`` gives them."""
+        super().__init__(-unsure)
+        self.order = np.argsort(-unsure, kind="stable")
+        self._right, self._unsure = right[self.order], unsure[self.order]
+
+    def add(self, values: Floats) -> None:
+        """The next slice: what the first m examples of ``order`` add to the score, (m,)."""
+        count, examples = len(values), len(self._right)
+        inside, outside = self._unsure[:count], float(self._unsure[count:].sum())
+        changed, weight = values - self._right[:count], float(inside.sum())
+        rate = float(changed.sum()) / weight if weight else 0.0
+        spread = float(((changed - rate * inside) ** 2).sum()) / weight if weight else 0.0
+        rest = float(self._right[count:].sum()) + rate * outside
+        self.estimates.append((float(values.sum()) + rest) / examples)
+        self.variances.append(spread * outside * (1 + (outside / weight if weight else 0.0)) / examples**2)
+
+
+def reading_of(examples: Examples, ratios: Floats) -> Reading:
+    """The reading of a soup, ratios (N,), of which no slice is known yet."""
+    if examples.answers is None:
+        return Reading(examples.margins(ratios[None])[0])
+    right, _, unsure = examples.answers(ratios[None], SOFTENING)
+    return PositionReading(right[0], unsure[0])
+
+
+def contested(examples: Examples, ratios: Floats) -> int:
+    """The number of examples in which an answer may change at all, by ratios (N,)."""
+    if examples.answers is None:
+        return int(np.isfinite(examples.margins(ratios[None])).sum())
+    return int((examples.answers(ratios[None], SOFTENING)[2] > 0).sum())
 
 
 class Slices:
