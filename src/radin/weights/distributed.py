@@ -18,7 +18,7 @@ from torch import Tensor
 
 from radin.errors import CheckpointError, NoWeightsError
 from radin.files import open_regular
-from radin.weights import pickled, torch_file
+from radin.weights import pickled, torch_entries, torch_file
 from radin.weights.layout import DTYPES, count, short
 from radin.weights.limits import PICKLE_BYTES, SHARDS
 from radin.weights.named import Call, is_size
@@ -141,7 +141,7 @@ def _chosen(
         path = paths.get(full) or _guessed(full)
         if isinstance(path, tuple) and path and all(isinstance(part, str) for part in path):
             groups.setdefault(path[:-1], {})[path[-1]] = full
-    keys = torch_file.NESTED_KEYS if key is None else (key,)
+    keys = torch_entries.NESTED_KEYS if key is None else (key,)
     # {"model": ...}, {"app": {"model": ...}}: deeper is an optimizer's state
     ways = [place for name in keys for place in groups if len(place) in (1, 2) and place[-1] == name]
     ways += [()] if key is None and () in groups else []
@@ -159,7 +159,7 @@ def _chosen(
 def _guessed(full: str) -> tuple[str, ...]:
     """Where a tensor was in the nested dict, where the metadata do not say it."""
     head, _, rest = full.partition(".")
-    return (head, rest) if rest and head in (*torch_file.NESTED_KEYS, "optim", "optimizer") else (full,)
+    return (head, rest) if rest and head in (*torch_entries.NESTED_KEYS, "optim", "optimizer") else (full,)
 
 
 def _places(folder: Path, storage: Mapping[Any, Any]) -> dict[tuple[str, tuple[int, ...]], tuple[str, int, int]]:

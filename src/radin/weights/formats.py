@@ -265,7 +265,7 @@ class Reader(Mapping[str, Tensor]):
 def open_checkpoint(path: str | Path, *, key: str | None = None) -> Checkpoint:
     """Read the headers of a checkpoint: a file, an index of shards, or a folder that holds one of FOLDER_FILES.
 
-    ``key``: the entry of a torch file that holds the state dict, when it is not one of torch_file.NESTED_KEYS.
+    ``key``: the entry of a torch file that holds the state dict, when it is not one of torch_entries.NESTED_KEYS.
     Raises CheckpointError when the file is missing, damaged, unsafe, of an unknown kind or without tensors.
     """
     try:
