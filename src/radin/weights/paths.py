@@ -13,14 +13,14 @@ from typing import NoReturn
 
 from radin.errors import PoolError, printable
 from radin.files import open_regular
-from radin.weights import remote, searching
+from radin.weights import braces, remote, searching
 from radin.weights.formats import FOLDER_FILES, is_index
 from radin.weights.kinds import SUFFIXES, is_checkpoint_file, stem
 from radin.weights.limits import INDEX_BYTES
 from radin.weights.remote import is_url
 from radin.weights.searching import Found
 
-_LISTED = 10_000  # paths that a list or braces may stand for
+_LISTED = 10_000  # paths that a list may name
 _LONG = 300  # characters of a path that a message shows
 
 
@@ -32,9 +32,9 @@ def find_checkpoints(paths: str | Path | Iterable[str | Path]) -> list[Path]:
 def look_for(paths: str | Path | Iterable[str | Path]) -> Found:
     """Checkpoints behind what was given, in that order, each once, and what to say of the search.
 
-    Files, folders (see radin.weights.searching), glob patterns, braces {a,b}, URLs, and @list.txt, which has one of
-    these a line. What is behind a folder or a pattern comes in its place, in natural order (run2 before run10). Raises
-    PoolError when a path does not exist or nothing is found.
+    Files, folders (see radin.weights.searching), glob patterns, braces (see radin.weights.braces), URLs, and @list.txt,
+    which has one of these a line. What is behind a folder or a pattern comes in its place, in natural order (run2
+    before run10). Raises PoolError when a path does not exist or nothing is found.
     """
     given = [paths] if isinstance(paths, str | Path) else list(paths)
     if not given:
@@ -63,7 +63,10 @@ def _listed(item: str | Path, deep: bool = False) -> Iterator[str | Path]:
             raise PoolError(f"{_shown(item)}: a list may not name further lists")
         yield from _in_list(_at_home(text[1:]))
         return
-    yield from list(_braces(text))  # all of them first: they may be too many
+    try:
+        yield from filter(None, braces.expanded(text))  # a shell leaves out empty words
+    except ValueError as error:
+        raise PoolError(f"{_shown(item)}: {error}") from None
 
 
 def _is_there(item: str | Path) -> bool:
@@ -88,22 +91,6 @@ def _in_list(file: Path) -> Iterator[str | Path]:
         raise PoolError(f"@{_shown(file)}: the list names nothing")
     for line in lines:
         yield from _listed(line if is_url(line) else str(file.parent / _at_home(line)), deep=True)
-
-
-def _braces(text: str) -> Iterator[str]:
-    """a{b,c}d as abd and acd, as a shell does; braces may hold braces."""
-    waiting, made = [text], 0
-    while waiting:
-        found = waiting.pop(0)
-        match = re.search(r"\{([^{}]*,[^{}]*)\}", found)
-        if match is None:
-            yield found
-            continue
-        parts = match.group(1).split(",")
-        made += len(parts)
-        if made > _LISTED:
-            raise PoolError(f"{_shown(text)}: its braces stand for more than {_LISTED:,} paths")
-        waiting[:0] = [found[: match.start()] + part + found[match.end() :] for part in parts]
 
 
 def require_utf8(path: str | Path) -> None:
