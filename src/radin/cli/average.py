@@ -92,8 +92,8 @@ def average(
             if ratios or recipe is not None:
                 raise RadinError(f"{paths[0]} has the ratios in it; leave --ratios and --recipe out")
             paths = linear.paths
-        looked_for = look_for(paths) if linear is None and base_model is None else None
-        if looked_for is not None and all(map(is_adapter_path, looked_for.paths)):
+        looked_for = look_for(paths, progress)
+        if linear is None and base_model is None and all(map(is_adapter_path, looked_for)):
             members = Adapters.open(
                 looked_for.paths,
                 found=looked_for.notes,
@@ -105,7 +105,7 @@ def average(
         elif rank is not None:
             raise RadinError("--rank is for an average of LoRA adapters, without --base")
         elif linear is not None:
-            pool = open_pool(paths, key, progress, base_model)
+            pool = open_pool(looked_for, key, progress, base_model)
             found = average_pool(
                 pool,
                 linear.ratios(pool),
@@ -118,7 +118,7 @@ def average(
             )
         else:
             found = average_files(
-                paths,
+                looked_for,
                 key,
                 ratios,
                 recipe,

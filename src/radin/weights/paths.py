@@ -13,6 +13,7 @@ from typing import NoReturn
 
 from radin.errors import PoolError, printable
 from radin.files import open_regular
+from radin.progress import Progress
 from radin.weights import braces, remote, searching
 from radin.weights.formats import FOLDER_FILES, is_index
 from radin.weights.kinds import SUFFIXES, is_checkpoint_file, stem
@@ -29,20 +30,23 @@ def find_checkpoints(paths: str | Path | Iterable[str | Path]) -> list[Path]:
     return look_for(paths).paths
 
 
-def look_for(paths: str | Path | Iterable[str | Path]) -> Found:
+def look_for(paths: str | Path | Iterable[str | Path], progress: Progress | None = None) -> Found:
     """Checkpoints behind what was given, in that order, each once, and what to say of the search.
 
     Files, folders (see radin.weights.searching), glob patterns, braces (see radin.weights.braces), URLs, and @list.txt,
     which has one of these a line. What is behind a folder or a pattern comes in its place, in natural order (run2
     before run10). Raises PoolError when a path does not exist or nothing is found.
+    ``progress`` is told how far remote files have been copied.
     """
+    if isinstance(paths, Found):
+        return paths
     given = [paths] if isinstance(paths, str | Path) else list(paths)
     if not given:
         raise PoolError("no checkpoints given: name files, folders or patterns such as 'runs/*/best.safetensors'")
     whole = Found()
     named: set[Path] = set()
     for item in (one for entry in given for one in _listed(entry)):
-        found = _expand(item)
+        found = _expand(item, progress)
         for path in found.paths:
             require_utf8(path)
         whole.paths += sorted(found.paths, key=natural_key)
@@ -116,9 +120,9 @@ def natural_key(path: Path) -> tuple[list[str | int], str]:
     return [int(part) if index % 2 else part for index, part in enumerate(parts)], text
 
 
-def _expand(item: str | Path) -> Found:
+def _expand(item: str | Path, progress: Progress | None) -> Found:
     if is_url(item):
-        return remote.fetch(str(item))
+        return remote.fetch(str(item), progress)
     try:
         return _behind(item, _at_home(item))
     except (OSError, ValueError) as error:  # not to be entered, a name longer than any, a null character in it
