@@ -130,11 +130,12 @@ def _write_part(
             write_torch(content, path, {})
         return
     names = {stored: name for name, stored in part.stored.items()}
-    # The name under which tied tensors are stored must stay: not every loader knows the names left out.
+    # The name under which tied tensors are stored must stay: not every loader knows the names left out. A member that
+    # stores one twice, in two shards, has an index that names both: so has the soup.
     tied = {
         part.stored[alias]: part.stored[kept]
         for alias, kept in like.aliases.items()
-        if alias in part.stored and _are_one(tensors, alias, kept)
+        if alias in part.stored and kept in part.stored and _are_one(tensors, alias, kept)
     }
     before = safetensors_file.metadata(part.path)
     own = {name: text for name, text in before.items() if name not in names and not name.startswith("radin.")}

@@ -118,7 +118,7 @@ class Checkpoint:
     mapped: bool
     _files: tuple[File, ...]
     _places: Mapping[str, tuple[int, str]]  # name -> (index into _files, name as stored of what holds its data)
-    _listed: Mapping[str, str]  # name -> its own name as stored, of those that the files list
+    _listed: Mapping[str, tuple[int, str]]  # name -> (index into _files, its own name there), of those that files list
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -136,8 +136,8 @@ class Checkpoint:
     def parts(self) -> tuple[Part, ...]:
         """Its files, each with the names of its tensors here and as they are stored."""
         stored: list[dict[str, str]] = [{} for _ in self._files]
-        for name, listed in self._listed.items():
-            stored[self._places[name][0]][name] = listed
+        for name, (file, listed) in self._listed.items():
+            stored[file][name] = listed
         return tuple(
             Part(file.path, file.key, names, file.kind) for file, names in zip(self._files, stored, strict=True)
         )

@@ -140,7 +140,7 @@ def _checkpoint(path: Path, files: tuple[File, ...], stored: list[Stored]) -> Ch
         mapped=all(part.mapped for part in stored),
         _files=files,
         _places={clean[name]: places[name] for name in order},
-        _listed={clean[name]: name for name in order},
+        _listed={clean[name]: (places[name][0], name) for name in order},
     )
 
 
