@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from radin.weights.adapters import CONFIG, PREFIX, Adapter, adapter_of, is_adapt
 from radin.weights.alike import companions, require_replaceable
 from radin.weights.formats import open_checkpoint
 from radin.weights.layout import is_averaged, promote
+from radin.weights.members import Members
 from radin.weights.paths import short_names
 from radin.weights.remembered import remembered_content
 from radin.weights.saving import FOLDER_METADATA, write_safetensors
@@ -39,16 +40,8 @@ class AdapterMember:
     adapter: Adapter
 
 
-class Adapters:
+class Adapters(Members[AdapterMember]):
     """N LoRA adapters of one base, one rank and the same modules, no two the same."""
-
-    def __init__(
-        self, members: Sequence[AdapterMember], duplicates: Sequence[tuple[Path, Path]], found: Sequence[str] = ()
-    ) -> None:
-        """As checked by ``Adapters.open``; ``duplicates`` are (dropped path, kept path), ``found`` as Pool has it."""
-        self.members = tuple(members)
-        self.duplicates = tuple(duplicates)
-        self.found = tuple(found)
 
     @classmethod
     def open(
@@ -91,25 +84,6 @@ class Adapters:
             for name, (digest, adapter) in zip(names, first.items(), strict=True)
         ]
         return cls(members, duplicates, found)
-
-    def __len__(self) -> int:
-        return len(self.members)
-
-    def __getitem__(self, index: int) -> AdapterMember:
-        return self.members[index]
-
-    def __iter__(self) -> Iterator[AdapterMember]:
-        return iter(self.members)
-
-    @property
-    def member_names(self) -> tuple[str, ...]:
-        """What messages call the members, (N,)."""
-        return tuple(member.name for member in self.members)
-
-    @property
-    def fingerprints(self) -> tuple[str, ...]:
-        """(N,)"""
-        return tuple(member.fingerprint for member in self.members)
 
 
 def _require_alike(adapters: Sequence[Adapter]) -> None:
