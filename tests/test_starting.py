@@ -46,6 +46,12 @@ COMMANDS = [
     ["check", "a.pt", "b.pt"],
     ["doctor", "a.pt", "b.pt"],
     ["evaluate", "a.pt", "--task", "task.py"],
+    ["export", "run", "--mergekit", "linear.yml"],
+    ["task", "a.pt", "--model", "hf", "--data", "csv:x.csv"],
+    ["report", "run"],
+    ["cache"],
+    ["metrics"],
+    ["strategies"],
 ]
 
 

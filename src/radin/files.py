@@ -240,6 +240,20 @@ def is_left(name: str) -> bool:
     return bool(_LEFT.fullmatch(name) or _SAFETENSORS_LEFT.fullmatch(name))
 
 
+def mark_used(folder: Path) -> Path:
+    """A new file in a folder that says that this process uses it; ``sweep`` removes it when the process is no more."""
+    mark = _beside(folder / "used", "tmp")
+    mark.touch(exist_ok=False)
+    return mark
+
+
+def users(folder: Path) -> list[Path]:
+    """What processes have put into a folder by ``mark_used``."""
+    return sorted(
+        entry for entry in folder.iterdir() if entry.name.startswith(".used.") and _LEFT.fullmatch(entry.name)
+    )
+
+
 def sync(path: Path) -> None:
     """Have the content of a file, or the names in a folder, on disk. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY)

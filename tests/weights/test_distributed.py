@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from radin.errors import CheckpointError, NoWeightsError
 from radin.recipe import Recipe
-from radin.weights import Pool, average, open_checkpoint
+from radin.run.commands import average_files
+from radin.weights import Pool, average, open_checkpoint, read_recipe
 from radin.weights.paths import look_for
 
 
@@ -72,6 +73,31 @@ def test_a_pool_of_them_is_averaged(tmp_path: Path) -> None:
     soup = average(pool, Recipe.uniform(range(2), 2))
     want = (state(0)["layer.weight"].double() + state(1)["layer.weight"].double()) / 2
     assert torch.equal(soup["layer.weight"], want.float())
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("around", ["model", "app", ""])
+def test_a_soup_of_them_is_one_that_torch_loads_into_a_model(tmp_path: Path, around: str) -> None:
+    def nested(weights: dict[str, Any], **more: Any) -> dict[str, Any]:
+        return {"model": {"model": weights}, "app": {"app": {"model": weights, **more}}, "": weights}[around]
+
+    models = [nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)) for _ in range(3)]
+    for k, model in enumerate(models[:2]):
+        save(nested(model.state_dict(), optim=OPTIM), tmp_path / f"run{k}")
+    average_files([tmp_path / "run0", tmp_path / "run1"], None, ["3,1"], None, tmp_path / "soup", None)
+    assert sorted(path.suffix for path in (tmp_path / "soup").iterdir() if path.name != "README.md") == [
+        "", ".distcp", ".json",
+    ]  # fmt: skip
+    loaded = nested(models[2].state_dict())
+    dcp.load(loaded, checkpoint_id=tmp_path / "soup", no_dist=True)
+    states = [model.state_dict() for model in models[:2]]
+    got = loaded if around == "" else (loaded["model"] if around == "model" else loaded["app"]["model"])
+    for name in ("0.weight", "0.bias", "1.running_var"):
+        want = states[0][name].double() * 0.75 + states[1][name].double() * 0.25
+        assert torch.equal(got[name], want.float()), name
+    assert same(read(tmp_path / "soup"), {name: got[name] for name in states[0]})
+    pool = Pool.open([tmp_path / "run0", tmp_path / "run1"])
+    assert Recipe.from_json(read_recipe(tmp_path / "soup"), pool.fingerprints).weights == (0.75, 0.25)
 
 
 @pytest.mark.filterwarnings("ignore")

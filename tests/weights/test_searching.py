@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import torch
 
 from radin.errors import CheckpointError, PoolError
 from radin.weights import Pool
+from radin.weights.braces import expanded
 from radin.weights.paths import find_checkpoints, look_for
 from radin.weights.searching import DEPTH, is_initial, is_not_weights
 
@@ -153,6 +156,32 @@ def test_braces(tmp_path: Path) -> None:
         find_checkpoints(str(tmp_path / "y/{a,b}.pt"))
     with pytest.raises(PoolError, match="stand for more than"):
         find_checkpoints("{0,1}" * 20)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{1..3}.pt", "{3..1}", "r{01..12}", "{1..010}", "{-2..1}", "{a..e..2}", "{1..10..3}", "{9..1..4}",
+        "{a{1,2},b}{c,d}", "x{y,{1..2}{p,q}}z", "{a{1..2}}", "{a}", "{}", "a{b", "a}b{c,d}", "{,x}y", "{1..a}",
+        "{a,b}{",
+    ],
+)  # fmt: skip
+def test_braces_stand_for_what_a_shell_makes_of_them(text: str) -> None:
+    bash = shutil.which("bash")
+    if bash is None:
+        pytest.skip("needs bash to compare with")
+    done = subprocess.run([bash, "-c", f"printf '%s\\n' {text}"], capture_output=True, text=True, check=True)
+    assert expanded(text) == done.stdout.splitlines()
+
+
+def test_braces_that_stand_for_too_many() -> None:
+    for text, message in (
+        ("{1..20000}", "more than 10,000"),
+        ("{1..999}{1..999}", "more than 10,000"),
+        ("{" * 101, "100"),
+    ):
+        with pytest.raises(PoolError, match=message):
+            find_checkpoints(text)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -84,7 +84,7 @@ def average(
         from radin.run.commands import average_adapter_pool, average_files, average_pool
         from radin.weights.adapter_pool import Adapters
         from radin.weights.adapters import is_adapter_path
-        from radin.weights.paths import find_checkpoints
+        from radin.weights.paths import look_for
 
     with console_progress() as progress:
         linear = mergekit.recipe_at(paths)
@@ -92,16 +92,20 @@ def average(
             if ratios or recipe is not None:
                 raise RadinError(f"{paths[0]} has the ratios in it; leave --ratios and --recipe out")
             paths = linear.paths
-        found_paths = find_checkpoints(paths) if linear is None and base_model is None else []
-        if found_paths and all(map(is_adapter_path, found_paths)):
-            members = Adapters.open(found_paths, progress=lambda done, total: progress("reading adapters", done, total))
+        looked_for = look_for(paths, progress)
+        if linear is None and base_model is None and all(map(is_adapter_path, looked_for)):
+            members = Adapters.open(
+                looked_for.paths,
+                found=looked_for.notes,
+                progress=lambda done, total: progress("reading adapters", done, total),
+            )
             found = average_adapter_pool(
                 members, ratios, recipe, output, rank=rank, files_from=files_from, command=typed()
             )
         elif rank is not None:
             raise RadinError("--rank is for an average of LoRA adapters, without --base")
         elif linear is not None:
-            pool = open_pool(paths, key, progress, base_model)
+            pool = open_pool(looked_for, key, progress, base_model)
             found = average_pool(
                 pool,
                 (),
@@ -115,7 +119,7 @@ def average(
             )
         else:
             found = average_files(
-                paths,
+                looked_for,
                 key,
                 ratios,
                 recipe,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from radin.cli.shared import FILES_FROM, JSON, console_progress, open_pool, show
+from radin.cli.shared import FILES_FROM, JSON, console_progress, open_pool, show, starting
 from radin.errors import RadinError
 
 
@@ -30,8 +30,9 @@ def export(
     """
     if output.exists() and not force:
         raise RadinError(f"{output} exists; give another name, or --force to replace it")
-    from radin.integrations import mergekit
-    from radin.recipe import Recipe
+    with starting():
+        from radin.integrations import mergekit
+        from radin.recipe import Recipe
 
     with console_progress() as progress:
         value, places = mergekit.members_of(source)

@@ -7,6 +7,7 @@ import os
 import click
 
 from radin.cli.average import average
+from radin.cli.cache import cache
 from radin.cli.check import check
 from radin.cli.cook import cook
 from radin.cli.demo import demo
@@ -41,5 +42,5 @@ def cli() -> None:
         raise RadinError("the working directory was removed; change to one that is there") from None
 
 
-for command in (cook, check, doctor, evaluate, task, average, rank, strategies, metrics, report, export, demo):
+for command in (cook, check, doctor, evaluate, task, average, rank, strategies, metrics, report, export, cache, demo):
     cli.add_command(command)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from radin.cli.shared import JSON, show
+from radin.cli.shared import JSON, show, starting
 
 _LINES = (
     "top-K accuracy is there for every K (top3, top-10); a task may give a radin.Metric of its own (docs/metrics.md)",
@@ -16,8 +16,9 @@ _LINES = (
 @JSON
 def metrics(as_json: bool) -> None:
     """The metrics that have a name, which direction is better, and the targets they need."""
-    from radin import metrics as known
-    from radin.report.tables import plain_table
+    with starting():
+        from radin import metrics as known
+        from radin.report.tables import plain_table
 
     found = [known.get(name) for name in known.names()]
     value = {

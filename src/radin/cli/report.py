@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from radin.cli.shared import JSON, show
+from radin.cli.shared import JSON, show, starting
 
 
 @click.command()
@@ -14,8 +14,9 @@ from radin.cli.shared import JSON, show
 @JSON
 def report(directory: Path, as_json: bool) -> None:
     """Show a finished run again."""
-    from radin.report.tables import closing_lines, closing_table
-    from radin.run.result import Result
+    with starting():
+        from radin.report.tables import closing_lines, closing_table
+        from radin.run.result import Result
 
     result = Result.load(directory)
     show(result.to_json() if as_json else None, closing_table(result), *closing_lines(result))

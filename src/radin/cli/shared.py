@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,14 +100,15 @@ def require_task(task: str | None, model: str | None) -> None:
         raise RadinError("say what evaluates: --task task.py, a Python file, or --model timm:NAME|hf|... --data ...")
 
 
-def open_pool(paths: tuple[str, ...], key: str | None, progress: Progress, base: Path | None = None) -> Pool:
+def open_pool(paths: Iterable[str | Path], key: str | None, progress: Progress, base: Path | None = None) -> Pool:
     """The checkpoints behind what was typed."""
     from radin.weights import Pool
+    from radin.weights.paths import look_for
 
     def report(done: int, total: int) -> None:
         progress("reading checkpoints", done, total)
 
-    return Pool.open(paths, key=key, base=base, progress=report)
+    return Pool.open(look_for(paths, progress), key=key, base=base, progress=report)
 
 
 def typed() -> str:

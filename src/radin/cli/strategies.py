@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import click
 
-from radin.cli.shared import JSON, show
+from radin.cli.shared import JSON, show, starting
 
 
 @click.command()
 @JSON
 def strategies(as_json: bool) -> None:
     """The ways to spend a budget, and their options."""
-    from rich.text import Text
+    with starting():
+        from rich.text import Text
 
-    from radin.report.tables import plain_table
-    from radin.search.strategies import base
+        from radin.report.tables import plain_table
+        from radin.search.strategies import base
 
     found = [base.get(name) for name in base.names()]
     value = {

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from radin.cli.shared import KEY, PATHS, console_progress, open_pool, ready_options, show, task_for
+from radin.cli.shared import KEY, PATHS, console_progress, open_pool, ready_options, show, starting, task_for
 from radin.errors import RadinError
 
 
@@ -37,9 +37,10 @@ def task(
         raise RadinError("give --model and --data: they say which task file to write")
     if output is not None and output.exists() and not force:
         raise RadinError(f"{output} exists; give another name, or --force to replace it")
-    from radin.cli import streams
-    from radin.data.task import TaskText
-    from radin.files import write_text
+    with starting():
+        from radin.cli import streams
+        from radin.data.task import TaskText
+        from radin.files import write_text
 
     with console_progress() as progress:
         pool = open_pool(paths, key, progress)

@@ -313,7 +313,7 @@ def average_adapter_pool(
     save_adapter(found, like, output, {RECIPE_KEY: value, "radin.version": __version__})
     notes = [_of_ranks(found)]
     adapters_card(pool, recipe, output, source, command, notes).write(output)
-    told = [f"note: {note}" for note in notes]
+    told = [f"note: {note}" for note in (*notes, *pool.found)]
     told += [f"note: {dropped} is the same adapter as {kept}; used once" for dropped, kept in pool.duplicates]
     paths = tuple(member.path for member in pool)
     return Averaged(output, recipe, pool.member_names, pool.fingerprints, paths, tuple(told))

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from radin.weights.adapters import CONFIG, PREFIX, Adapter, adapter_of, is_adapt
 from radin.weights.alike import companions, require_replaceable
 from radin.weights.formats import Reader, open_checkpoint
 from radin.weights.layout import is_averaged, promote
+from radin.weights.members import Members
 from radin.weights.paths import short_names
 from radin.weights.remembered import remembered_content
 from radin.weights.saving import FOLDER_METADATA, write_safetensors
@@ -39,30 +40,27 @@ class AdapterMember:
     adapter: Adapter
 
 
-class Adapters:
+class Adapters(Members[AdapterMember]):
     """N LoRA adapters of one base, one rank and the same modules, no two the same."""
 
-    def __init__(self, members: Sequence[AdapterMember], duplicates: Sequence[tuple[Path, Path]]) -> None:
-        """As checked by ``Adapters.open``; ``duplicates`` are (dropped path, kept path)."""
-        self.members = tuple(members)
-        self.duplicates = tuple(duplicates)
-
     @classmethod
-    def open(cls, paths: Sequence[Path], *, progress: Callable[[int, int], None] | None = None) -> Adapters:
-        """The adapters at these paths (``find_checkpoints``).
+    def open(
+        cls, paths: Sequence[Path], *, found: Sequence[str] = (), progress: Callable[[int, int], None] | None = None
+    ) -> Adapters:
+        """The adapters at these paths (``find_checkpoints``); ``found``: what to say of the search for them.
 
         Raises PoolError when they do not fit together, CheckpointError when one is damaged or not plain LoRA.
         """
         checkpoints = [open_checkpoint(path) for path in paths]
-        other = next((found for found in checkpoints if not is_adapter(found)), None)
+        other = next((one for one in checkpoints if not is_adapter(one)), None)
         if other is not None:
             raise PoolError(
                 f"{other.path} is no adapter, as others are that were given: average adapters with adapters, or give "
                 "--base FOLDER to merge them into their model first"
             )
-        adapters = [adapter_of(found) for found in checkpoints]
+        adapters = [adapter_of(one) for one in checkpoints]
         _require_alike(adapters)
-        total, done = sum(found.bytes for found in checkpoints), 0
+        total, done = sum(one.bytes for one in checkpoints), 0
 
         def report(read: int) -> None:
             nonlocal done
@@ -73,7 +71,7 @@ class Adapters:
         first: dict[str, Adapter] = {}
         duplicates = []
         for adapter in adapters:
-            scales = sorted((module, found.scale) for module, found in adapter.factors.items())
+            scales = sorted((module, factors.scale) for module, factors in adapter.factors.items())
             content = remembered_content(adapter.checkpoint, report).fingerprint
             digest = hashlib.sha256(json.dumps([content, scales]).encode()).hexdigest()
             if digest in first:
@@ -85,26 +83,7 @@ class Adapters:
             AdapterMember(name, adapter.folder, digest, adapter)
             for name, (digest, adapter) in zip(names, first.items(), strict=True)
         ]
-        return cls(members, duplicates)
-
-    def __len__(self) -> int:
-        return len(self.members)
-
-    def __getitem__(self, index: int) -> AdapterMember:
-        return self.members[index]
-
-    def __iter__(self) -> Iterator[AdapterMember]:
-        return iter(self.members)
-
-    @property
-    def member_names(self) -> tuple[str, ...]:
-        """What messages call the members, (N,)."""
-        return tuple(member.name for member in self.members)
-
-    @property
-    def fingerprints(self) -> tuple[str, ...]:
-        """(N,)"""
-        return tuple(member.fingerprint for member in self.members)
+        return cls(members, duplicates, found)
 
 
 def _require_alike(adapters: Sequence[Adapter]) -> None:

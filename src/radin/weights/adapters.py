@@ -176,6 +176,11 @@ def _factors(checkpoint: Checkpoint, config: Mapping[str, Any], module: str, nam
         raise CheckpointError(f"{folder}: module {module!r} has {', '.join(names)}; expected one A and one B")
     rank = checkpoint.shapes[a][0] if checkpoint.shapes[a] else 0
     shape = checkpoint.shapes[b]
+    if len(shape) > 2 and rank > shape[1] > 0 and rank % shape[1] == 0:
+        raise CheckpointError(
+            f"{folder}: module {module!r} is a convolution in {rank // shape[1]} groups, whose change is no product of "
+            "the two matrices: it can neither be averaged nor merged (nor can PEFT)"
+        )
     if len(shape) < 2 or rank < 1 or shape[1] != rank or math.prod(shape[2:]) != 1:
         raise CheckpointError(
             f"{folder}: the factors of {module!r} do not fit each other: A is {checkpoint.shapes[a]}, B is {shape}"

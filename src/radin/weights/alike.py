@@ -11,7 +11,7 @@ from torch import Tensor
 
 from radin.errors import CheckpointError
 from radin.files import replacing, replacing_folder, told
-from radin.weights import safetensors_file, tar, torch_file
+from radin.weights import distributed, safetensors_file, tar, torch_file
 from radin.weights.formats import Checkpoint, Part, folder_file, is_index
 from radin.weights.kinds import DISTRIBUTED, SAFETENSORS, SHARED_SUFFIXES, SUFFIXES, TAR
 from radin.weights.saving import (
@@ -116,10 +116,11 @@ def _write_part(
 ) -> None:
     """One file's tensors. A torch file's metadata are added when all is written, see ``_put_final``."""
     if part.kind == DISTRIBUTED:
-        raise CheckpointError(
-            f"{like.path}: a soup is not written as a distributed checkpoint, as its members are; write a .safetensors "
-            "or .pt file"
+        held = whole(tensors, part.stored)  # torch's planner wants all of them at once
+        distributed.write(
+            path.parent, part.path.parent, part.key, {stored: held[n] for n, stored in part.stored.items()}
         )
+        return
     if part.kind != SAFETENSORS:
         found = whole(tensors, part.stored)
         content = torch_file.rewrapped(part.path, part.key, {stored: found[n] for n, stored in part.stored.items()})
@@ -130,11 +131,12 @@ def _write_part(
             write_torch(content, path, {})
         return
     names = {stored: name for name, stored in part.stored.items()}
-    # The name under which tied tensors are stored must stay: not every loader knows the names left out.
+    # The name under which tied tensors are stored must stay: not every loader knows the names left out. A member that
+    # stores one twice, in two shards, has an index that names both: so has the soup.
     tied = {
         part.stored[alias]: part.stored[kept]
         for alias, kept in like.aliases.items()
-        if alias in part.stored and _are_one(tensors, alias, kept)
+        if alias in part.stored and kept in part.stored and _are_one(tensors, alias, kept)
     }
     before = safetensors_file.metadata(part.path)
     own = {name: text for name, text in before.items() if name not in names and not name.startswith("radin.")}
@@ -151,7 +153,7 @@ def _are_one(tensors: Mapping[str, Tensor], one: str, other: str) -> bool:
 def _put_final(written: Iterable[tuple[Part, Path]], metadata: Mapping[str, str]) -> None:
     """The metadata as they are to stay, in all files of a checkpoint that was written."""
     for part, path in written:
-        if part.kind != TAR:  # which has them already
+        if part.kind not in (TAR, DISTRIBUTED):  # one has them already, the other in its folder alone
             (put_metadata if part.kind == SAFETENSORS else add_metadata)(path, metadata)
 
 

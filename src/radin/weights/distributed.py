@@ -1,4 +1,4 @@
-"""Reading a folder that torch.distributed.checkpoint wrote: by its .metadata, without a model and without unpickling.
+"""Folders of torch.distributed.checkpoint: read by their .metadata, without a model or unpickling; written by torch.
 
 The metadata say of each tensor which chunks it has, and where in which .distcp file each of them is: a torch file of
 one tensor, from a byte on. Tensors in several chunks, as sharded training writes them, are put together when read.
@@ -7,6 +7,7 @@ one tensor, from a byte on. Tensors in several chunks, as sharded training write
 from __future__ import annotations
 
 import mmap
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from radin.errors import CheckpointError, NoWeightsError
 from radin.files import open_regular
-from radin.weights import pickled, torch_file
+from radin.weights import pickled, torch_entries, torch_file
 from radin.weights.layout import DTYPES, count, short
 from radin.weights.limits import PICKLE_BYTES, SHARDS
 from radin.weights.named import Call, is_size
@@ -95,6 +96,28 @@ def tensors(folder: Path, stored: Stored, chunks: Chunks) -> Iterator[Callable[[
     files.clear()
 
 
+def write(folder: Path, like: Path, key: str | None, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors as the library does, from one process, nested as the weights in the folder ``like`` are.
+
+    Raises OSError, CheckpointError.
+    """
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    metadata = _metadata(like / METADATA)
+    place, _ = _chosen(like, _tensors_of(metadata), metadata.get("planner_data") or {}, key)
+    content: dict[str, Any] = dict(tensors)
+    for name in reversed(place):
+        content = {name: content}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that no process group is there is as it should be
+            save(content, checkpoint_id=folder, no_dist=True)
+    except CheckpointException as error:
+        cause = next((found for found, _ in error.failures.values()), error)
+        raise cause if isinstance(cause, OSError) else CheckpointError(f"{folder}: {cause}") from error
+
+
 def _metadata(path: Path) -> pickled.Record:
     with open_regular(path) as file:
         data = file.read(PICKLE_BYTES + 1)
@@ -116,9 +139,9 @@ def _maker(name: str) -> Callable[[Any, tuple[Any, ...]], Any]:
 
 
 def _describe(folder: Path, metadata: pickled.Record, key: str | None) -> tuple[Stored, Chunks]:
-    entries = metadata.get("state_dict_metadata")
-    tensors_of = {name: entry for name, entry in entries.items() if _is(entry, "TensorStorageMetadata")}
-    chosen, left = _chosen(folder, tensors_of, metadata.get("planner_data") or {}, key)
+    tensors_of = _tensors_of(metadata)
+    place, chosen = _chosen(folder, tensors_of, metadata.get("planner_data") or {}, key)
+    left = _left(place, len(tensors_of) - len(chosen))
     places = _places(folder, metadata.get("storage_data"))
     shapes, dtypes, chunks = {}, {}, {}
     for name, full in chosen.items():
@@ -132,34 +155,41 @@ def _describe(folder: Path, metadata: pickled.Record, key: str | None) -> tuple[
     return Stored(shapes=shapes, dtypes=dtypes, aliases={}, notes=notes, mapped=False), chunks
 
 
+def _tensors_of(metadata: pickled.Record) -> dict[str, Any]:
+    """What the metadata say of each tensor, by its name in the checkpoint."""
+    entries = metadata.get("state_dict_metadata")
+    return {name: entry for name, entry in entries.items() if _is(entry, "TensorStorageMetadata")}
+
+
 def _chosen(
     folder: Path, tensors_of: Mapping[str, Any], paths: Mapping[str, Any], key: str | None
-) -> tuple[dict[str, str], tuple[str, ...]]:
-    """{name in the state dict: name in the checkpoint} of the weights, and notes on what was taken and left."""
+) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Where the weights are in the nested dict, and {name in the state dict: name in the checkpoint} of them."""
     groups: dict[tuple[str, ...], dict[str, str]] = {}
     for full in tensors_of:
         path = paths.get(full) or _guessed(full)
         if isinstance(path, tuple) and path and all(isinstance(part, str) for part in path):
             groups.setdefault(path[:-1], {})[path[-1]] = full
-    keys = torch_file.NESTED_KEYS if key is None else (key,)
+    keys = torch_entries.NESTED_KEYS if key is None else (key,)
     # {"model": ...}, {"app": {"model": ...}}: deeper is an optimizer's state
     ways = [place for name in keys for place in groups if len(place) in (1, 2) and place[-1] == name]
     ways += [()] if key is None and () in groups else []
     if not ways:
         held = ", ".join(sorted({".".join(place)[:60] for place in groups})[:8]) or "none"
         raise NoWeightsError(f"{folder}: holds no weights under {keys}; there are tensors under: {held}")
-    chosen = groups[ways[0]]
-    notes = [f"took {'.'.join(ways[0])}"] if ways[0] else []
-    rest = len(tensors_of) - len(chosen)
-    if rest:
-        notes.append(f"left out {rest} other tensors (an optimizer's state)")
-    return chosen, tuple(notes)
+    return ways[0], groups[ways[0]]
+
+
+def _left(place: tuple[str, ...], rest: int) -> tuple[str, ...]:
+    """Notes on what was taken, and how much was left."""
+    taken = (f"took {'.'.join(place)}",) if place else ()
+    return (*taken, f"left out {rest} other tensors (an optimizer's state)") if rest else taken
 
 
 def _guessed(full: str) -> tuple[str, ...]:
     """Where a tensor was in the nested dict, where the metadata do not say it."""
     head, _, rest = full.partition(".")
-    return (head, rest) if rest and head in (*torch_file.NESTED_KEYS, "optim", "optimizer") else (full,)
+    return (head, rest) if rest and head in (*torch_entries.NESTED_KEYS, "optim", "optimizer") else (full,)
 
 
 def _places(folder: Path, storage: Mapping[Any, Any]) -> dict[tuple[str, tuple[int, ...]], tuple[str, int, int]]:

@@ -13,14 +13,15 @@ from typing import NoReturn
 
 from radin.errors import PoolError, printable
 from radin.files import open_regular
-from radin.weights import remote, searching
+from radin.progress import Progress
+from radin.weights import braces, remote, searching
 from radin.weights.formats import FOLDER_FILES, is_index
 from radin.weights.kinds import SUFFIXES, is_checkpoint_file, stem
 from radin.weights.limits import INDEX_BYTES
 from radin.weights.remote import is_url
 from radin.weights.searching import Found
 
-_LISTED = 10_000  # paths that a list or braces may stand for
+_LISTED = 10_000  # paths that a list may name
 _LONG = 300  # characters of a path that a message shows
 
 
@@ -29,20 +30,23 @@ def find_checkpoints(paths: str | Path | Iterable[str | Path]) -> list[Path]:
     return look_for(paths).paths
 
 
-def look_for(paths: str | Path | Iterable[str | Path]) -> Found:
+def look_for(paths: str | Path | Iterable[str | Path], progress: Progress | None = None) -> Found:
     """Checkpoints behind what was given, in that order, each once, and what to say of the search.
 
-    Files, folders (see radin.weights.searching), glob patterns, braces {a,b}, URLs, and @list.txt, which has one of
-    these a line. What is behind a folder or a pattern comes in its place, in natural order (run2 before run10). Raises
-    PoolError when a path does not exist or nothing is found.
+    Files, folders (see radin.weights.searching), glob patterns, braces (see radin.weights.braces), URLs, and @list.txt,
+    which has one of these a line. What is behind a folder or a pattern comes in its place, in natural order (run2
+    before run10). Raises PoolError when a path does not exist or nothing is found.
+    ``progress`` is told how far remote files have been copied.
     """
+    if isinstance(paths, Found):
+        return paths
     given = [paths] if isinstance(paths, str | Path) else list(paths)
     if not given:
         raise PoolError("no checkpoints given: name files, folders or patterns such as 'runs/*/best.safetensors'")
     whole = Found()
     named: set[Path] = set()
     for item in (one for entry in given for one in _listed(entry)):
-        found = _expand(item)
+        found = _expand(item, progress)
         for path in found.paths:
             require_utf8(path)
         whole.paths += sorted(found.paths, key=natural_key)
@@ -63,7 +67,10 @@ def _listed(item: str | Path, deep: bool = False) -> Iterator[str | Path]:
             raise PoolError(f"{_shown(item)}: a list may not name further lists")
         yield from _in_list(_at_home(text[1:]))
         return
-    yield from list(_braces(text))  # all of them first: they may be too many
+    try:
+        yield from filter(None, braces.expanded(text))  # a shell leaves out empty words
+    except ValueError as error:
+        raise PoolError(f"{_shown(item)}: {error}") from None
 
 
 def _is_there(item: str | Path) -> bool:
@@ -90,22 +97,6 @@ def _in_list(file: Path) -> Iterator[str | Path]:
         yield from _listed(line if is_url(line) else str(file.parent / _at_home(line)), deep=True)
 
 
-def _braces(text: str) -> Iterator[str]:
-    """a{b,c}d as abd and acd, as a shell does; braces may hold braces."""
-    waiting, made = [text], 0
-    while waiting:
-        found = waiting.pop(0)
-        match = re.search(r"\{([^{}]*,[^{}]*)\}", found)
-        if match is None:
-            yield found
-            continue
-        parts = match.group(1).split(",")
-        made += len(parts)
-        if made > _LISTED:
-            raise PoolError(f"{_shown(text)}: its braces stand for more than {_LISTED:,} paths")
-        waiting[:0] = [found[: match.start()] + part + found[match.end() :] for part in parts]
-
-
 def require_utf8(path: str | Path) -> None:
     """Raise PoolError for a path that is not UTF-8: the libraries that read and write tensors take no other."""
     try:
@@ -129,9 +120,9 @@ def natural_key(path: Path) -> tuple[list[str | int], str]:
     return [int(part) if index % 2 else part for index, part in enumerate(parts)], text
 
 
-def _expand(item: str | Path) -> Found:
+def _expand(item: str | Path, progress: Progress | None) -> Found:
     if is_url(item):
-        return remote.fetch(str(item))
+        return remote.fetch(str(item), progress)
     try:
         return _behind(item, _at_home(item))
     except (OSError, ValueError) as error:  # not to be entered, a name longer than any, a null character in it

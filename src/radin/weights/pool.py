@@ -20,6 +20,7 @@ from radin.weights.content import Content, examine, require_finite
 from radin.weights.formats import Checkpoint, Reader, open_checkpoint
 from radin.weights.layout import Shape, count, is_averaged, kind, promote, short
 from radin.weights.matching import matched
+from radin.weights.members import Members
 from radin.weights.paths import look_for, short_names
 from radin.weights.raw import kept_threads
 from radin.weights.remembered import States, remembered_content, states
@@ -108,22 +109,8 @@ class Opened:
         return cls(tuple(checkpoints), tuple(_states(c) for c in checkpoints), tuple(links), tuple(notes))
 
 
-class Pool:
+class Pool(Members[Member]):
     """N checkpoints with the same tensor names, shapes and kinds of dtype, all finite, no two the same."""
-
-    def __init__(
-        self,
-        members: Sequence[Member],
-        duplicates: Sequence[tuple[Path, Path]] = (),
-        found: Sequence[str] = (),
-    ) -> None:
-        """Members as checked by ``Pool.open``; ``duplicates`` are (dropped path, kept path).
-
-        ``found``: notes on where the members were found, and what was left out.
-        """
-        self.members = tuple(members)
-        self.duplicates = tuple(duplicates)
-        self.found = tuple(found)
 
     @classmethod
     def open(
@@ -177,15 +164,6 @@ class Pool:
         """The same members in another order: new place i holds the member that was at ``order[i]``."""
         return Pool([self.members[k] for k in order], self.duplicates, self.found)
 
-    def __len__(self) -> int:
-        return len(self.members)
-
-    def __getitem__(self, index: int) -> Member:
-        return self.members[index]
-
-    def __iter__(self) -> Iterator[Member]:
-        return iter(self.members)
-
     def __repr__(self) -> str:
         return f"<Pool of {len(self)} members, {self.parameters:,} parameters each>"
 
@@ -193,16 +171,6 @@ class Pool:
     def names(self) -> tuple[str, ...]:
         """Tensor names, sorted, tied ones included. Not the members' names: see ``member_names``."""
         return self.members[0].checkpoint.names
-
-    @property
-    def member_names(self) -> tuple[str, ...]:
-        """What messages and tables call the members, (N,), in the pool's order."""
-        return tuple(member.name for member in self.members)
-
-    @property
-    def fingerprints(self) -> tuple[str, ...]:
-        """The hash of each member's content, (N,), in the pool's order."""
-        return tuple(member.fingerprint for member in self.members)
 
     @property
     def shapes(self) -> Mapping[str, Shape]:

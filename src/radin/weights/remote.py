@@ -1,24 +1,23 @@
 """Checkpoints behind URLs (s3://, gs://, hf://, https://...), through fsspec, copied to radin's cache folder once.
 
-A copy is kept under the URL's own path, and beside it what the remote said of the file then (etag, size, time). Where
-the remote says anything else today, the file is fetched anew. Credentials are the library's own business.
+A copy is kept under the URL's own path: see radin.weights.copies. Where the remote says anything else of the file
+today, it is fetched anew. Credentials are the library's own business.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 from urllib.parse import quote
 
-from radin.errors import PoolError, RadinError, printable
-from radin.files import replacing, told
+from radin.errors import PoolError, RadinError, StorageError, printable
+from radin.progress import Progress, logged
+from radin.weights import copies
 from radin.weights.kinds import SHARED_SUFFIXES, SUFFIXES
-from radin.weights.remembered import cache_folder
 from radin.weights.searching import Found, Search, is_not_weights
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
@@ -27,13 +26,9 @@ _PACKAGES = {
     "https": "aiohttp", "abfs": "adlfs", "abfss": "adlfs", "az": "adlfs", "oss": "ossfs", "sftp": "paramiko",
     "ssh": "paramiko", "webdav": "webdav4", "hdfs": "pyarrow", "box": "boxfs", "dropbox": "dropboxdrivefs",
 }  # fmt: skip
-# What a remote says of a file that is another where the file is: whichever of these it has.
-_VERSION = (
-    "size", "ETag", "etag", "Content-MD5", "md5Hash", "md5", "crc32c", "generation", "VersionId", "lfs", "blob_id",
-    "mtime", "LastModified", "last_modified", "Last-Modified", "updated", "created",
-)  # fmt: skip
+_WEB = ("http", "https")
 _SMALL = 64 * 2**20  # a checkpoint folder's other files (configuration, tokenizer) are fetched up to this size
-_KEPT_AS = ".json"
+_SHOWN = 60  # characters of a URL beside the bar
 
 
 def is_url(item: object) -> bool:
@@ -41,20 +36,24 @@ def is_url(item: object) -> bool:
     return isinstance(item, str) and _URL.match(item) is not None
 
 
-def fetch(url: str) -> Found:
+def fetch(url: str, progress: Progress | None = None) -> Found:
     """The checkpoints behind a URL: a file, a folder or a pattern, as copies on this machine, in order.
 
-    Raises PoolError where there are none or the library is missing.
+    ``progress`` is told the bytes of what has to be copied. Raises PoolError where there are none or the library is
+    missing.
     """
-    root = cache_folder()
+    root = copies.folder()
     if root is None:
         raise PoolError(
             f"{printable(url)}: is copied to radin's cache folder first, and RADIN_CACHE=off says to have none"
         )
     with _reached(url):
         files, path = _file_system(url)
-        place = _Remote(files, root.parent / "remote" / url.split("://", 1)[0].lower(), url)
-        return place.found(path)
+        copies.use(root)
+        remote = _Remote(files, root / url.split("://", 1)[0].lower(), url)
+        found = remote.found(path)
+        remote.copy_all(logged(progress))
+        return found
 
 
 def _file_system(url: str) -> tuple[Any, str]:
@@ -82,8 +81,10 @@ def _reached(url: str) -> Iterator[None]:
     """Errors of a library, which may be of any class, as one message about the URL."""
     try:
         yield
-    except RadinError:
+    except (PoolError, StorageError):
         raise
+    except RadinError as error:
+        raise PoolError(f"{printable(url)}: {error}") from None
     except FileNotFoundError:
         raise PoolError(f"{printable(url)}: no such file or folder") from None
     except Exception as error:  # botocore's, aiohttp's, requests'
@@ -102,10 +103,33 @@ class _Remote:
         self._root = root
         self._url = url
         self._sizes: dict[str, int] = {}
+        self._lacking: dict[Path, copies.Copy] = {}
+        self._is_web = root.name in _WEB
+
+    def copy_all(self, progress: Progress) -> None:
+        """Fetch what ``found`` came by and is not here."""
+        what = f"copying {self._url[:_SHOWN]}"
+        sizes = [copy.size for copy in self._lacking.values()]
+        total = sum(size for size in sizes if size is not None) if None not in sizes else None
+        done = 0
+        for copy in self._lacking.values():
+            progress(what, done, total)
+            copy.make(self._get, lambda came, before=done: progress(what, before + came, total))  # type: ignore[misc]
+            done += copy.place.stat().st_size
+        if self._lacking:
+            progress(what, done, done)
+
+    def _get(self, source: str, file: str) -> None:
+        if self._root.name != "hf":
+            self._files.get_file(source, file)
+            return
+        from fsspec.callbacks import TqdmCallback  # no bar of its own beside ours; any other callback makes it slow
+
+        self._files.get_file(source, file, callback=TqdmCallback(tqdm_kwargs={"disable": True}))
 
     def found(self, path: str) -> Found:
-        """The copies of what is there."""
-        if any(character in path for character in "*?["):
+        """Where the copies of what is there will be."""
+        if any(character in path for character in ("*[" if self._is_web else "*?[")):  # a web address has queries
             matches = sorted(str(match) for match in self._files.glob(path))
             usable = [match for match in matches if not is_not_weights(PurePosixPath(match).name)]
             found = [one for match in usable for one in self._behind(match, searched=True).paths]
@@ -119,7 +143,7 @@ class _Remote:
         return self._behind(path, searched=False)
 
     def _behind(self, path: str, *, searched: bool) -> Found:
-        if not self._files.isdir(path):
+        if not self._is_folder(path):
             if searched and not self.is_checkpoint(PurePosixPath(path)):
                 return Found()
             return Found([self._copy(path)], set())
@@ -133,7 +157,7 @@ class _Remote:
     def entries(self, folder: PurePath) -> tuple[list[str], list[str]]:
         """Names of the files and of the folders in it."""
         files, folders = [], []
-        for entry in self._files.ls(str(folder), detail=True):
+        for entry in self._files.ls(self._address(folder), detail=True):
             name = PurePosixPath(str(entry["name"]).rstrip("/")).name
             if name == folder.name and str(entry["name"]).strip("/") == str(folder).strip("/"):
                 continue  # an object that stands for the folder itself
@@ -143,8 +167,19 @@ class _Remote:
                 folders.append(name)
             else:
                 files.append(name)
-                self._sizes[str(folder / name)] = int(entry.get("size") or 0)
+                if entry.get("size") is not None:
+                    self._sizes[str(folder / name)] = int(entry["size"])
         return files, folders
+
+    def _address(self, path: PurePath) -> str:
+        """What the library calls it: where a path has one slash, an address of the web has two."""
+        return re.sub(r"^(https?):/(?!/)", r"\1://", str(path)) if self._is_web else str(path)
+
+    def _is_folder(self, path: str) -> bool:
+        """Whether this is one. The web has none, only pages of links, and a file's content is no such page."""
+        if self._is_web and PurePosixPath(path.split("?")[0]).suffix in (*SUFFIXES, *SHARED_SUFFIXES[:-1]):
+            return False
+        return bool(self._files.isdir(path))
 
     def is_checkpoint(self, path: PurePath) -> bool:
         """By its name: what is in it is seen when it is here."""
@@ -156,22 +191,30 @@ class _Remote:
 
     def _copied(self, found: PurePath) -> Path:
         """The copy of a checkpoint: a file, or a folder with what belongs to it."""
-        if not self._files.isdir(str(found)):
-            return self._copy(str(found))
+        address = self._address(found)
+        if not self._is_folder(address):
+            return self._copy(address)
         files, _ = self.entries(found)
         safe = any(name.endswith(".safetensors") for name in files)
         for name in files:
             weights = PurePosixPath(name).suffix in SUFFIXES or name.endswith(".distcp")
             if is_not_weights(name) or (safe and weights and not name.endswith(".safetensors")):
                 continue
-            if weights or self._sizes[str(found / name)] <= _SMALL:
-                self._copy(str(found / name))
-        return self._place(str(found))
+            if weights or self._size(found / name) <= _SMALL:
+                self._copy(self._address(found / name))
+        return self._place(address)
+
+    def _size(self, path: PurePath) -> int:
+        """Of a file: as the listing of its folder has it, or the file itself; very large where nobody knows."""
+        if str(path) not in self._sizes:
+            size = self._files.info(self._address(path)).get("size")
+            self._sizes[str(path)] = _SMALL + 1 if size is None else int(size)
+        return self._sizes[str(path)]
 
     def _place(self, path: str) -> Path:
         """Where the copy is: the same path, made of names that any file system takes."""
         shown = path.split("://", 1)[-1].split("?")[0]
-        shown = shown.rsplit("@", 1)[-1] if self._root.name in ("http", "https", "sftp", "ssh") else shown  # a password
+        shown = shown.rsplit("@", 1)[-1] if self._root.name in (*_WEB, "sftp", "ssh") else shown  # a password
         parts = [quote(part, safe=" @+=,()[]{}")[:200] for part in shown.split("/") if part not in ("", ".")]
         parts = ["%2E%2E" if part == ".." else part for part in parts]
         if "?" in path:
@@ -179,24 +222,8 @@ class _Remote:
         return self._root.joinpath(*parts)
 
     def _copy(self, path: str) -> Path:
-        """The copy of a file: the one that is there if the remote's is still the same, else made now."""
-        place = self._place(path)
-        info = self._files.info(path)
-        version = json.dumps({name: str(info[name]) for name in _VERSION if info.get(name) is not None})
-        note = place.with_name(f".{place.name}{_KEPT_AS}")
-        with suppress(OSError, ValueError):
-            if note.read_text(encoding="utf-8") == f"{place.stat().st_size}\n{version}" and version != "{}":
-                return place
-        with told(place, needs=int(info.get("size") or 0)):
-            place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with replacing(place) as temporary:
-                self._files.get_file(path, str(temporary))
-            size = place.stat().st_size
-            if info.get("size") is not None and size != int(info["size"]):
-                place.unlink(missing_ok=True)
-                raise PoolError(
-                    f"{printable(self._url)}: {size:,} bytes came of {info['size']:,}; give the command again"
-                )
-            with replacing(note, durable=False) as temporary:
-                temporary.write_text(f"{size}\n{version}", encoding="utf-8")
-        return place
+        """Where the copy of a file is, or will be if the one that is there is not what the remote has."""
+        copy = copies.Copy.of(path, self._place(path), self._files.info(path))
+        if not copy.is_there():
+            self._lacking[copy.place] = copy
+        return copy.place

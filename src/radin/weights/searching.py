@@ -40,12 +40,16 @@ _DISTRIBUTED = ".metadata"  # of torch.distributed.checkpoint
 class Found:
     """Checkpoints behind what was given, in order, and what a person should know of the search.
 
-    ``searched``: those that nobody named; one of them without weights in it is left out and not an error.
+    ``searched``: those that nobody named; one of them without weights in it is left out and not an error. It can be
+    given wherever paths can, and is not looked for again then.
     """
 
     paths: list[Path] = field(default_factory=list)
     searched: set[Path] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
+
+    def __iter__(self) -> Iterator[Path]:
+        return iter(self.paths)
 
 
 class Tree(Protocol):
