@@ -15,6 +15,7 @@ from radin.engine.evaluate import Evaluator
 from radin.engine.processes import Workers
 from radin.engine.worker import Statistics, Worker
 from radin.errors import TaskError
+from radin.objectives import objectives
 from radin.question import VALIDATION, Answer, Failure, Question, Rates
 from radin.recipe import Recipe
 from radin.weights import Pool
@@ -47,6 +48,7 @@ class LocalEngine(Engine):
         self.slots = workers
         # By position a score is no mean over examples, so a part of them says nothing of the rest by itself.
         self.parts = self.metric.per_example is not None and not self.metric.by_position
+        self.gradients = bool(objectives(self.metric))
         self.splits = (*(("test",) if task.test is not None else ()), *(f"shifts/{n}" for n in task.shift_sources()))
         self.data: dict[str, str] = {}
         self._spec = spec
