@@ -163,19 +163,20 @@ class Recipe:
             what = (what, [(group.name, parts(group.weights)) for group in self.groups])
         return hashlib.sha256(repr(what).encode()).hexdigest()
 
+    def ratio_text(self, member: int, digits: int) -> str:
+        """A member's ratio outside of groups and, where it has others in them, the least and the most of all."""
+        found = [self.weights[member], *(group.weights[member] for group in self.groups)]
+        span = f" ({min(found):.{digits}g} to {max(found):.{digits}g})" if min(found) < max(found) else ""
+        return f"{self.weights[member]:.{digits}g}{span}"
+
     def describe(self, names: Sequence[str] | None = None) -> str:
         """Its members with their ratios: "a 0.25, c 0.75", or by index without names: "#0 0.25, #2 0.75".
 
         With groups, each ratio is that of the other tensors, followed by the least and the most in any group.
         """
-        shares = []
-        for k in self.members:
-            found = [self.weights[k], *(group.weights[k] for group in self.groups)]
-            span = f" ({min(found):.3g} to {max(found):.3g})" if min(found) < max(found) else ""
-            shares.append(f"{names[k] if names else f'#{k}'} {self.weights[k]:.3g}{span}")
-        text = ", ".join(shares)
+        text = ", ".join(f"{names[k] if names else f'#{k}'} {self.ratio_text(k, 3)}" for k in self.members)
         if self.groups:
-            text += f"; ratios of their own in {len(self.groups)} group{'s'[: len(self.groups) > 1]} of tensors"
+            text += f"; ratios of their own in {len(self.groups)} group{'s' * (len(self.groups) > 1)} of tensors"
         return f"{text}, BatchNorm statistics re-estimated" if self.reestimated else text
 
     def __repr__(self) -> str:

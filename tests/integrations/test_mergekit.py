@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 import radin
 from radin import Task
 from radin.cli.group import cli
+from radin.integrations import mergekit
 
 SIZE = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "vocab_size": 20}
 NAMES = ("run1", "run2", "run3")
@@ -178,3 +180,56 @@ def test_yaml_is_an_extra(members, tmp_path, monkeypatch):
     path = recipe(tmp_path, members)
     monkeypatch.setitem(sys.modules, "yaml", None)
     assert "pip install pyyaml" in refused("average", path, "-o", tmp_path / "soup")
+
+
+def differing(theirs: dict[str, torch.Tensor], ours: dict[str, torch.Tensor]) -> list[str]:
+    assert theirs.keys() == ours.keys()
+    return [name for name, tensor in ours.items() if not torch.allclose(theirs[name], tensor, rtol=0, atol=2e-7)]
+
+
+def test_ratios_by_group_are_merged_by_mergekit_to_the_same_soup_and_back(members, tmp_path):
+    groups = {"model": [1, 3, 0], "model.layers.1": [1, 1, 2], "model.layers.1.mlp": [0, 0, 1], "model.norm": [0, 1, 1]}
+    pool = radin.Pool.open(members)
+    given = radin.Recipe.normalized([2, 1, 1], groups)
+    (tmp_path / "recipe.json").write_text(json.dumps(given.to_json(pool.member_names, pool.fingerprints)))
+    says("average", members, "--recipe", tmp_path / "recipe.json", "-o", tmp_path / "soup")
+    says("export", tmp_path / "soup", members, "--mergekit", tmp_path / "a.yml")
+    ours = load_file(tmp_path / "soup/model.safetensors")
+    assert differing(merged(tmp_path / "a.yml", tmp_path / "theirs"), ours) == []
+    says("average", members, "--ratios", "2,1,1", "-o", tmp_path / "plain")
+    assert len(differing(load_file(tmp_path / "plain/model.safetensors"), ours)) > 5, "groups matter"
+    says("average", tmp_path / "a.yml", "-o", tmp_path / "again")
+    again = load_file(tmp_path / "again/model.safetensors")
+    assert differing(again, ours) == []
+    value = yaml.safe_load((tmp_path / "a.yml").read_text())
+    assert value["models"][0]["parameters"]["weight"][-1] == {"value": 0.5}
+
+
+def test_filters_are_texts_anywhere_in_a_name(tmp_path):
+    """So layers.1 is not said by its name, where there is a layers.1 inside of another module."""
+    for k in range(2):
+        names = ("layers.1.w", "more.layers.1.w", "a", "ba")
+        torch.save({name: torch.full((2,), float(k)) + len(name) for name in names}, tmp_path / f"{k}.pt")
+    pool = radin.Pool.open(tmp_path)
+    given = radin.Recipe.normalized([1, 1], {"layers": [1, 0], "a": [0, 1]})
+    conditions = mergekit._conditions(pool, given)
+    for name in pool.names:
+        first = next((row for text, row in conditions if text in name), given.weights)
+        assert first == given.of(name), name
+
+
+def test_weights_by_filter_are_read_as_mergekit_reads_them(members, tmp_path):
+    one = [{"filter": "self_attn", "value": 3}, {"filter": "layers.0", "value": 1}]
+    two = [{"filter": "*", "value": 1}, {"filter": "mlp", "value": 5}]
+    path = recipe(tmp_path, members, (one, two, 1), parameters={"weight": 2, "normalize": True})
+    says("average", path, "-o", tmp_path / "soup")
+    theirs, ours = merged(path, tmp_path / "theirs"), load_file(tmp_path / "soup/model.safetensors")
+    assert differing(theirs, ours) == []
+    path = recipe(tmp_path, members, (one, two, 1))
+    assert "run1 has no weight for the tensor" in refused("average", path, "-o", tmp_path / "none")
+    path = recipe(tmp_path, members, ([{"filter": 3, "value": 3}], two, 1))
+    assert "must be one number, or a list of 'value: NUMBER' with 'filter: TEXT'" in refused(
+        "average", path, "-o", tmp_path / "none"
+    )
+    path = recipe(tmp_path, members, ([{"filter": "mlp", "value": -3}, {"value": 1}], two, 1))
+    assert "not negative" in refused("average", path, "-o", tmp_path / "none")

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, Llam
 
 from radin import CheckpointError, Pool, PoolError, Recipe, average
 from radin.cli.group import cli
+from radin.recipe import Group
 from radin.run.commands import average_adapter_pool
 from radin.weights.adapter_pool import Adapters, average_adapters
 from radin.weights.paths import find_checkpoints
@@ -306,3 +307,26 @@ def test_factors_that_do_not_fit_each_other_are_refused(tmp_path):
         CheckpointError, match=r"factors of '.*q_proj' do not fit each other: A is \(2, 16\), B is \(16, 3\)"
     ):
         Adapters.open(find_checkpoints(tmp_path / "adapters"))
+
+
+def test_groups_name_modules_of_the_model_and_their_products_are_averaged(tmp_path):
+    write(tmp_path, llama, target_modules=["q_proj", "v_proj", "down_proj"])
+    pool = Adapters.open(find_checkpoints([tmp_path / "adapters"]))
+    attention, query = (0.0, 0.25, 0.75), (0.0, 1.0, 0.0)
+    layer = "model.layers.0.self_attn"
+    recipe = Recipe(RATIOS, groups=(Group(layer, attention), Group(f"{layer}.q_proj", query)))
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe.to_json(pool.member_names, pool.fingerprints)))
+    found = average_adapter_pool(pool, (), tmp_path / "recipe.json", tmp_path / "soup")
+    assert "ranks 2 to 6" in found.notes[0].replace("ranks 6 to 2", "ranks 2 to 6")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    before = {name: tensor.double() for name, tensor in base.state_dict().items()}
+    after = peft.PeftModel.from_pretrained(base, tmp_path / "soup").merge_and_unload().state_dict()
+    changes = deltas(tmp_path)
+    for name in before:
+        row = query if "q_proj" in name else attention if "self_attn" in name else RATIOS
+        expected = sum(p * change[name] for p, change in zip(row, changes, strict=True))
+        assert torch.allclose(after[name].double() - before[name], expected, rtol=0, atol=2e-6), name
+    with pytest.raises(
+        PoolError, match=r"group model\.layers\.0\.mlp\.up_proj names no module that the adapters change"
+    ):
+        average_adapters(pool, Recipe(RATIOS, groups=(Group("model.layers.0.mlp.up_proj", query),)))

@@ -104,11 +104,12 @@ def average(
             pool = open_pool(paths, key, progress, base_model)
             found = average_pool(
                 pool,
-                linear.ratios(pool),
+                (),
                 None,
                 output,
                 integers_from,
                 progress,
+                recipe=linear.recipe(pool),
                 files_from=files_from or linear.files_from(pool),
                 command=typed(),
             )

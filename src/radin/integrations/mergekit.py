@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from radin.checksums import opened
-from radin.errors import RadinError
+from radin.errors import RadinError, printable
 from radin.files import open_regular, read_json, told, write_text
-from radin.recipe import Recipe
+from radin.recipe import Group, Recipe
 from radin.run.card import of_folders
 from radin.weights import Pool, read_recipe
 from radin.weights.beside import files_source, folder_of
-from radin.weights.layout import is_averaged, promote, short
+from radin.weights.layout import count, is_averaged, promote, short
 from radin.weights.paths import absolute
 
 _SUFFIXES = (".yml", ".yaml")
@@ -22,39 +23,58 @@ _BYTES = 2**20
 _DEPTH = 20
 # What a linear merge may say that radin does as mergekit does.
 _KEYS = ("merge_method", "models", "parameters", "dtype", "out_dtype", "base_model", "tokenizer_source")
+_CONDITIONS = 100_000
+
+# A weight as the file has it: the first whose text is in a tensor's name holds, None being in each.
+Setting = tuple[tuple[str | None, float], ...]
 
 
 @dataclass(frozen=True)
 class Linear:
-    """A linear merge of local folders. weights: as they are in the file, one for each of ``paths``."""
+    """A linear merge of local folders. weights: as they are in the file, a setting for each of ``paths``."""
 
     file: Path
     paths: tuple[str, ...]
-    weights: tuple[float, ...]
+    weights: tuple[Setting, ...]
     normalize: bool
     dtype: str | None
     files: str | None  # the model whose config and tokenizer the result gets, where one is named
     tokenizers: str | None  # "union": where tokenizers may not differ
 
-    def ratios(self, pool: Pool) -> tuple[str, ...]:
-        """As ``radin average --ratios`` takes them. Raises RadinError for what would not be the same merge."""
-        total = sum(self.weights)
-        if not self.normalize and abs(total - 1) > 1e-6:
-            raise RadinError(f"{self.file}: normalize is false and the weights sum to {total:g}: not an average")
+    def recipe(self, pool: Pool) -> Recipe:
+        """The same merge as a recipe over these models. Raises RadinError for what would not be the same."""
         found = short(promote(dtype for dtype in pool.dtypes.values() if is_averaged(dtype)))
         if self.dtype is not None and self.dtype != found:
             raise RadinError(
                 f"{self.file}: asks for dtype {self.dtype}, and the models are {found}; radin averages in float64 and "
                 "writes what the models have. Take dtype out of the file, and convert the soup if need be."
             )
-        by_path = dict(zip((_real(path) for path in self.paths), self.weights, strict=True))
-        stands_for = {_real(dropped): _real(kept) for dropped, kept in pool.duplicates}
-        shares = dict.fromkeys((_real(member.path) for member in pool), 0.0)
-        for path, weight in by_path.items():
-            shares[stands_for.get(path, path)] += weight
         if self.tokenizers == "union":
             self._require_one_tokenizer(pool)
-        return (",".join(f"{member.name}={shares[_real(member.path)]!r}" for member in pool),)
+        stands_for = {_real(dropped): _real(kept) for dropped, kept in pool.duplicates}
+        places = {_real(member.path): k for k, member in enumerate(pool)}
+        members = [places[stands_for.get(path, path)] for path in map(_real, self.paths)]
+        if all(setting[0][0] is None for setting in self.weights):
+            return Recipe(self._shares("", members, len(pool)))
+        aliases = pool.aliases
+        sizes = {name: count(shape) for name, shape in pool.shapes.items() if name not in aliases}
+        return _by_tensor({name: self._shares(name, members, len(pool)) for name in sizes}, sizes)
+
+    def _shares(self, tensor: str, members: Sequence[int], size: int) -> tuple[float, ...]:
+        """The ratios of a tensor over a pool. members: which of it each path is."""
+        shares = [0.0] * size
+        for path, setting, member in zip(self.paths, self.weights, members, strict=True):
+            weight = next((value for text, value in setting if text is None or text in tensor), None)
+            if weight is None:
+                raise RadinError(
+                    f"{self.file}: {path} has no weight for the tensor {printable(tensor)}; end its list with a value "
+                    "that has no filter"
+                )
+            shares[member] += weight
+        total = sum(shares)
+        if not self.normalize and abs(total - 1) > 1e-6:
+            raise RadinError(f"{self.file}: normalize is false and the weights sum to {total:g}: not an average")
+        return Recipe.normalized(shares).weights
 
     def files_from(self, pool: Pool) -> str | None:
         """The name of the member whose config and tokenizer the file asks for; None where it names none."""
@@ -146,7 +166,10 @@ def _linear(file: Path, value: Any) -> Linear:
             raise RadinError(f"{file}: names {path} twice")
         paths.append(path)
         mine = _parameters(file, model.get("parameters"), ("weight",))
-        weights.append(_weight(file, path, mine.get("weight", settings.get("weight"))))
+        found = [*_setting(file, path, mine.get("weight")), *_setting(file, path, settings.get("weight"))]
+        if not found:
+            raise RadinError(f"{file}: {path} has no weight")
+        weights.append(tuple(found))
     base, tokens = value.get("base_model"), value.get("tokenizer_source")
     files = None if base is None else _local(file, base)
     if files is not None and files not in paths:
@@ -175,11 +198,67 @@ def _parameters(file: Path, value: Any, known: Sequence[str]) -> Mapping[str, An
     return found
 
 
-def _weight(file: Path, path: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        what = "none" if value is None else f"{str(value)[:60]!r}, one for each layer or filter"
-        raise RadinError(f"{file}: the weight of {path} must be one number; got {what}")
-    return float(value)
+def _setting(file: Path, path: str, value: Any) -> Setting:
+    """A weight: a number, or a list of {value: NUMBER, filter: TEXT}; nothing where there is none."""
+    conditions = value if isinstance(value, list) else [] if value is None else [value]
+    found: list[tuple[str | None, float]] = []
+    for condition in conditions[:_CONDITIONS]:
+        text, number = None, condition
+        if isinstance(condition, dict) and condition.keys() <= {"value", "filter"}:
+            text, number = condition.get("filter"), condition.get("value")
+        elif isinstance(value, list):
+            number = value  # numbers from the first layer to the last
+        if isinstance(number, bool) or not isinstance(number, int | float) or not isinstance(text, str | None):
+            raise RadinError(
+                f"{file}: the weight of {path} must be one number, or a list of 'value: NUMBER' with 'filter: TEXT'; "
+                f"got {str(value)[:60]!r}"
+            )
+        found.append((None if text == "*" else text, float(number)))
+    if len(conditions) > _CONDITIONS:
+        raise RadinError(f"{file}: the weight of {path} has more than {_CONDITIONS:,} filters")
+    return tuple(found)
+
+
+def _by_tensor(rows: Mapping[str, tuple[float, ...]], sizes: Mapping[str, int]) -> Recipe:
+    """The recipe by as few groups as modules allow: each module whose tensors have the same ratios is one.
+
+    Those of the most elements are of the rest.
+    """
+    within: dict[str, set[tuple[float, ...]]] = {}
+    for name, row in rows.items():
+        parts = name.split(".")
+        for end in range(1, len(parts) + 1):
+            within.setdefault(".".join(parts[:end]), set()).add(row)
+    held = Counter[tuple[float, ...]]()
+    for name, row in rows.items():
+        held[row] += sizes[name]
+    groups = [
+        Group(name, next(iter(found)))
+        for name, found in within.items()
+        if len(found) == 1 and ("." not in name or len(within[name.rpartition(".")[0]]) > 1)
+    ]
+    return Recipe(held.most_common(1)[0][0], groups=tuple(groups))
+
+
+def _conditions(pool: Pool, recipe: Recipe) -> list[tuple[str, tuple[float, ...]]]:
+    """(text, ratios): the first whose text is in a tensor's name has its ratios; where none is, they are the rest's.
+
+    mergekit's filters are texts anywhere in a name: layers.1 is in layers.10 too. So it is tried out on all names, and
+    where modules' names do not say it, tensors' own do, the longest first: none of them is in a shorter one.
+    """
+    aliases = pool.aliases
+    wanted = {name: recipe.of(aliases.get(name, name)) for name in pool.names}
+    rows = {group.name: group.weights for group in recipe.groups}
+    modules = [(name if name in wanted else f"{name}.", row) for name, row in rows.items()]
+    modules.sort(key=lambda condition: -len(condition[0]))
+    for name, row in wanted.items():
+        if next((found for text, found in modules if text in name), recipe.weights) != row:
+            break
+    else:
+        return modules
+    inside = [name for name, row in wanted.items() if row != recipe.weights]
+    texts = [name for name in wanted if name in inside or any(other in name for other in inside)]
+    return [(name, wanted[name]) for name in sorted(texts, key=len, reverse=True)]
 
 
 def _local(file: Path, value: Any) -> str:
@@ -208,12 +287,20 @@ def write_yaml(pool: Pool, recipe: Recipe, output: Path, *, files_from: str | No
     if source not in recipe.members:
         raise RadinError(f"--files-from {files_from}: is not in the recipe; mergekit would average it too")
     paths = {k: str(absolute(folder_of(pool[k].checkpoint))) for k in recipe.members}
+    conditions = _conditions(pool, recipe) if recipe.groups else []
+
+    def weight(k: int) -> Any:
+        if not conditions:
+            return recipe.weights[k]
+        found = [{"filter": text, "value": ratios[k]} for text, ratios in conditions]
+        return [*found, {"value": recipe.weights[k]}]
+
     value = {
         "merge_method": "linear",
         "base_model": paths[source],
         "dtype": short(promote(dtype for dtype in pool.dtypes.values() if is_averaged(dtype))),
         "parameters": {"normalize": True},
-        "models": [{"model": paths[k], "parameters": {"weight": recipe.weights[k]}} for k in recipe.members],
+        "models": [{"model": paths[k], "parameters": {"weight": weight(k)}} for k in recipe.members],
     }
     with told(output):
         write_text(output, yaml.safe_dump(value, sort_keys=False, allow_unicode=True))

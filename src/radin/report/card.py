@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from radin.errors import printable
 from radin.report import sentences
+from radin.report.groups import group_rows
 from radin.report.tables import closing_rows
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ _HASH = 16  # characters of a fingerprint that the table shows; radin.json has a
 
 def card_text(card: Card) -> str:
     """The whole file. Names are put in so that none of them is taken for Markdown."""
-    blocks = [_head(card), f"# {_plain(card.name)}", _what(card), _members(card)]
+    blocks = [_head(card), f"# {_plain(card.name)}", _what(card), _members(card), *_groups(card)]
     if card.result is not None:
         blocks += _scores(card)
     blocks += _made(card)
@@ -45,7 +46,8 @@ def _what(card: Card) -> str:
         if card.result is None:
             text = "One checkpoint, as it was."
     else:
-        text = f"A model soup: the average of the weights of {count} checkpoints, in these ratios."
+        text = f"A model soup: the average of the weights of {count} checkpoints, in these ratios"
+        text += f", with ratios of their own in {len(card.groups)} groups of tensors." if card.groups else "."
     if card.origin.base is not None and card.origin.repository is not None:
         text += f" They were fine-tuned from {_plain(card.origin.base)}."
     return text
@@ -54,6 +56,17 @@ def _what(card: Card) -> str:
 def _members(card: Card) -> str:
     rows = [[_plain(name), f"{ratio:.6g}", f"`{mark[:_HASH]}`"] for name, ratio, mark in card.members]
     return _table(["member", "ratio", "content (SHA-256)"], rows)
+
+
+def _groups(card: Card) -> list[str]:
+    """The ratios by group of tensors, where there are groups."""
+    if not card.groups:
+        return []
+    names, ratios, _ = zip(*card.members, strict=True)
+    columns, rows, more = group_rows(names, ratios, card.groups)
+    text = "The ratios above are those of tensors that no group names; a group is a module, with all in it."
+    table = _table(columns, [[_plain(cell) for cell in row] for row in rows])
+    return ["## Ratios by group of tensors", text, table, *([_plain(more)] if more else [])]
 
 
 def _scores(card: Card) -> list[str]:

@@ -7,7 +7,7 @@ from html import escape
 
 from radin.errors import printable
 from radin.recipe import Recipe
-from radin.report.tables import chosen_row, closing_rows, closing_sentences
+from radin.report.tables import chosen_row, closing_rows, closing_sentences, ratio_rows
 from radin.run.result import Result
 
 _CELL = "padding:2px 10px;text-align:{side};white-space:nowrap"
@@ -19,13 +19,18 @@ def result_html(result: Result) -> str:
     bold = {chosen_row(result)}
     styles = {True: ' style="color:#a60"', False: ""}
     lines = [f"<div{styles[warns]}>{escape(printable(line))}</div>" for line, warns in closing_sentences(result)]
-    return f"<div>{table_html(title, columns, rows, bold)}{''.join(lines)}</div>"
+    best = result.best.recipe
+    ratios = table_html(*ratio_rows(best, result.member_names)) if best.groups else ""
+    return f"<div>{table_html(title, columns, rows, bold)}{ratios}{''.join(lines)}</div>"
 
 
 def recipe_html(recipe: Recipe, names: Sequence[str] | None = None) -> str:
-    """Each member with its ratio."""
-    rows = [[names[k] if names else f"#{k}", f"{recipe.weights[k]:.4g}"] for k in recipe.members]
+    """Each member with its ratio; by group of tensors where it has such."""
     title = f"recipe of {recipe.size} of {len(recipe.weights)} members"
+    if recipe.groups:
+        more, columns, rows = ratio_rows(recipe, names or [f"#{k}" for k in range(len(recipe.weights))])
+        return table_html(f"{title}: {more}", columns, rows)
+    rows = [[names[k] if names else f"#{k}", f"{recipe.weights[k]:.4g}"] for k in recipe.members]
     title += ", BatchNorm statistics re-estimated" if recipe.reestimated else ""
     return table_html(title, ["member", "ratio"], rows)
 

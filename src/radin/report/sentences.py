@@ -180,9 +180,13 @@ def average_lines(found: Averaged) -> tuple[str, ...]:
     if recipe.is_uniform and recipe.size == len(paths):
         lines.append(f"{recipe.weights[0]:.6g} each of {', '.join(map(printable, paths))}")
     else:
-        lines += [f"{recipe.weights[k]:.6g} of {paths[k]}" for k in recipe.members]
-        unused = [printable(path) for path, ratio in zip(paths, recipe.weights, strict=True) if not ratio]
+        used = recipe.members
+        lines += [f"{recipe.ratio_text(k, 6)} of {paths[k]}" for k in used]
+        unused = [printable(path) for k, path in enumerate(paths) if k not in used]
         lines += [f"nothing of {', '.join(unused)}"] if unused else []
+        if recipe.groups:
+            count = len(recipe.groups)
+            lines.append(f"in brackets: over {count} group{'s' * (count > 1)} of tensors that have ratios of their own")
     return (*lines, *found.notes)
 
 

@@ -12,7 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from radin.errors import printable
+from radin.recipe import Recipe
 from radin.report import sentences
+from radin.report.groups import group_rows
 from radin.report.sentences import number
 from radin.run.result import Result, Scored
 
@@ -87,7 +89,19 @@ def closing_text(result: Result, width: int = 120) -> str:
 
 def closing_lines(result: Result) -> list[RenderableType]:
     """What the table cannot say: how sure the gain is, the passes, the time, the members chosen, notes and reasons."""
-    return [plain(line, "bold yellow") if warns else line for line, warns in closing_sentences(result)]
+    lines: list[RenderableType] = []
+    if result.best.recipe.groups:
+        title, columns, rows = ratio_rows(result.best.recipe, result.member_names)
+        lines.append(plain_table(title, columns, rows))
+    return lines + [plain(line, "bold yellow") if warns else line for line, warns in closing_sentences(result)]
+
+
+def ratio_rows(recipe: Recipe, names: Sequence[str]) -> tuple[str, list[str], list[list[str]]]:
+    """Title, column names and rows: a recipe's ratios by group of tensors."""
+    used = recipe.members
+    groups = [(group.name, [group.weights[k] for k in used]) for group in recipe.groups]
+    columns, rows, more = group_rows([names[k] for k in used], [recipe.weights[k] for k in used], groups)
+    return f"mixing ratios by group of tensors{f', {more}' if more else ''}", columns, rows
 
 
 def closing_sentences(result: Result) -> list[tuple[str, bool]]:

@@ -24,7 +24,8 @@ FILE = "README.md"
 class Card:
     """A soup's model card.
 
-    members: (name, ratio, fingerprint) of those averaged. result: of the run that found it; None where nothing was
+    members: (name, ratio, fingerprint) of those averaged. groups: (name, a ratio for each of these) of the groups of
+    tensors that have ratios of their own. result: of the run that found it; None where nothing was
     evaluated. files_from: the member whose files beside the weights it has. command: what was typed, None where it was
     made in Python. notes: what else is to be known of it.
     """
@@ -37,6 +38,7 @@ class Card:
     command: str | None
     result: Result | None = None
     notes: tuple[str, ...] = ()
+    groups: tuple[tuple[str, tuple[float, ...]], ...] = ()
 
     def __str__(self) -> str:
         """The card's text: YAML, as the Hugging Face hub reads it, and Markdown."""
@@ -54,6 +56,12 @@ def shares(recipe: Recipe, names: Sequence[str], fingerprints: Sequence[str]) ->
     return tuple((names[k], recipe.weights[k], fingerprints[k]) for k in recipe.members)
 
 
+def shares_by_group(recipe: Recipe) -> tuple[tuple[str, tuple[float, ...]], ...]:
+    """(name, ratios of the recipe's members) of each group."""
+    used = recipe.members
+    return tuple((group.name, tuple(group.weights[k] for k in used)) for group in recipe.groups)
+
+
 def cooked_card(pool: Pool, result: Result, files_from: str | None, command: str | None) -> Card:
     """Of a run's soup. ``pool``: in the result's order."""
     recipe = result.best.recipe
@@ -66,6 +74,7 @@ def cooked_card(pool: Pool, result: Result, files_from: str | None, command: str
         command,
         result,
         tuple(result.notes),
+        shares_by_group(recipe),
     )
 
 
@@ -81,6 +90,7 @@ def averaged_card(
         __version__,
         command,
         notes=tuple(notes),
+        groups=shares_by_group(recipe),
     )
 
 
@@ -96,6 +106,7 @@ def adapters_card(
         __version__,
         command,
         notes=tuple(notes),
+        groups=shares_by_group(recipe),
     )
 
 

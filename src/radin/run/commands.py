@@ -200,11 +200,12 @@ def average_pool(
     integers_from: str | None,
     progress: Progress | None = None,
     *,
+    recipe: Recipe | None = None,
     unread: Unread | None = None,
     files_from: str | None = None,
     command: str | None = None,
 ) -> Averaged:
-    """Average by ratios given as text (see ``recipe_of``), by a recipe file, or uniformly, into ``output``.
+    """Average by ratios given as text (see ``recipe_of``), by a recipe or its file, or uniformly, into ``output``.
 
     A file; or, where the members are folders and the name has no ending of a file, a folder with the files beside the
     weights that the member ``files_from`` has (by default the one with the largest ratio) and a model card. unread:
@@ -217,12 +218,14 @@ def average_pool(
     pool.require_several()
     if ratios and recipe_file is not None:
         raise RadinError("give --ratios or --recipe, not both")
-    recipe = recipe_of(pool, ratios) if recipe_file is None else _recipe_in(recipe_file, pool)
+    if recipe is None:
+        recipe = recipe_of(pool, ratios) if recipe_file is None else _recipe_in(recipe_file, pool)
     like: Checkpoint | None
     if folder:
         like = pool[files_source(pool, recipe, files_from)].checkpoint.form
     else:  # the largest ratio's form comes first, where several members are of the kind that is asked for
-        order = sorted(recipe.members, key=lambda k: -recipe.weights[k])
+        weights = recipe.weights
+        order = sorted(recipe.members, key=lambda k: -weights[k])
         like = in_form_of([pool[k].checkpoint for k in order], output)
     warnings = _of_statistics(pool, recipe, output)
     recipe = replace(recipe, reestimated=False)  # there is no data here to do it with

@@ -107,8 +107,9 @@ class Outcome:
                 on_splits.get(recipe, {}),
             )
 
-        # A single member's averaged outputs are its own: then the average of all is the one to compare with.
-        together = uniform if best.size == 1 else best
+        # A single member's averaged outputs are its own: then the average of all is the one to compare with. Outputs
+        # have no groups: they are averaged by the ratios outside of them.
+        together = uniform if best.size == 1 else Recipe(best.weights)
         ensemble = self._ensemble(together)
         averaged = "probability ensemble" if job.metric.target_only else "logit ensemble"
         evaluations = tuple(scored(r, f"soup {i + 1}, {r.size} members") for i, r in enumerate(complete))
@@ -158,7 +159,8 @@ class Outcome:
         )
 
     def _estimates(self, recipes: Sequence[Recipe]) -> dict[Recipe, float]:
-        """Scores of averaged outputs on the examples that decide, where there are outputs."""
+        """Scores of averaged outputs on the examples that decide, where there are outputs; of plain recipes alone."""
+        recipes = [recipe for recipe in recipes if not recipe.groups]
         if self.known.targets is None:
             return {}
         if self.choose is None:
@@ -166,7 +168,7 @@ class Outcome:
         return {recipe: found[0] for recipe in recipes if (found := self._ensemble(recipe)) is not None}
 
     def _ensemble(self, recipe: Recipe) -> tuple[float, float] | None:
-        """Score and standard error of a recipe's averaged outputs; None where there are no outputs."""
+        """Score and standard error of a plain recipe's averaged outputs; None where there are no outputs."""
         known = self.known
         if known.estimator is None or known.targets is None:
             return None

@@ -21,7 +21,7 @@ from radin.estimate.reading import Array, ArrayLike2D, FileArray, Reader, not_fi
 from radin.metrics import Metric
 from radin.positions import UNCOUNTED
 from radin.question import Floats, Indices
-from radin.recipe import Group, Recipe
+from radin.recipe import Recipe
 from radin.search.prior import ScorePrior
 from radin.search.screening import RANKED, WORK, by_gains, probes
 from radin.search.simplex import minimise, quadratic_minimum
@@ -119,14 +119,12 @@ class Members:
             return float("nan")
         return (utility if self.metric.higher_is_better else -utility) * self._unit
 
-    def recipe(self, ratios: Floats, groups: Sequence[str] = ()) -> Recipe:
-        """The recipe, over the members in the order given, of ratios over the canonical order.
-
-        They are (N,), or (1 + groups, N): those of all other tensors first.
-        """
-        first, *rows = np.atleast_2d(ratios)[:, self.position].tolist()
-        own = tuple(Group(name, tuple(row)) for name, row in zip(groups, rows, strict=True))
-        recipe = Recipe(tuple(first), groups=own)
+    def recipe(self, ratios: Floats | Recipe) -> Recipe:
+        """The recipe, over the members in the order given, of ratios (N,) or a recipe over the canonical order."""
+        if isinstance(ratios, Recipe):
+            recipe = ratios.permuted(self.position.tolist())
+        else:
+            recipe = Recipe(tuple(float(w) for w in ratios[self.position]))
         return Recipe.single(recipe.members[0], self.count) if recipe.is_single else recipe
 
     def scores(self, ratios: Floats) -> Floats:

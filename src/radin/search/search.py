@@ -27,10 +27,8 @@ from radin.search.strategies import base
 from radin.search.strategies.base import (
     Examples,
     Gradients,
-    Grouped,
     Open,
     Problem,
-    Ratios,
     Slice,
     Slope,
     Ticket,
@@ -214,7 +212,7 @@ class Search:
             opens = isinstance(asked, Open)
             plain, reserve = (asked.ask, asked.reserve) if isinstance(asked, Open) else (asked, 0.0)
             part = plain if isinstance(plain, Slice) else None
-            recipe = self._recipe(plain.ratios if isinstance(plain, Slice) else plain)
+            recipe = self._members.recipe(plain.ratios if isinstance(plain, Slice) else plain)
             known, answer = self._answer(recipe, part)
             if known:
                 self._answer_with(Ticket(True, answer) if opens else answer)
@@ -246,7 +244,7 @@ class Search:
         """Whether the strategy has its reply; else the question to ask, None while it is open."""
         examples = self._among[np.sort(asked.examples)]
         question = Question(
-            self._recipe(asked.ratios), examples, gradient=Gradient(asked.objective, tuple(asked.groups))
+            self._members.recipe(asked.ratios), examples, gradient=Gradient(asked.objective, tuple(asked.groups))
         )
         key = asked_of(question)
         found = self.account.gradient(key)
@@ -261,11 +259,6 @@ class Search:
             return True, None
         self.account.reserve(question)
         return False, question
-
-    def _recipe(self, ratios: Ratios) -> Recipe:
-        if isinstance(ratios, Grouped):
-            return self._members.recipe(ratios.ratios, ratios.groups)
-        return self._members.recipe(ratios)
 
     @property
     def _limit(self) -> float:
@@ -431,17 +424,23 @@ class Search:
     def estimate(self, recipes: Iterable[Recipe]) -> Floats:
         """Estimated scores of recipes, (S,), in the metric's own units: those of their averaged outputs.
 
-        Without outputs, those that the members' scores and distances lead one to expect.
+        Without outputs, those that the members' scores and distances lead one to expect. NaN for a recipe with groups:
+        which outputs would be averaged is not defined where layers are mixed differently.
         """
-        ratios = np.array([recipe.weights for recipe in recipes], dtype=np.float64)
-        return self._members.scores(ratios[:, self._members.order]) if len(ratios) else np.empty(0)
+        asked = list(recipes)
+        plain = np.array([not recipe.groups for recipe in asked], dtype=bool)
+        found = np.full(len(asked), np.nan)
+        if plain.any():
+            ratios = np.array([recipe.weights for recipe in asked if not recipe.groups], dtype=np.float64)
+            found[plain] = self._members.scores(ratios[:, self._members.order])
+        return found
 
     def score(self, utility: float) -> float:
         """The score, in the metric's own units, that has a utility of the problem's."""
         return self._members.score(utility)
 
-    def recipe(self, ratios: Floats) -> Recipe:
-        """The recipe, over the members in the order given, of ratios (N,) over the problem's canonical order."""
+    def recipe(self, ratios: Floats | Recipe) -> Recipe:
+        """The recipe, over the members in the order given, of ratios (N,) or a recipe over the canonical order."""
         return self._members.recipe(ratios)
 
     def _advance(self) -> base.Ask | None:

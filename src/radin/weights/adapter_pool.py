@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from radin.errors import PoolError
+from radin.errors import PoolError, printable
 from radin.files import replacing_folder, told
 from radin.recipe import Recipe
 from radin.weights.adapters import CONFIG, PREFIX, Adapter, adapter_of, is_adapter, require_one_base
 from radin.weights.alike import companions, require_replaceable
-from radin.weights.formats import open_checkpoint
+from radin.weights.formats import Reader, open_checkpoint
 from radin.weights.layout import is_averaged, promote
 from radin.weights.paths import short_names
 from radin.weights.remembered import remembered_content
@@ -163,20 +163,27 @@ def average_adapters(
 
     Exact by laying the factors side by side: B' = [p_1 s_1 B_1, ...] and A' = [A_1; ...], of rank n r for n members.
     ``rank``: the best approximation of this rank instead (Eckart and Young 1936), where it is smaller. Sums are in
-    float64, rounded once to the members' dtype. ``like``: whose other settings the result has.
+    float64, rounded once to the members' dtype. ``like``: whose other settings the result has. A recipe's groups name
+    modules of the model; a module's n are the members that have a ratio in it. Raises PoolError for a group without.
     """
-    used = [(pool[k].adapter, recipe.weights[k]) for k in recipe.members]
+    used = [(pool[k].adapter, k) for k in recipe.members]
     like = like or used[0][0]
+    _require_held(recipe, [*(f"{module}.weight" for module in like.factors), *like.whole])
     tensors: dict[str, Tensor] = {}
     ranks: dict[str, int] = {}
     lost = norm = 0.0
     with ExitStack() as stack:
-        read = [stack.enter_context(adapter.checkpoint.open()) for adapter, _ in used]
+        read = [(stack.enter_context(adapter.checkpoint.open()), adapter, k) for adapter, k in used]
+
+        def shares(name: str) -> list[tuple[Reader, Adapter, float]]:
+            ratios = recipe.of(name)
+            return [(reader, adapter, ratios[k]) for reader, adapter, k in read if ratios[k] > 0]
+
         for module, found in like.factors.items():
-            factors = [adapter.factors[module] for adapter, _ in used]
-            parts_a = [reader[f.a] for reader, f in zip(read, factors, strict=True)]
-            parts_b = [reader[f.b] for reader, f in zip(read, factors, strict=True)]
-            scaled = [b.double() * (p * f.scale) for b, f, (_, p) in zip(parts_b, factors, used, strict=True)]
+            mixed = [(reader, adapter.factors[module], p) for reader, adapter, p in shares(f"{module}.weight")]
+            parts_a = [reader[f.a] for reader, f, _ in mixed]
+            parts_b = [reader[f.b] for reader, f, _ in mixed]
+            scaled = [b.double() * (p * f.scale) for b, (_, f, p) in zip(parts_b, mixed, strict=True)]
             a, b = torch.cat([part.double() for part in parts_a]), torch.cat(scaled, dim=1)
             if rank is not None and rank < len(a):
                 a, b, short, whole = _reduced(a, b, rank)
@@ -187,10 +194,19 @@ def average_adapters(
             tensors[f"{PREFIX}{module}.{kind}A{end}"] = a.to(dtype).contiguous()
             tensors[f"{PREFIX}{module}.{kind}B{end}"] = b.to(dtype).contiguous()
         for place in like.whole:
-            values = [reader[adapter.whole[place]] for reader, (adapter, _) in zip(read, used, strict=True)]
-            tensors[like.saved_name(place)] = _plain_average(place, values, [p for _, p in used])
+            values = [(reader[adapter.whole[place]], p) for reader, adapter, p in shares(place)]
+            tensors[like.saved_name(place)] = _plain_average(place, *map(list, zip(*values, strict=True)))
     error = None if norm == 0.0 else math.sqrt(lost / norm)
     return AveragedAdapter(tensors, _config(like, ranks), error, (max(ranks.values()), min(ranks.values())))
+
+
+def _require_held(recipe: Recipe, names: Sequence[str]) -> None:
+    held = {recipe.group_of(name) for name in names}
+    if idle := [group.name for group in recipe.groups if group.name not in held]:
+        raise PoolError(
+            f"the recipe's group {printable(idle[0])} names no module that the adapters change; they change "
+            f"{', '.join(map(printable, names[:3]))}{', ...' * (len(names) > 3)}"
+        )
 
 
 def _plain_average(place: str, values: Sequence[Tensor], ratios: Sequence[float]) -> Tensor:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from difflib import get_close_matches
 
 import torch
 from torch import Tensor
 
 from radin import __version__
-from radin.errors import PoolError
+from radin.errors import PoolError, printable
 from radin.recipe import Recipe
 from radin.weights.layout import Piece, count, is_averaged, leaves
 from radin.weights.pool import Pool, Progress, common_aliases, common_dtypes
@@ -38,12 +39,14 @@ def average(
 ) -> dict[str, Tensor]:
     """The soup: sum_k p_k theta_k for each float tensor, summed in float64 and rounded once to its own dtype.
 
+    p: where a group of the recipe's names the tensor, that group's ratios; of a tied one, by the name that comes first.
+
     Members are read in blocks, so peak memory is the result and a few megabytes, whatever N. Where members' float
     dtypes differ, the result has the one that holds all. Integer and bool tensors are copied from the member named
-    ``integers_from``, by default the one with the largest ratio (the first of equals). Tensors tied in every member
-    used are one tensor under all their names. ``progress(done, total)``: bytes read; it may be called from other
-    threads, one call at a time. Raises PoolError when the recipe is not over this pool or ``integers_from`` is not in
-    it.
+    ``integers_from``, by default the one with the largest ratio outside of groups (the first of equals). Tensors tied
+    in every member used are one tensor under all their names. ``progress(done, total)``: bytes read; it may be called
+    from other threads, one call at a time. Raises PoolError when the recipe is not over this pool, a group of it names
+    no tensor, or ``integers_from`` is not in the pool.
     """
     return Soup(pool, recipe, integers_from=integers_from, progress=progress).tensors()
 
@@ -67,6 +70,7 @@ class Soup(Mapping[str, Tensor]):
     ) -> None:
         self.pool = pool
         self._source = integer_source(pool, recipe, integers_from)
+        self._members = recipe.members
         self._unread = unread
         checkpoints = [pool[index].checkpoint for index in recipe.members]
         self.aliases: Mapping[str, str] = common_aliases(checkpoints)
@@ -79,7 +83,7 @@ class Soup(Mapping[str, Tensor]):
         digests = unread.digests if unread is not None else {}
         self._sum = Sum(
             tuple(member.checkpoint for member in pool),
-            {index: recipe.weights[index] for index in recipe.members},
+            _ratios(pool, recipe, self.aliases),
             self._source,
             self.dtypes,
             digests,
@@ -120,7 +124,7 @@ class Soup(Mapping[str, Tensor]):
 
         Raises CheckpointError when a member changed.
         """
-        members = [self.pool[index] for index in dict.fromkeys([*self._sum.ratios, self._source])]
+        members = [self.pool[index] for index in dict.fromkeys([*self._members, self._source])]
         for member in members:
             member.require_unchanged()
         self._sweep(list(names), sink)
@@ -176,6 +180,40 @@ class Soup(Mapping[str, Tensor]):
                 for name in rest:
                     adder.one_by_one(name, self._sizes[name])
         self._sum.hashed.update(names)
+
+
+def _ratios(pool: Pool, recipe: Recipe, aliases: Mapping[str, str]) -> dict[str, dict[int, float]]:
+    """By tensor, the members' positive ratios by index. Raises PoolError for a group that no tensor is in."""
+    rows = {group.name: group.weights for group in recipe.groups}
+    shares: dict[str | None, dict[int, float]] = {
+        name: {index: ratio for index, ratio in enumerate(weights) if ratio > 0}
+        for name, weights in [(None, recipe.weights), *rows.items()]
+    }
+    named = {name: recipe.group_of(name) for name in pool.names}
+    held = {group for name, group in named.items() if name not in aliases}
+    for group in rows:
+        if group in held:
+            continue
+        tied = next((name for name, found in named.items() if found == group), None)
+        if tied is not None:
+            raise PoolError(
+                f"the recipe's group {printable(group)} holds no tensor of its own: {printable(tied)} is tied to "
+                f"{printable(aliases[tied])}, which counts; name that one"
+            )
+        raise PoolError(
+            f"the recipe's group {printable(group)} names no tensor of the pool{_similar(group, pool.names)}. A group "
+            "is named as the module is, or as the tensor"
+        )
+    return {name: shares[group] for name, group in named.items()}
+
+
+def _similar(group: str, names: Iterable[str]) -> str:
+    """What may have been meant, as the end of a sentence; empty where nothing is close."""
+    modules = dict.fromkeys(
+        ".".join(parts[:end]) for name in names for parts in [name.split(".")] for end in range(1, len(parts) + 1)
+    )
+    close = get_close_matches(group, modules, n=3)
+    return f"; close to it: {', '.join(map(printable, close))}" if close else ""
 
 
 def integer_source(pool: Pool, recipe: Recipe, integers_from: str | None = None) -> int:

@@ -27,14 +27,15 @@ Sink = Callable[[Piece, Tensor], None]
 
 @dataclass(frozen=True)
 class Sum:
-    """What is to be added up: members' checkpoints with their ratios by index, and the dtypes that come out.
+    """What is to be added up: members' checkpoints, and the dtypes that come out.
 
-    source: of which member tensors are copied that are not averaged. digests: of the members whose content is to be
-    hashed as well. hashed: the tensors that are done with. report: told each block that was read.
+    ratios: by tensor, those of the members that have any in it, by index. source: of which member tensors are copied
+    that are not averaged. digests: of the members whose content is to be hashed as well. hashed: the tensors that are
+    done with. report: told each block that was read.
     """
 
     checkpoints: tuple[Checkpoint, ...]
-    ratios: Mapping[int, float]
+    ratios: Mapping[str, Mapping[int, float]]
     source: int
     dtypes: Mapping[str, torch.dtype]
     digests: Mapping[int, Digests]
@@ -45,7 +46,7 @@ class Sum:
         """The members that must be read for a tensor. given: its values are wanted, and not its hashes alone."""
         found = {index for index in self.digests if self.hashes(index, name)}
         if given and is_averaged(self.dtypes[name]):
-            found.update(self.ratios)
+            found.update(self.ratios[name])
         elif given:
             found.add(self.source)
         return sorted(found)
@@ -114,7 +115,7 @@ class Adder:
     def _take(self, piece: Piece, index: int, leaf: Tensor, sums: Tensor, first: bool) -> bool:
         """Hash, add or copy one member's block, whatever is to be done with it; whether it was added."""
         what = self._what
-        ratio = what.ratios.get(index) if self._sink is not None and is_averaged(leaf.dtype) else None
+        ratio = what.ratios[piece.name].get(index) if self._sink is not None and is_averaged(leaf.dtype) else None
         if what.hashes(index, piece.name):
             what.digests[index].add(piece, leaf, check=ratio is None)
         if ratio is not None:
@@ -146,7 +147,7 @@ class Adder:
         out = self._out.of(what.dtypes[piece.name], piece.stop - piece.start)
         reals(out).copy_(sums)
         if what.digests and not bool(torch.isfinite(sums.sum())):
-            for index in what.ratios:
+            for index in what.ratios[piece.name]:
                 if what.hashes(index, piece.name):
                     what.digests[index].check(piece, read(index))
         self._sink(piece, out)

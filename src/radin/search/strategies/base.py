@@ -20,6 +20,7 @@ from radin.checks import fits, whole_number
 from radin.errors import RadinError
 from radin.progress import Progress, silent
 from radin.question import GRADIENT_PASSES
+from radin.recipe import Recipe
 from radin.search.prior import ScorePrior
 
 MOST_RECIPES = 10**7  # what may be asked for of candidates, and of whatever else is counted
@@ -28,21 +29,13 @@ Floats = NDArray[np.float64]
 Indices = NDArray[np.intp]
 
 
-@dataclass(frozen=True, eq=False)
-class Grouped:
-    """Mixing ratios by group of tensors: ``ratios`` (1 + groups, N), first those of all other tensors."""
-
-    ratios: Floats
-    groups: tuple[str, ...]
-
-
-Ratios = Floats | Grouped
-"""Mixing ratios of a soup: (N,), or by group of tensors."""
+Ratios = Floats | Recipe
+"""Mixing ratios of a soup over the canonical order: (N,), or a recipe, which may hold some by group of tensors."""
 
 
 @dataclass(frozen=True, eq=False)
 class Slice:
-    """Some examples of a soup: ``ratios`` (N,), ``examples`` (m,) indices.
+    """Some examples of a soup: ``ratios`` (N,) or a recipe, ``examples`` (m,) indices.
 
     Asked about only if, after paying for the examples not yet known, ``reserve`` passes are left.
     """
@@ -91,10 +84,11 @@ class Wait:
 Ask = Ratios | Slice | Slope | Open | Wait
 
 Asks = Generator[Ask, Any, None]
-"""A running strategy. It yields mixing ratios (N,) and is sent the utility of their soup; or a Slice, and is sent the
-soup's utilities on those examples (m,), NaN where its outputs are not finite. Or it opens either and is sent a Ticket:
-with one question open at a time the ticket is answered before the strategy continues. Or it yields a Slope. A Slice, a
-Slope or an opened question that the budget does not allow is answered with None."""
+"""A running strategy. It yields mixing ratios (N,), or a recipe over the canonical order where groups of tensors have
+ratios of their own, and is sent the utility of their soup; or a Slice, and is sent the soup's utilities on those
+examples (m,), NaN where its outputs are not finite. Or it opens either and is sent a Ticket: with one question open at
+a time the ticket is answered before the strategy continues. Or it yields a Slope. A Slice, a Slope or an opened
+question that the budget does not allow is answered with None."""
 
 
 @dataclass(frozen=True)

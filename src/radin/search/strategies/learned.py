@@ -18,13 +18,13 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 
+from radin.recipe import Group, Recipe
 from radin.search.strategies.adaptive import adaptive
 from radin.search.strategies.base import (
     Ask,
     Asks,
     Floats,
     Gradients,
-    Grouped,
     Indices,
     Open,
     Problem,
@@ -104,7 +104,7 @@ class _Found:
             elif isinstance(asked, Slice):
                 asked = replace(asked, reserve=asked.reserve + reserve)
             reply = yield asked
-            if isinstance(asked, Open) and isinstance(reply, Ticket) and not isinstance(asked.ask, Grouped):
+            if isinstance(asked, Open) and isinstance(reply, Ticket) and not isinstance(asked.ask, Recipe):
                 opened.append((asked.ask, reply))
         everyone = np.full(self._problem.members, 1.0 / self._problem.members)
         uniform = yield Open(everyone, np.inf)  # not to be paid for, yet it may be known
@@ -116,7 +116,7 @@ class _Found:
     def _take(self, ask: Floats | Slice, ticket: Ticket) -> None:
         ratios, answer = (ask.ratios, ticket.answer) if isinstance(ask, Slice) else (ask, ticket.answer)
         examples = self._problem.examples
-        if isinstance(ratios, Grouped) or (ratios > 0).sum() < 2 or not ticket.done or answer is None:
+        if isinstance(ratios, Recipe) or (ratios > 0).sum() < 2 or not ticket.done or answer is None:
             return
         if isinstance(ask, Slice) and (examples is None or len(ask.examples) < examples.count):
             return
@@ -220,4 +220,7 @@ def _soup(logarithms: Floats, members: Indices, count: int, groups: tuple[str, .
     """The ratios of all ``count`` members, by group where there are groups."""
     rows = np.zeros((len(logarithms), count))
     rows[:, members] = _ratios(logarithms)
-    return Grouped(rows, groups) if groups else rows[0]
+    if not groups:
+        return rows[0]
+    first, *own = [tuple(row) for row in rows.tolist()]
+    return Recipe(first, groups=tuple(Group(name, row) for name, row in zip(groups, own, strict=True)))
