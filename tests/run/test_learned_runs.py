@@ -51,17 +51,17 @@ def test_a_run_learns_by_layer_within_its_budget(straight, toy_folder):
     result, out = straight
     asked = questions(out)
     slopes = [question for question in asked if question.gradient is not None]
-    assert len(slopes) == 10  # of 64 examples or so: there are 600
+    assert len(slopes) == 14  # of 64 examples or more: there are 600
     assert all(question.gradient.groups == ("1", "4") for question in slopes)
     assert all(question.answer.gradient.shape == (3, len(question.recipe["members"])) for question in slopes)
     passes = sum(3 * len(question.examples) / 1300 for question in slopes)
-    assert f"{passes:.1f} of the passes went into 10 gradients by the ratios" in " ".join(result.notes)
+    assert f"{passes:.1f} of the passes went into 14 gradients by the ratios" in " ".join(result.notes)
     assert result.passes.soups <= BUDGET
     assert result.passes.soups > BUDGET - 1.1
     learned = [found.recipe for found in result.evaluations if found.recipe.groups]
     assert len(learned) >= 1
     assert result.best.score >= max(found.score for found in result.evaluations) - 1e-12
-    assert len([e for e in Ledger(out / "ledger.sqlite", read_only=True).soups()]) == len(result.evaluations)
+    assert len(list(Ledger(out / "ledger.sqlite", read_only=True).soups())) == len(result.evaluations)
 
 
 @pytest.mark.parametrize("after", [1, 6, 9, 15])
