@@ -3,9 +3,9 @@
     python benchmarks/learned.py POOL ... [--draws 20] [--members 13] [--budgets 8 16]
     python benchmarks/learned.py --quick [--json]      two draws of two pools, budget 8
 
-Each line is a mean over draws of test accuracy minus that of ``adaptive`` with a budget of 8, in percentage points, with
-the standard error of that difference over draws, which share members. Every run is a whole ``radin.cook`` of its own;
-members' outputs are kept between runs. Test is looked at once for each soup that is chosen, and chooses nothing.
+Each line is a mean over draws of test accuracy minus that of ``adaptive`` with a budget of 8, in percentage points,
+with the standard error of that difference over draws, which share members. Every run is a whole ``radin.cook`` of its
+own; members' outputs are kept between runs. Test is looked at once for each soup that is chosen, and chooses nothing.
 """
 
 from __future__ import annotations

@@ -220,7 +220,8 @@ def _soup(logarithms: Floats, members: Indices, count: int, groups: tuple[str, .
     """The ratios of all ``count`` members, by group where there are groups."""
     rows = np.zeros((len(logarithms), count))
     rows[:, members] = _ratios(logarithms)
+    plain: Floats = rows[0]
     if not groups:
-        return rows[0]
+        return plain
     first, *own = [tuple(row) for row in rows.tolist()]
     return Recipe(first, groups=tuple(Group(name, row) for name, row in zip(groups, own, strict=True)))
