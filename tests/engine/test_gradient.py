@@ -177,7 +177,7 @@ def test_each_metric_has_objectives_or_none():
     outputs = torch.ones(2, 3, requires_grad=True)
     from radin.objectives import value
 
-    assert float(value("the metric's loss", learned, outputs, torch.zeros(2))) == -25.0
+    assert value("the metric's loss", learned, outputs, torch.zeros(2)).item() == -25.0
     with pytest.raises(TaskError, match="nothing can be learned for metric 'ece'"):
         value("softened accuracy", metrics.get("ece"), outputs, torch.zeros(2))
 
