@@ -18,18 +18,36 @@ Indices = NDArray[np.intp]
 VALIDATION = "validation"
 
 
+GRADIENT_PASSES = 3
+"""What a gradient costs on the examples it is over, in evaluations of these: forward one, backward two."""
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """How does an objective change with the ratios of a soup?
+
+    objective: one of those in ``radin.objectives``; higher is better. groups: groups of tensors by name, as those of
+    ``Recipe``; the gradient has a row for all other tensors, and then one for each of these, in this order.
+    """
+
+    objective: str
+    groups: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, eq=False)
 class Question:
-    """What does the soup of ``recipe`` score on these examples?
+    """What does the soup of ``recipe`` score on these examples? Or, with ``gradient``: in which direction is better?
 
     examples: (m,) ascending indices into the split; None: all of them. split: "validation", by which recipes are
-    chosen, or "test" or "shifts/NAME", which are only reported. Two questions are equal only when they are the same
-    object, so an answer always finds the question that it belongs to.
+    chosen, or "test" or "shifts/NAME", which are only reported. gradient: that is what is asked, on validation only.
+    Two questions are equal only when they are the same object, so an answer always finds the question that it belongs
+    to.
     """
 
     recipe: Recipe
     examples: Indices | None = None
     split: str = VALIDATION
+    gradient: Gradient | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +59,9 @@ class Answer:
     number for each, of which the score is the mean; None where the metric is no such mean, or the outputs are not
     finite. data: fingerprint of the split's data; empty where the engine cannot tell. further: score and standard error
     on other sets that came along, by name; reported, never used to choose. totals: (examples, K), of a metric by
-    position what it sums over examples; ``values`` then hold for these examples together only.
+    position what it sums over examples; ``values`` then hold for these examples together only. gradient: (1 + groups,
+    N), where that was asked, and ``score`` is then the objective's value: its derivatives by the ratio that each member
+    has in the tensors of each group, as if ratios need not sum to 1; NaN for members that are not in the soup.
     """
 
     score: float
@@ -52,6 +72,7 @@ class Answer:
     values: Floats | None = None
     further: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     totals: Floats | None = None
+    gradient: Floats | None = None
 
     @property
     def numbers(self) -> Floats | None:

@@ -25,11 +25,12 @@ class Engine(ABC):
     """Answers questions. ``metric``: what its scores are, and which are better; ``value`` of it may not be callable.
 
     ``slots``: how many it can work on at once. ``parts``: whether it can answer on some examples. ``splits``: what it
-    can be asked about besides "validation"."""
+    can be asked about besides "validation". ``gradients``: whether it answers what asks for a ``Gradient``."""
 
     metric: Metric
     slots: int = 1
     parts: bool = False
+    gradients: bool = False
     splits: tuple[str, ...] = ()
     soup_name: str = "soup.safetensors"
     """What ``write`` calls the soup: a file, or a folder where the members are folders."""

@@ -83,12 +83,17 @@ def load_weights(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor], wh
 
     Raises TaskError, naming ``where`` they are from, when they do not fit.
     """
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    names: dict[str, str] = {}
-    if check_fits(model, shapes, where) is not None:
-        wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-        found = _renamed(model, wanted, shapes)
-        assert found is not None
-        names = found[1]
+    called = names_in(model, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, where)
+    names = {name: own for own, name in called.items()}
     model.load_state_dict({names.get(name, name): tensor for name, tensor in tensors.items()}, strict=False)
-    return {new: name for name, new in names.items()}
+    return called
+
+
+def names_in(model: torch.nn.Module, shapes: Mapping[str, Sequence[int]], where: str) -> dict[str, str]:
+    """{name in the model: name among ``shapes``} where they differ. Raises TaskError as ``check_fits`` does."""
+    if check_fits(model, shapes, where) is None:
+        return {}
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = _renamed(model, wanted, shapes)
+    assert found is not None
+    return {own: name for name, own in found[1].items()}

@@ -15,6 +15,7 @@ from radin.engine.evaluate import Evaluator
 from radin.engine.processes import Workers
 from radin.engine.worker import Statistics, Worker
 from radin.errors import TaskError
+from radin.objectives import objectives
 from radin.question import VALIDATION, Answer, Failure, Question, Rates
 from radin.recipe import Recipe
 from radin.weights import Pool
@@ -46,6 +47,7 @@ class LocalEngine(Engine):
         self.evaluator = Evaluator(task, device, self.metric)
         self.slots = workers
         self.parts = self.metric.per_example is not None or self.metric.by_position
+        self.gradients = bool(objectives(self.metric))
         self.splits = (*(("test",) if task.test is not None else ()), *(f"shifts/{n}" for n in task.shift_sources()))
         self.data: dict[str, str] = {}
         self._spec = spec

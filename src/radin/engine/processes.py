@@ -135,7 +135,7 @@ class Workers:
             for key, note in said.items():
                 worker.device.say(key, note)
             assert question is not None
-            worker.built, worker.deaths = question.recipe, 0
+            worker.built, worker.deaths = question.recipe if question.gradient is None else None, 0
             done.append((question, answer, estimated))
         if self._error is not None and not done:
             raise self._error

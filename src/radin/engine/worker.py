@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from radin.data.batches import Batch
 from radin.data.task import Task
 from radin.engine.batchnorm import statistics, statistics_layers
 from radin.engine.device import Device
 from radin.engine.evaluate import Evaluator
-from radin.question import Answer, Question, answer_from_numbers
+from radin.engine.gradient import accumulated
+from radin.engine.load import names_in
+from radin.question import VALIDATION, Answer, Floats, Gradient, Question, answer_from_numbers
 from radin.recipe import Recipe
 from radin.weights import Pool, average, recipe_metadata, save
 from radin.weights.alike import save_alike
 from radin.weights.beside import files_source
+from radin.weights.grouping import group_of
+from radin.weights.layout import is_averaged
+from radin.weights.pool import common_aliases
+from radin.weights.products import inner_products
 
 Statistics = Mapping[str, torch.Tensor]
 
@@ -55,6 +63,9 @@ class Worker:
         examples or batches.
         """
         started = time.monotonic()
+        if question.gradient is not None:
+            found = self._gradient(question, question.gradient, progress)
+            return replace(found, seconds=time.monotonic() - started), None
         model, _ = self._build(question.recipe, kept)
         report = (lambda _, done, total: progress(done, total)) if progress is not None else None
         expected = self.data.get(question.split)
@@ -70,6 +81,64 @@ class Worker:
             self.data.setdefault(question.split, found.data)
         estimated = statistics(model) if kept is None and self._calibrates(question.recipe, model) else None
         return replace(found, seconds=time.monotonic() - started), estimated
+
+    def _gradient(
+        self, question: Question, asked: Gradient, progress: Callable[[float, float | None], None] | None
+    ) -> Answer:
+        """An objective's value and its gradient by the ratios: one model, one gradient, and members read in a stream.
+
+        BatchNorm layers work on each batch's statistics. Buffers are taken to be the same in all members.
+        """
+        self._built = None
+        recipe, evaluator, split = question.recipe, self._evaluator, question.split
+        assert split == VALIDATION, "ratios are learned on validation alone"
+        expected = self.data[split]
+        seen = 0
+
+        def report(done: int) -> None:
+            nonlocal seen
+            seen = done
+            if progress is not None:
+                progress(done, None if question.examples is None else len(question.examples))
+
+        tensors = average(self._pool, recipe, integers_from=self._integers_from)
+        model, final = evaluator.prepare(tensors, "the soup", calibrate=False)
+        del tensors, final  # before the gradient takes their memory
+        called = names_in(model, self._pool.shapes, "the soup")
+
+        def batches() -> Iterable[Batch]:
+            if question.examples is None:
+                return evaluator.readings.whole(split, expected=expected, models=1)
+            return evaluator.readings.some(split, question.examples, expected)
+
+        value = accumulated(model, evaluator.engine, evaluator.rows, asked.objective, batches, report)
+        gradient = np.full((1 + len(asked.groups), len(recipe.weights)), np.nan)
+        if np.isfinite(value):
+            gradient[:, list(recipe.members)] = self._by_ratio(model, called, recipe, asked)
+        model.zero_grad(set_to_none=True)
+        return Answer(value, float("nan"), seen, 0.0, expected, gradient=gradient)
+
+    def _by_ratio(self, model: torch.nn.Module, called: Mapping[str, str], recipe: Recipe, asked: Gradient) -> Floats:
+        """From the gradient by the weights to that by the ratios of the recipe's members, (1 + groups, members)."""
+        pool, members = self._pool, list(recipe.members)
+        checkpoints = [pool[k].checkpoint for k in members]
+        aliases = common_aliases(checkpoints)
+        # A parameter under several names is one; what the pool calls the last of them has its values.
+        name_of: dict[int, str] = {}
+        gradients: dict[str, torch.Tensor | None] = {}
+        for own, parameter in model.named_parameters(remove_duplicate=False):
+            name = called.get(own, own)
+            name = aliases.get(name, name)
+            if name in pool.shapes and is_averaged(parameter.dtype):
+                gradients.pop(name_of.get(id(parameter), ""), None)
+                name_of[id(parameter)] = name
+                gradients[name] = parameter.grad
+        products = inner_products(pool, members, {n: tensor for n, tensor in gradients.items() if tensor is not None})
+        rows = {group: place for place, group in enumerate((None, *asked.groups))}
+        result = np.zeros((len(rows), len(members)))
+        for name, product in products.items():
+            result[rows[group_of(asked.groups, name)]] += product
+        return result
 
     def write(self, recipe: Recipe, path: Path, kept: Statistics | None = None, files_from: str | None = None) -> None:
         """Write the soup as it is evaluated, BatchNorm statistics re-estimated, with the recipe in its metadata.

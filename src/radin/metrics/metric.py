@@ -73,6 +73,8 @@ class Metric:
     ``ignore_index``: the label of positions that do not count. ``choices``: outputs may have another number of
     columns in each batch, or -inf or NaN where an example has fewer.
     ``family`` says which exact estimate from cached outputs fits; ``top`` is k of top-k accuracy.
+    ``loss(outputs (b, C), targets (b, ...)) -> number``, all torch tensors, lower is better, differentiable: what
+    ratios are learned by (``radin.objectives``), where the metric is the user's own.
     """
 
     name: str = ""
@@ -91,6 +93,7 @@ class Metric:
     ignore_index: int = positions.IGNORE
     choices: bool = False
     about: str = ""
+    loss: Callable[[Any, Any], Any] | None = None
 
     def __post_init__(self) -> None:
         """Derive what was not given. Raises TaskError when that cannot be done."""

@@ -20,6 +20,7 @@ from radin.engine.base import Engine
 from radin.engine.command import Command, CommandEngine
 from radin.errors import RadinError, RunError
 from radin.files import told, write_json
+from radin.objectives import objectives
 from radin.progress import Progress, logged
 from radin.question import Floats, Indices, Rates
 from radin.recipe import Recipe
@@ -39,6 +40,7 @@ from radin.search.strategies import base
 from radin.stats.split import split_halves
 from radin.weights import Pool, integer_source
 from radin.weights.beside import files_source
+from radin.weights.grouping import groupings
 from radin.weights.paths import absolute, natural_key, require_utf8
 
 __all__ = ["cook", "versions"]
@@ -272,7 +274,7 @@ def _spend(
     session = Session(
         job,
         engine,
-        lambda: _search(job, known, asked, singles, _account(job, asked, rates), _parts(evaluator, rates)),
+        lambda: _search(job, engine, known, asked, singles, _account(job, asked, rates), _parts(evaluator, rates)),
         _decisive(asked, rates),
         best=single,
     )
@@ -305,7 +307,9 @@ def _on_halves(
     session = Session(
         job,
         engine,
-        lambda: _search(job, seen, asked, singles, _account(job, asked, rates), _parts(evaluator, rates), half, limit),
+        lambda: _search(
+            job, engine, seen, asked, singles, _account(job, asked, rates), _parts(evaluator, rates), half, limit
+        ),
         _decisive(asked, rates) | {"halves": True},
         choose=choose,
         best=_single_to_beat(job, engine, choose),
@@ -338,8 +342,26 @@ def _decisive(asked: Mapping[str, Any], rates: Rates) -> dict[str, Any]:
     return {name: asked[name] for name in names} | {"rates": vars(rates), "radin": asked["versions"]["radin"]}
 
 
+def _gradients(job: Job, engine: Engine, strategy: str) -> Mapping[str, tuple[str, ...]] | None:
+    """Groups of tensors whose ratios can be learned; None where the strategy learns none, or the engine cannot tell.
+
+    Of the latter the user is told.
+    """
+    if not base.get(strategy).gradients:
+        return None
+    if engine.gradients and objectives(job.metric):
+        return groupings(job.pool.sizes)
+    why = "what evaluates the soups gives no gradients"
+    if not objectives(job.metric):
+        why = f"{job.metric.name} has nothing differentiable to learn by; a radin.Metric of your own may have a loss"
+    note = f"no ratios were learned: {why}. The budget was spent as by strategy 'adaptive'"
+    job.notes += () if note in job.notes else (note,)
+    return None
+
+
 def _search(
     job: Job,
+    engine: Engine,
     known: Known,
     asked: Mapping[str, Any],
     singles: Floats,
@@ -349,6 +371,7 @@ def _search(
     limit: int | None = None,
 ) -> Search:
     started = time.monotonic()
+    gradients = _gradients(job, engine, asked["strategy"])
     search = Search(
         known.outputs,
         known.targets,
@@ -363,6 +386,7 @@ def _search(
         singles=singles,
         gram=job.gram if base.get(asked["strategy"]).geometry else None,
         parts=parts,
+        gradients=gradients,
         account=account,
         among=among,
         progress=job.progress,

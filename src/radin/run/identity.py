@@ -55,6 +55,7 @@ def code_identity(function: Callable[..., Any]) -> str:
 
 def _metric_code(metric: Metric) -> str:
     parts = (metric.value, metric.per_example, metric.summary, metric.from_summary, metric.totals, metric.from_totals)
+    parts += () if metric.loss is None else (metric.loss,)
     about: tuple[object, ...] = (
         metric.higher_is_better,
         metric.targets,

@@ -15,7 +15,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -27,7 +27,7 @@ from radin.checksums import row_checksum
 from radin.errors import RadinError, RunError
 from radin.files import storage_error
 from radin.metrics import Metric
-from radin.question import VALIDATION, Answer, Floats, Indices, answer_from_numbers, answer_from_values
+from radin.question import VALIDATION, Answer, Floats, Gradient, Indices, answer_from_numbers, answer_from_values
 from radin.run.directory import way_on
 
 VERSION = 3
@@ -88,6 +88,13 @@ CREATE TABLE IF NOT EXISTS pauses (
     session INTEGER NOT NULL REFERENCES sessions (id),
     checksum TEXT
 );
+CREATE TABLE IF NOT EXISTS gradients (
+    id INTEGER PRIMARY KEY REFERENCES questions (id),   -- a question that asked for one; its score is the objective's
+    objective TEXT NOT NULL,
+    groups TEXT NOT NULL,        -- JSON: names of groups of tensors
+    gradient BLOB,               -- zlib, float64 (1 + groups, members of the recipe); NULL: open, or not given
+    checksum TEXT
+);
 CREATE TABLE IF NOT EXISTS runs (
     id INTEGER PRIMARY KEY,
     run TEXT NOT NULL,           -- the run that it belongs to, as run.json names it
@@ -100,7 +107,9 @@ CREATE TABLE IF NOT EXISTS soups (
     checksum TEXT
 );
 """
-_TABLE_NAMES = ("evaluations", "sessions", "questions", "pauses", "runs", "soups")
+_LATER = ("gradients",)
+"""Tables that a ledger need not have: those written before they were thought of are read all the same."""
+_TABLE_NAMES = ("evaluations", "sessions", "questions", "pauses", "gradients", "runs", "soups")
 
 
 # What SQLite says of the operating system -> the system's own number for it.
@@ -130,7 +139,8 @@ class Asked:
     """A question about a soup on validation, and what became of it.
 
     examples: (m,) ascending indices; None: all. asked, told: places in the sequence; told is None while it is open.
-    answer: None while open, and where ``error`` says why there is none.
+    answer: None while open, and where ``error`` says why there is none. gradient: what was asked for; the answer's has
+    a column for each of the recipe's members, in their order there.
     """
 
     number: int
@@ -144,6 +154,7 @@ class Asked:
     told: int | None
     answer: Answer | None
     error: str | None
+    gradient: Gradient | None = None
 
 
 @dataclass(frozen=True)
@@ -214,23 +225,28 @@ class Ledger:
                     self._add("INSERT INTO runs (run) VALUES (?)", (run,), "runs")
         elif found[0] == _APPLICATION and found[1] != VERSION:
             raise RunError(f"{self.path} was written by another version of radin. Give a new directory with --out.")
-        elif found[0] != _APPLICATION or self._schema(self._db) != self._schema(None):
+        elif found[0] != _APPLICATION or not self._schema(None) >= self._schema(self._db) >= self._schema(None, _LATER):
             raise self._damaged("it is not laid out as radin does it")
+        elif not read_only and self._schema(self._db) != self._schema(None):
+            with self._transaction():  # one from before there were gradients
+                self._db.executescript(f"BEGIN; {_TABLES}")
 
     @staticmethod
-    def _schema(db: sqlite3.Connection | None) -> list[tuple[str, ...]]:
+    def _schema(db: sqlite3.Connection | None, without: Sequence[str] = ()) -> set[tuple[str, ...]]:
         """The statements that made its tables; None: those of this version."""
         with closing(sqlite3.connect(":memory:")) as fresh:
             if db is None:
                 fresh.executescript(_TABLES)
-            return list((db or fresh).execute("SELECT type, name, sql FROM sqlite_master ORDER BY name"))
+            found = (db or fresh).execute("SELECT type, name, sql FROM sqlite_master ORDER BY name")
+            return {statement for statement in found if statement[1] not in without}
 
     def _verify(self, read_only: bool) -> None:
         """Compare all checksums. What can be made again from cached outputs is; else RunError."""
         wrong = self._db.execute("PRAGMA integrity_check(1)").fetchone()[0]
         if wrong != "ok":
             raise self._damaged(wrong)
-        for table in _TABLE_NAMES:
+        tables = {name for _, name, _ in self._schema(self._db)}
+        for table in (name for name in _TABLE_NAMES if name in tables):
             for row in self._db.execute(f"SELECT * FROM {table} ORDER BY 1"):
                 if row[-1] == row_checksum(*row[:-1]):
                     continue
@@ -355,6 +371,7 @@ class Ledger:
         recipe: Mapping[str, Any],
         total: int,
         examples: Indices | None,
+        gradient: Gradient | None = None,
     ) -> int:
         """Record that a question was asked, before it is worked on; its number."""
         blob = None
@@ -363,15 +380,23 @@ class Ledger:
             mask[examples] = True
             blob = zlib.compress(np.packbits(mask).tobytes())
         with self._transaction():
-            return self._add(
+            number = self._add(
                 "INSERT INTO questions (session, origin, identity, recipe, total, asked_examples, asked, created)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (session, origin, identity, json.dumps(recipe), total, blob, self._place(), time.time()),
                 "questions",
             )
+            if gradient is not None:
+                groups = json.dumps(gradient.groups)
+                row = (number, gradient.objective, groups)
+                self._add("INSERT INTO gradients (id, objective, groups) VALUES (?, ?, ?)", row, "gradients")
+            return number
 
     def tell(self, number: int, answer: Answer) -> None:
-        """Record the answer to a question, and its scores on further sets: all or nothing."""
+        """Record the answer to a question, and its scores on further sets: all or nothing.
+
+        A gradient has a column for each of the recipe's members, in their order there.
+        """
         with self._transaction():
             self._db.execute(
                 "UPDATE questions SET told = ?, score = ?, stderr = ?, examples = ?, seconds = ?, data = ?, bits = ?,"
@@ -379,6 +404,10 @@ class Ledger:
                 (self._place(), *_columns(answer), number),
             )
             self._seal("questions", number)
+            if answer.gradient is not None:
+                blob = zlib.compress(answer.gradient.astype(np.float64).tobytes())
+                self._db.execute("UPDATE gradients SET gradient = ? WHERE id = ?", (blob, number))
+                self._seal("gradients", number)
             if answer.further:
                 row = self._db.execute("SELECT identity, recipe FROM questions WHERE id = ?", (number,)).fetchone()
                 for name, (score, stderr) in answer.further.items():
@@ -403,6 +432,7 @@ class Ledger:
             return
         with self._transaction():
             self._db.execute("DELETE FROM questions WHERE asked > ?", (place,))
+            self._db.execute("DELETE FROM gradients WHERE id NOT IN (SELECT id FROM questions)")
             self._db.execute("DELETE FROM pauses WHERE place > ?", (place,))
             taken_back = list(self._db.execute("SELECT id FROM questions WHERE told >= ?", (place,)))
             self._db.execute("UPDATE questions SET told = NULL, error = NULL WHERE told >= ?", (place,))
@@ -431,15 +461,35 @@ class Ledger:
             "SELECT id, session, origin, identity, recipe, total, asked_examples, asked, told, error, score, stderr,"
             " examples, seconds, data, bits, example_values FROM questions ORDER BY asked"
         )
+        gradients = self._gradients()
         found = []
         for number, session, origin, identity, recipe, total, mask, asked, told, error, *answer in rows:
             examples = None
             if mask is not None:
                 examples = np.flatnonzero(_bits(zlib.decompress(mask), total))
             known = self._answer(answer) if told is not None and error is None else None
+            gradient, slopes = gradients.get(number, (None, None))
+            if known is not None and gradient is not None:
+                known = replace(known, gradient=slopes)
+            made = json.loads(recipe)
             found.append(
-                Asked(number, session, origin, identity, json.loads(recipe), total, examples, asked, told, known, error)
+                Asked(number, session, origin, identity, made, total, examples, asked, told, known, error, gradient)
             )
+        return found
+
+    def _gradients(self) -> dict[int, tuple[Gradient, Floats | None]]:
+        """What questions asked for gradients, by number, and these, (1 + groups, members of the recipe)."""
+        if not any(name == "gradients" for _, name, _ in self._schema(self._db)):
+            return {}
+        found: dict[int, tuple[Gradient, Floats | None]] = {}
+        for number, objective, groups, blob in self._db.execute(
+            "SELECT id, objective, groups, gradient FROM gradients"
+        ):
+            asked = Gradient(objective, tuple(json.loads(groups)))
+            slopes = None
+            if blob is not None:
+                slopes = np.frombuffer(zlib.decompress(blob), np.float64).reshape(1 + len(asked.groups), -1)
+            found[number] = (asked, slopes)
         return found
 
     @_reads
@@ -448,7 +498,8 @@ class Ledger:
         parts: dict[str, Floats] = {}
         seconds: dict[str, float] = {}
         complete: dict[str, Entry] = {}
-        told = sorted((q for q in self.questions() if q.answer is not None), key=lambda q: q.told or 0)
+        told = [q for q in self.questions() if q.answer is not None and q.gradient is None]
+        told.sort(key=lambda q: q.told or 0)
         for asked in told:
             answer, key = asked.answer, asked.identity
             assert answer is not None

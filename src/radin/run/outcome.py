@@ -147,7 +147,14 @@ class Outcome:
             ),
             strategy={"name": asked["strategy"], **asked["options"], "seed": asked["seed"]},
             seconds=dict(job.seconds),
-            notes=(*self._duplicates(), *job.pool.notes, *job.notes, *self._failed(), *self._halves(bias)),
+            notes=(
+                *self._duplicates(),
+                *job.pool.notes,
+                *job.notes,
+                *self._failed(),
+                *self._learned(),
+                *self._halves(bias),
+            ),
             reasons=self._reasons(evaluations) if best.size == 1 else None,
             versions=asked["versions"],
             searched=None if self.choose is None else self.known.examples - len(self.choose),
@@ -253,6 +260,12 @@ class Outcome:
                 f"{max(bias.optimism, 0):.4f}: corrected {bias.corrected:.4f}"
             )
         return [text]
+
+    def _learned(self) -> list[str]:
+        count, passes = self.session.account.gradients
+        if not count:
+            return []
+        return [f"{passes:.1f} of the passes went into {count} gradients by the ratios, each three times its examples"]
 
     def _duplicates(self) -> list[str]:
         return [f"{dropped} has the same weights as {kept}; used once" for dropped, kept in self.job.pool.duplicates]

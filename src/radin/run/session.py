@@ -65,6 +65,7 @@ class Session:
         self._origins: dict[Question, str] = {}
         self._again: list[Question] = []
         self._answers: dict[Recipe, list[Answer]] = {}
+        self._seconds = 0.0
 
     @property
     def account(self) -> Account:
@@ -115,8 +116,8 @@ class Session:
     def _tell(self, asked: Iterable[Asked]) -> None:
         for found in sorted((q for q in asked if q.answer is not None), key=lambda q: q.told or 0):
             assert found.answer is not None
-            question = Question(self._recipe(found), found.examples)
-            self._take(question, found.answer)
+            question = Question(self._recipe(found), found.examples, gradient=found.gradient)
+            self._take(question, self._placed(found, found.answer))
 
     def _repeat(self, events: Sequence[Event]) -> bool:
         """Ask and tell in the order recorded; False as soon as the search asks anything else."""
@@ -132,7 +133,7 @@ class Session:
                 questions[found.number] = question
                 self._numbers[question], self._origins[question] = found.number, found.origin
             elif found.answer is not None:
-                self._take(questions.pop(found.number), found.answer)
+                self._take(questions.pop(found.number), self._placed(found, found.answer))
             else:
                 self._leave(questions.pop(found.number), found.error or "")
         self._again = list(questions.values())
@@ -147,12 +148,25 @@ class Session:
         asked = self.search.ask()
         if asked is None or asked.recipe != recipe or (asked.examples is None) != (found.examples is None):
             return None
+        if asked.gradient != found.gradient:
+            return None
         if asked.examples is None or found.examples is None:
             return asked
         return asked if np.array_equal(asked.examples, found.examples) else None
 
     def _recipe(self, found: Asked) -> Recipe:
         return Recipe.from_json(found.recipe, self._job.pool.fingerprints)
+
+    def _placed(self, found: Asked, answer: Answer) -> Answer:
+        """The answer as it was told: a gradient with a column for each member of the pool."""
+        if found.gradient is None:
+            return answer
+        fingerprints = self._job.pool.fingerprints
+        gradient = np.full((1 + len(found.gradient.groups), len(fingerprints)), np.nan)
+        if answer.gradient is not None:
+            columns = [fingerprints.index(member["fingerprint"]) for member in found.recipe["members"]]
+            gradient[:, columns] = answer.gradient
+        return replace(answer, gradient=gradient)
 
     # -- asking and telling
 
@@ -200,7 +214,10 @@ class Session:
                     continue
                 self._in_a_row = 0
                 self._take(question, answer)
-                self._keep(question.recipe)
+                if question.gradient is None:
+                    self._keep(question.recipe)
+                if answer.gradient is not None:  # the members' columns alone: their order may be another next time
+                    answer = replace(answer, gradient=answer.gradient[:, list(question.recipe.members)])
                 self._job.ledger.tell(self._numbers.pop(question), answer)
             self._job.spent("soups", time.monotonic() - started)
             if failure is not None and self._in_a_row >= _FAILURES:  # all that came with it is recorded
@@ -220,12 +237,20 @@ class Session:
         recipe, total = question.recipe, self.account.rates.examples
         self._origins[question] = origin
         self._numbers[question] = self._job.ledger.ask(
-            self._number, origin, self._job.identity(recipe), self._job.to_json(recipe), total, question.examples
+            self._number,
+            origin,
+            self._job.identity(recipe),
+            self._job.to_json(recipe),
+            total,
+            question.examples,
+            question.gradient,
         )
         return question
 
     def _take(self, question: Question, answer: Answer) -> None:
-        self._answers.setdefault(question.recipe, []).append(answer)
+        self._seconds += answer.seconds
+        if question.gradient is None:
+            self._answers.setdefault(question.recipe, []).append(answer)
         self._origins.pop(question, None)
         self.search.tell(question, answer)
 
@@ -235,7 +260,8 @@ class Session:
         self._leave(question, failure.message)
 
     def _leave(self, question: Question, why: str) -> None:
-        self.failed[question.recipe] = why
+        if question.gradient is None:
+            self.failed[question.recipe] = why
         if self._origins.pop(question, "search") == "search":
             self.search.drop(question)
         else:
@@ -322,13 +348,13 @@ class Session:
     def _announce(self, question: Question, working: int) -> None:
         """How far the budget is spent, and about how long the rest will take."""
         spent, budget = self.account.spent, self.account.budget
-        seconds = sum(answer.seconds for answers in self._answers.values() for answer in answers)
         examples = self.account.rates.examples if question.examples is None else len(question.examples)
-        text = f"pass {spent:.1f} of {budget:.0f}: soup of {question.recipe.size} members"
+        what = "soup" if question.gradient is None else "gradient by the ratios"
+        text = f"pass {spent:.1f} of {budget:.0f}: {what} of {question.recipe.size} members"
         text += f", {examples:,} examples" if examples else ""
         text += f", {working} at once" if self._engine.slots > 1 else ""
         if spent > 0:
-            left = seconds / spent * max(budget - spent, 0.0) / self._engine.slots
+            left = self._seconds / spent * max(budget - spent, 0.0) / self._engine.slots
             text += f", in all about {_duration(left)} left"
         self._job.report(text)
 

@@ -17,13 +17,23 @@ from radin.errors import RadinError
 from radin.estimate import Estimator, Outputs
 from radin.estimate.reading import Array
 from radin.metrics import Metric
+from radin.objectives import objectives
 from radin.progress import Progress, silent
-from radin.question import Answer, Floats, Indices, Question, Rates, answer_from_values
+from radin.question import Answer, Floats, Gradient, Indices, Question, Rates, answer_from_values
 from radin.recipe import Recipe
-from radin.search.account import Account
+from radin.search.account import Account, Asked, asked_of
 from radin.search.members import Members
 from radin.search.strategies import base
-from radin.search.strategies.base import Examples, Open, Problem, Slice, Ticket, Wait
+from radin.search.strategies.base import (
+    Examples,
+    Gradients,
+    Open,
+    Problem,
+    Slice,
+    Slope,
+    Ticket,
+    Wait,
+)
 
 
 class Search:
@@ -56,7 +66,12 @@ class Search:
         while (question := search.ask()) is not None:
             search.tell(question, [one value per example of question.examples])
 
-    A soup then costs its share of the examples. ``calibration``: K, how many examples starting a soup costs besides
+    A soup then costs its share of the examples.
+
+    ``gradients``: groups of tensors by name, from coarse to fine, where questions may ask for a gradient by the ratios
+    in them; these are told an Answer with one, and cost three times their examples.
+
+    ``calibration``: K, how many examples starting a soup costs besides
     (those over which BatchNorm statistics are estimated again). ``account``: the budget and the memory that this search
     shares with others; ``among``: the examples, of all that the account knows, that the outputs are over.
     ``progress``: called with (what, done, total) while estimates that take long are made.
@@ -83,6 +98,7 @@ class Search:
         singles: Floats | None = None,
         gram: Floats | None = None,
         parts: bool = False,
+        gradients: Mapping[str, tuple[str, ...]] | None = None,
         calibration: int = 0,
         account: Account | None = None,
         among: Indices | None = None,
@@ -123,10 +139,12 @@ class Search:
         whole = rates.examples + rates.calibration
         self._unit = (mine.examples + mine.calibration) / whole if whole else 1.0
         self._told: dict[Recipe, float] = {}
+        self._no_gradient: set[Asked] = set()
         self._known = {Recipe.single(k, members.count): float(u) for k, u in enumerate(members.utilities)}
         self._queue: list[Recipe] = []
         self._tickets: list[tuple[Ticket, Recipe, Slice | None]] = []
         self._news = False
+        learned_by = objectives(self.metric) if mine.examples else ()
         positional = self.metric.family == "position_accuracy" and members.by_counts
         by_slices = parts and (positional or (self.metric.family == "accuracy" and self.metric.top == 1))
         self.problem = Problem(
@@ -149,6 +167,10 @@ class Search:
             )
             if by_slices
             else None,
+            gradients=Gradients(learned_by, gradients, mine.examples, mine.overhead, mine.reading)
+            if gradients is not None and learned_by
+            else None,
+            left=self._left,
             prior=members.prior,
             affords=members.affords,
             screen=members.screen if members.prior is None else None,
@@ -191,8 +213,13 @@ class Search:
                 self._news = False
                 self._answer_with(None)
                 continue
+            if isinstance(asked, Slope):
+                known, question = self._slope(asked)
+                if known:
+                    continue
+                return question
             opens = isinstance(asked, Open)
-            plain = asked.ask if isinstance(asked, Open) else asked
+            plain, reserve = (asked.ask, asked.reserve) if isinstance(asked, Open) else (asked, 0.0)
             part = plain if isinstance(plain, Slice) else None
             recipe = self._members.recipe(plain.ratios if isinstance(plain, Slice) else plain)
             known, answer = self._answer(recipe, part)
@@ -200,7 +227,7 @@ class Search:
                 self._answer_with(Ticket(True, answer) if opens else answer)
                 continue
             lacking = self._lacking(recipe, part)
-            question = self._question(recipe, part)
+            question = self._question(recipe, part, reserve)
             if lacking and question is None:
                 # Not within the budget. Whoever asks about whole soups, one by one, has nothing else to ask.
                 if part is None and not opens:
@@ -222,14 +249,45 @@ class Search:
         """What the strategy is sent when it continues, at the next step of ``ask``."""
         self._reply, self._replies = reply, True
 
-    def _question(self, recipe: Recipe, part: Slice | None) -> Question | None:
+    def _slope(self, asked: Slope) -> tuple[bool, Question | None]:
+        """Whether the strategy has its reply; else the question to ask, None while it is open."""
+        examples = self._among[np.sort(asked.examples)]
+        question = Question(
+            self._members.recipe(asked.ratios), examples, gradient=Gradient(asked.objective, tuple(asked.groups))
+        )
+        key = asked_of(question)
+        found = self.account.gradient(key)
+        if found is not None and found.gradient is not None:
+            self._answer_with((found.score, found.gradient[:, self._members.order]))
+            return True, None
+        if any(q.gradient is not None and asked_of(q) == key for q in self.account.open):
+            return False, None
+        cost = self.account.cost(question.recipe, examples, question.gradient) + asked.reserve * self._unit
+        if key in self._no_gradient or not self._affords(cost):
+            self._answer_with(None)
+            return True, None
+        self.account.reserve(question)
+        return False, question
+
+    @property
+    def _limit(self) -> float:
+        return min(self.account.budget, self.budget * self._unit)
+
+    def _affords(self, cost: float) -> bool:
+        return self.account.affords(cost, self._limit)
+
+    def _left(self) -> float:
+        """Passes over the examples that are searched on that the budget still allows."""
+        return (self._limit - self.account.spent - self.account.reserved) / self._unit
+
+    def _question(self, recipe: Recipe, part: Slice | None, reserve: float = 0.0) -> Question | None:
         """Open a question about what is lacking, if anything is and the budget allows it."""
         if recipe in self._known or not self._lacking(recipe, part):
             return None
         asked = self._unknown(recipe, part) if self.parts else None
-        reserve = part.reserve * self._unit if part is not None else 0.0
-        cost = self.account.cost(recipe, asked) + reserve
-        if not self.account.affords(cost, min(self.account.budget, self.budget * self._unit)):
+        reserve += part.reserve if part is not None else 0.0
+        cost = self.account.cost(recipe, asked) + reserve * self._unit
+        if not self._affords(cost):
             return None
         question = Question(recipe, asked)
         self.account.reserve(question)
@@ -239,7 +297,7 @@ class Search:
         """Whether something of what is asked is neither known nor asked about already."""
         if self.parts:
             return len(self._unknown(recipe, part)) > 0
-        return not any(question.recipe == recipe for question in self.account.open)
+        return not any(question.recipe == recipe and question.gradient is None for question in self.account.open)
 
     def _unknown(self, recipe: Recipe, part: Slice | None) -> Indices:
         """Those of the examples asked that are neither known nor open, ascending, as the account counts them."""
@@ -269,6 +327,9 @@ class Search:
         question = asked if isinstance(asked, Question) else self._open_about(asked)
         recipe = question.recipe
         self._check(recipe)
+        if question.gradient is not None:
+            self._tell_gradient(question, question.gradient, answer)
+            return
         found = self._as_answer(question, answer)
         if recipe in self._told and found.values is None and question.examples is None:
             before = self._told[recipe]
@@ -277,8 +338,14 @@ class Search:
         self.account.charge(question, found)
         self._learn(recipe, found)
 
+    def _tell_gradient(self, question: Question, asked: Gradient, answer: Answer | float | ArrayLike) -> None:
+        shape = (1 + len(asked.groups), self._members.count)
+        if not isinstance(answer, Answer) or answer.gradient is None or answer.gradient.shape != shape:
+            raise RadinError(f"this question asks for a gradient: tell an Answer whose gradient has shape {shape}")
+        self.account.charge(question, answer)
+
     def _open_about(self, recipe: Recipe) -> Question:
-        found = [q for q in self.account.open if q.recipe == recipe and q.examples is None]
+        found = [q for q in self.account.open if q.recipe == recipe and q.examples is None and q.gradient is None]
         return found[0] if found else Question(recipe)
 
     def _as_answer(self, question: Question, answer: Answer | float | ArrayLike) -> Answer:
@@ -312,6 +379,9 @@ class Search:
     def drop(self, question: Question) -> None:
         """No answer will come: give back what was set aside, and ask about this recipe no more."""
         self.account.release(question)
+        if question.gradient is not None:
+            self._no_gradient.add(asked_of(question))
+            return
         self._known.setdefault(question.recipe, -np.inf)
         self._deliver()
 

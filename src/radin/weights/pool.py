@@ -190,10 +190,17 @@ class Pool(Members[Member]):
     @property
     def parameters(self) -> int:
         """How many numbers an average averages: elements of float and complex tensors, tied ones once."""
+        return sum(self.sizes.values())
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """Elements of each tensor that an average averages, tied ones once."""
         aliases, dtypes = self.aliases, self.dtypes
-        return sum(
-            count(shape) for name, shape in self.shapes.items() if name not in aliases and is_averaged(dtypes[name])
-        )
+        return {
+            name: count(shape)
+            for name, shape in self.shapes.items()
+            if name not in aliases and is_averaged(dtypes[name])
+        }
 
     @property
     def bytes(self) -> int:

@@ -1,6 +1,6 @@
 """How the budget is spent: strategies as generators that yield mixing weights and receive utilities."""
 
-from radin.search.strategies import adaptive, baselines, greedy, paper
+from radin.search.strategies import adaptive, baselines, greedy, learned, paper
 from radin.search.strategies.base import Asks, Option, Problem, Strategy, get, names, strategy
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "baselines",
     "get",
     "greedy",
+    "learned",
     "names",
     "paper",
     "strategy",

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from radin.checks import fits, whole_number
 from radin.errors import RadinError
 from radin.progress import Progress, silent
+from radin.question import GRADIENT_PASSES
 from radin.recipe import Recipe
 from radin.search.prior import ScorePrior
 
@@ -28,6 +29,10 @@ Floats = NDArray[np.float64]
 Indices = NDArray[np.intp]
 
 
+Ratios = Floats | Recipe
+"""Mixing ratios of a soup over the canonical order: (N,), or a recipe, which may hold some by group of tensors."""
+
+
 @dataclass(frozen=True, eq=False)
 class Slice:
     """Some examples of a soup: ``ratios`` (N,) or a recipe, ``examples`` (m,) indices.
@@ -35,8 +40,23 @@ class Slice:
     Asked about only if, after paying for the examples not yet known, ``reserve`` passes are left.
     """
 
-    ratios: Floats | Recipe
+    ratios: Ratios
     examples: Indices
+    reserve: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Slope:
+    """The value and gradient of an objective over some examples, by the ratios in each of ``groups``.
+
+    Answered by (value, (1 + groups, N)), NaN for members of ratio 0; or None: not within the budget, or it failed.
+    ``reserve``: as of a Slice.
+    """
+
+    ratios: Ratios
+    examples: Indices
+    objective: str
+    groups: tuple[str, ...] = ()
     reserve: float = 0.0
 
 
@@ -50,9 +70,10 @@ class Ticket:
 
 @dataclass(frozen=True, eq=False)
 class Open:
-    """Ask, and continue before it is answered."""
+    """Ask, and continue before it is answered. ``reserve``: passes that must be left afterwards, as of a Slice."""
 
-    ask: Floats | Recipe | Slice
+    ask: Ratios | Slice
+    reserve: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -60,14 +81,14 @@ class Wait:
     """Continue when one of the open questions has been answered."""
 
 
-Ask = Floats | Recipe | Slice | Open | Wait
+Ask = Ratios | Slice | Slope | Open | Wait
 
 Asks = Generator[Ask, Any, None]
 """A running strategy. It yields mixing ratios (N,), or a recipe over the canonical order where groups of tensors have
 ratios of their own, and is sent the utility of their soup; or a Slice, and is sent the soup's utilities on those
 examples (m,), NaN where its outputs are not finite. Or it opens either and is sent a Ticket: with one question open at
-a time the ticket is answered before the strategy continues. A Slice or an opened question that the budget does not
-allow is answered with None."""
+a time the ticket is answered before the strategy continues. Or it yields a Slope. A Slice, a Slope or an opened
+question that the budget does not allow is answered with None."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +123,34 @@ class Examples:
 
 
 @dataclass(frozen=True)
+class Gradients:
+    """What a strategy that asks for gradients knows of them.
+
+    ``objectives``: by name, the first for many examples and the last for few. ``groups``: groups of tensors by name,
+    from coarse to fine: "one" set of ratios, "blocks", "modules". ``count``, ``overhead``, ``reading``: as of Examples.
+    """
+
+    objectives: tuple[str, ...]
+    groups: Mapping[str, tuple[str, ...]]
+    count: int
+    overhead: float = 0.0
+    reading: float = 0.0
+
+    def cost(self, examples: int) -> float:
+        """Passes that a gradient over so many examples costs: forward one, backward two, and no BatchNorm statistics.
+
+        They are re-estimated for soups that are evaluated; here each batch has its own.
+        """
+        share = self.reading + (1 - self.reading) * GRADIENT_PASSES * examples / self.count
+        return (1 - self.overhead) * share
+
+    def examples(self, passes: float) -> int:
+        """How many examples a gradient may be over that costs at most so many passes."""
+        share = (passes / (1 - self.overhead) - self.reading) / max(1 - self.reading, 1e-9) / GRADIENT_PASSES
+        return int(min(max(share, 0.0), 1.0) * self.count + 1e-9)
+
+
+@dataclass(frozen=True)
 class Problem:
     """What a strategy knows before it spends anything. Utilities: higher is better, -inf for NaN.
 
@@ -116,6 +165,8 @@ class Problem:
     ``gram`` (N, N): inner products of the members' weights about any origin; None where they are not known.
     ``output_distances() -> (N, N)``: root mean square differences of the members' outputs; None where outputs are not
     kept. ``examples``: where soups may be evaluated on some examples only; else None.
+    ``gradients``: where objectives can be differentiated by the ratios; else None. ``left()``: passes of the budget
+    that are neither spent nor set aside for what is open.
     ``prior``: where there are no outputs, so that ``estimate`` is what the members' scores and distances lead one to
     expect; else None.
     ``affords``: about how many recipes ``estimate`` may be asked where it takes long; 0 where it does not.
@@ -132,6 +183,8 @@ class Problem:
     gram: Floats | None = None
     output_distances: Callable[[], Floats] | None = None
     examples: Examples | None = None
+    gradients: Gradients | None = None
+    left: Callable[[], float] = lambda: 0.0
     prior: ScorePrior | None = None
     affords: int = 0
     screen: Callable[[Problem], Callable[[Floats], Floats] | None] | None = None
@@ -183,7 +236,7 @@ class Strategy:
 
     ``spends`` is False for one that evaluates no soup, ``geometry`` True for one that is better with ``Problem.gram``,
     ``outputs`` for one that means nothing without the members' outputs, ``independent`` for one whose questions depend
-    on no answer, so that all may be open at once.
+    on no answer, so that all may be open at once, ``gradients`` for one that is to have ``Problem.gradients``.
     """
 
     name: str
@@ -194,6 +247,7 @@ class Strategy:
     geometry: bool = False
     outputs: bool = False
     independent: bool = False
+    gradients: bool = False
 
     def settings(self, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """All options with their values, defaults filled in. Raises RadinError for one that does not fit."""
@@ -211,7 +265,13 @@ _STRATEGIES: dict[str, Strategy] = {}
 
 
 def strategy(
-    name: str, *, spends: bool = True, geometry: bool = False, outputs: bool = False, independent: bool = False
+    name: str,
+    *,
+    spends: bool = True,
+    geometry: bool = False,
+    outputs: bool = False,
+    independent: bool = False,
+    gradients: bool = False,
 ) -> Callable[[Callable[..., Asks]], Callable[..., Asks]]:
     """Register a generator function under ``name``.
 
@@ -228,7 +288,9 @@ def strategy(
                 kind, text, *least = get_args(hints[parameter.name])
                 options.append(Option(parameter.name, kind, parameter.default, text, *least))
         summary = (inspect.getdoc(function) or "").splitlines()[0]
-        _STRATEGIES[name] = Strategy(name, summary, function, tuple(options), spends, geometry, outputs, independent)
+        _STRATEGIES[name] = Strategy(
+            name, summary, function, tuple(options), spends, geometry, outputs, independent, gradients
+        )
         return function
 
     return register
