@@ -12,6 +12,7 @@ _PLACES = {
     "Command": "radin.engine.command",
     "Engine": "radin.engine.base",
     "Failure": "radin.question",
+    "Kept": "radin.data.kept",
     "Metric": "radin.metrics",
     "OutputsError": "radin.errors",
     "Pool": "radin.weights",
@@ -34,6 +35,7 @@ _PLACES = {
 
 if TYPE_CHECKING:
     __version__: str
+    from radin.data.kept import Kept
     from radin.data.task import Task
     from radin.diagnose.doctor import doctor
     from radin.engine.base import Engine
@@ -53,6 +55,7 @@ __all__ = [
     "Command",
     "Engine",
     "Failure",
+    "Kept",
     "Metric",
     "OutputsError",
     "Pool",

@@ -24,7 +24,8 @@ def torch_part(spec: ModelSpec) -> ModelPart:
     imports = [*lines, f"from {name} import {function} as {_local(function, 'built_by')}"]
     if hasattr(module, _TRANSFORM):
         imports.append(f"from {name} import {_TRANSFORM} as prepare")
-    return ModelPart("own" if not hasattr(module, _TRANSFORM) else "images", (_together(imports),), text, None, {})
+    family = "images" if hasattr(module, _TRANSFORM) else "own"
+    return ModelPart(family, (_together(imports),), text, None, {}, alone=True)
 
 
 def python_part(spec: DataSpec) -> DataPart:
