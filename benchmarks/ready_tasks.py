@@ -11,9 +11,10 @@ Three pools, each fine-tuned here from one start and cooked by one command:
     language    a small GPT-2, pretrained and fine-tuned by Trainer on the same reviews' text, scored by its
                 perplexity; --model hf --data csv:...
 
-The soup is then loaded from the run's folder by transformers' or timm's own functions, tokenizer included, with no tensor
-missing or left over, and scored by them alone, one example after the other (pictures: in batches); it must score the same. Weights and texts come from packages: see benchmarks/pools/README.md,
-"Clipart" and "Sentiment"; --source is the folder with both. Beside radin it takes transformers, accelerate and timm.
+The soup is then loaded from the run's folder by transformers' or timm's own functions, tokenizer included and no tensor
+missing or left over, and scored by them alone, one example after the other (pictures: in batches); it must score the
+same. Weights and texts come from packages: see benchmarks/pools/README.md, "Clipart" and "Sentiment"; --source is the
+folder with both. Beside radin it takes transformers, accelerate and timm.
 --json ends with one line: for each pool its members' and the soup's score, what the library alone gives, the seconds of
 the command, and "same", whether the two are equal (accuracy: to the last example; perplexity: to a part in 100,000).
 """
