@@ -133,7 +133,7 @@ def table_of(folder, split):
     return datasets.Dataset.from_dict(content, features)
 
 
-@pytest.mark.parametrize("kind", ["datasets", "parquet"])
+@pytest.mark.parametrize("kind", ["datasets", "parquet", "csv"])
 def test_a_model_of_transformers_scores_tables_of_pictures_by_its_own_processor_and_names(made, tmp_path, kind):
     torch.manual_seed(0)
     labels = dict(enumerate(ready_made.COLOURS))
@@ -154,6 +154,11 @@ def test_a_model_of_transformers_scores_tables_of_pictures_by_its_own_processor_
     if kind == "datasets":
         table.save_to_disk(tmp_path / "saved")
         data = f"datasets:{tmp_path / 'saved'}"
+    elif kind == "csv":
+        inside = [sorted((made.pictures / "val" / name).iterdir()) for name in ("red", "blue", "green")]
+        lines = [f"{path},{path.parent.name}" for paths in inside for path in paths]
+        (tmp_path / "val.csv").write_text("\n".join(["path,class", *lines]))
+        data = f"csv:{tmp_path / 'val.csv'}"
     else:
         table.to_parquet(tmp_path / "val.parquet")
         data = f"parquet:{tmp_path / 'val.parquet'}"

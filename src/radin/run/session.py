@@ -325,7 +325,7 @@ class Session:
         seconds = sum(answer.seconds for answers in self._answers.values() for answer in answers)
         examples = self.account.rates.examples if question.examples is None else len(question.examples)
         text = f"pass {spent:.1f} of {budget:.0f}: soup of {question.recipe.size} members"
-        text += f", {examples:,} examples" if examples else ""
+        text += f", {examples:,} example{'s' if examples > 1 else ''}" if examples else ""
         text += f", {working} at once" if self._engine.slots > 1 else ""
         if spent > 0:
             left = seconds / spent * max(budget - spent, 0.0) / self._engine.slots
