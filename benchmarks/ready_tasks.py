@@ -11,9 +11,10 @@ Three pools, each fine-tuned here from one start and cooked by one command:
     language    a small GPT-2, pretrained and fine-tuned by Trainer on the same reviews' text, scored by its
                 perplexity; --model hf --data csv:...
 
-The soup is then loaded by transformers' or timm's own functions and scored by them alone, one example after the other
-(pictures: in batches), and must score the same. Weights and texts come from packages: see benchmarks/pools/README.md,
-"Clipart" and "Sentiment"; --source is the folder with both. Beside radin it takes transformers, accelerate and timm.
+The soup is then loaded from the run's folder by transformers' or timm's own functions, tokenizer included and no tensor
+missing or left over, and scored by them alone, one example after the other (pictures: in batches); it must score the
+same. Weights and texts come from packages: see benchmarks/pools/README.md, "Clipart" and "Sentiment"; --source is the
+folder with both. Beside radin it takes transformers, accelerate and timm.
 --json ends with one line: for each pool its members' and the soup's score, what the library alone gives, the seconds of
 the command, and "same", whether the two are equal (accuracy: to the last example; perplexity: to a part in 100,000).
 """
@@ -41,7 +42,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import torch
 from benchmarks.pools import clipart_pictures, sentiment
-from safetensors.torch import load_file
 from torch.nn import functional
 
 from radin import RadinError, metrics
@@ -84,14 +84,21 @@ def cooked(members: list[Path], model: str, data: str, out: Path) -> dict[str, A
     }
 
 
-def soup_of(out: Path, build: Any, auto: Any) -> Any:
-    """The soup in its library: from the run's folder where it is one that from_pretrained opens, else its tensors."""
+def soup_of(out: Path, auto: Any) -> tuple[Any, Any]:
+    """(model, tokenizer) of the run's folder soup, by from_pretrained alone.
+
+    Raises RadinError where there is no such folder, or where a tensor is missing or left over.
+    """
+    from transformers import AutoTokenizer
+
     folder = out / "soup"
-    if folder.is_dir():
-        return auto.from_pretrained(folder).eval()
-    model = build()
-    model.load_state_dict(load_file(out / "soup.safetensors"), strict=False)
-    return model.eval()
+    if not folder.is_dir():
+        raise RadinError(f"{folder}: no folder for from_pretrained, though the members are such folders")
+    model, told = auto.from_pretrained(folder, output_loading_info=True, local_files_only=True)
+    odd = {what: sorted(names) for what, names in told.items() if what.endswith("_keys") and names}
+    if odd:
+        raise RadinError(f"{folder}: from_pretrained found other tensors than it wants: {odd}")
+    return model.eval(), AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
 def reviews(source: Path, quick: bool) -> dict[str, Rows]:
@@ -161,13 +168,14 @@ def texts(folder: Path, source: Path, quick: bool) -> dict[str, Any]:
     ]
     files = {split: write_csv(folder / f"{split}.csv", rows[split]) for split in ("validation", "test")}
     found = cooked(members, "hf", f"csv:{files['validation']},test={files['test']}", folder / "out")
-    model = soup_of(folder / "out", build, AutoModelForSequenceClassification)
+    model, words = soup_of(folder / "out", AutoModelForSequenceClassification)
+    ids = model.config.label2id
     with torch.no_grad():
         right = [
             int(model(**words(text, truncation=True, return_tensors="pt")).logits.argmax()) == ids[label]
             for text, label in rows["test"]
         ]
-    return found | {"alone": sum(right) / len(right)}
+    return found | {"alone": sum(right) / len(right), "loaded_by": "AutoModelForSequenceClassification"}
 
 
 def efficientnet(source: Path, classes: int) -> Any:
@@ -238,13 +246,13 @@ def pictures(folder: Path, source: Path, quick: bool) -> dict[str, Any]:
         members.append(folder / f"model-{seed}.pth")
         torch.save({"arch": TIMM, "epoch": 4, "state_dict": model.state_dict()}, members[-1])
     found = cooked(members, f"timm:{TIMM},img_size={SIDE}", f"imagefolder:{place}", folder / "out")
-    model = timm.create_model(TIMM, num_classes=len(clipart_pictures.CLASSES))
-    model.load_state_dict(load_file(folder / "out" / "soup.safetensors"))
+    soup = str(folder / "out" / "soup.safetensors")
+    model = timm.create_model(TIMM, num_classes=len(clipart_pictures.CLASSES), checkpoint_path=soup)
     right = []
     with torch.no_grad():
         for images, labels in DataLoader(ImageDataset(str(place / "test"), transform=transform), batch_size=100):
             right += (model.eval()(images).argmax(1) == labels).tolist()
-    return found | {"alone": sum(right) / len(right)}
+    return found | {"alone": sum(right) / len(right), "loaded_by": "timm.create_model"}
 
 
 def language(folder: Path, source: Path, quick: bool) -> dict[str, Any] | None:
@@ -304,7 +312,7 @@ def language(folder: Path, source: Path, quick: bool) -> dict[str, Any] | None:
     ]
     files = {split: write_csv(folder / f"{split}.csv", rows[split]) for split in ("validation", "test")}
     found = cooked(members, "hf", f"csv:{files['validation']},test={files['test']}", folder / "out")
-    model = soup_of(folder / "out", lambda: GPT2LMHeadModel(config), AutoModelForCausalLM)
+    model, words = soup_of(folder / "out", AutoModelForCausalLM)
     loss, count = 0.0, 0
     with torch.no_grad():
         for text, _ in rows["test"]:
@@ -314,7 +322,7 @@ def language(folder: Path, source: Path, quick: bool) -> dict[str, Any] | None:
                     tokens = torch.tensor([piece])
                     loss += model(input_ids=tokens, labels=tokens).loss.item() * (len(piece) - 1)
                     count += len(piece) - 1
-    return found | {"alone": math.exp(loss / count)}
+    return found | {"alone": math.exp(loss / count), "loaded_by": "AutoModelForCausalLM"}
 
 
 def main() -> None:
@@ -358,18 +366,20 @@ def report(found: dict[str, Any], quick: bool) -> str:
         f"`python benchmarks/ready_tasks.py{' --quick' if quick else ''} --write`; {platform.machine()}, "
         f"Python {platform.python_version()}, {versions}; two cores, other programs running.",
         "",
-        "Scores on test, which no choice was made by. Alone: the soup loaded and scored by the library without radin.",
+        "Scores on test, which no choice was made by. Alone: the soup loaded from the run's folder (OUT/soup with its",
+        "tokenizer, OUT/soup.safetensors for timm) and scored by the library without radin; same: to the last example.",
         f"Seconds: of the one command, its start included, by a budget of {BUDGET}.",
         "",
-        "| pool | metric | validation examples | best single | soup (members) | alone | same | seconds |",
-        "|---|---|---|---|---|---|---|---|",
+        "| pool | metric | validation examples | best single | soup (members) | alone | same | loaded by | seconds |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, one in found.items():
         if one is None:
             continue
         lines.append(
             f"| {name} | {one['metric']} | {one['examples']:,} | {one['single_on_test']:.4f} | {one['on_test']:.4f} "
-            f"({one['members']}) | {one['alone']:.4f} | {'yes' if one['same'] else 'NO'} | {one['seconds']:.1f} |"
+            f"({one['members']}) | {one['alone']:.4f} | {'yes' if one['same'] else 'NO'} | {one['loaded_by']} | "
+            f"{one['seconds']:.1f} |"
         )
     return "\n".join(lines) + "\n"
 

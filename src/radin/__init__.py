@@ -13,6 +13,7 @@ _PLACES = {
     "Engine": "radin.engine.base",
     "Failure": "radin.question",
     "Group": "radin.recipe",
+    "Kept": "radin.data.kept",
     "Metric": "radin.metrics",
     "OutputsError": "radin.errors",
     "Pool": "radin.weights",
@@ -35,6 +36,7 @@ _PLACES = {
 
 if TYPE_CHECKING:
     __version__: str
+    from radin.data.kept import Kept
     from radin.data.task import Task
     from radin.diagnose.doctor import doctor
     from radin.engine.base import Engine
@@ -55,6 +57,7 @@ __all__ = [
     "Engine",
     "Failure",
     "Group",
+    "Kept",
     "Metric",
     "OutputsError",
     "Pool",

@@ -8,7 +8,7 @@ import signal
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import TracebackType
+from types import ModuleType, TracebackType
 
 from radin import interrupts
 from radin.errors import RadinError, TaskError
@@ -45,6 +45,17 @@ def user_code(what: str) -> Iterator[None]:
         text = "".join(traceback.format_exception(type(error), error, frames)).rstrip()
         how = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         raise UserCodeError(f"{what} failed with {how}", text) from error
+
+
+def import_module(place: str, unknown: str) -> ModuleType:
+    """The user's module ``place``, imported. Raises TaskError ``unknown`` where there is no such module."""
+    with user_code(f"importing {place}"):
+        try:
+            return importlib.import_module(place)
+        except ModuleNotFoundError as error:
+            if error.name and place.startswith(error.name):
+                raise TaskError(unknown) from None
+            raise
 
 
 def _stop_behind(error: BaseException | None) -> interrupts.Stopped | None:

@@ -70,6 +70,36 @@ def test_a_whole_model_classifies_by_the_names_of_the_folders(made):
     assert np.ptp(found) > 1e-2
 
 
+@pytest.mark.parametrize("kind", ["csv", "numbers"])
+def test_tables_name_the_classes_for_prompts_as_folders_do(made, tmp_path, kind):
+    pool = Pool.open(made.members)
+    expected = losses(pool, f"open_clip:{NAME}", f"imagefolder:{made.pictures / 'val'}")
+    rows = [
+        (path, k)
+        for k, name in enumerate(ready_made.COLOURS)
+        for path in sorted((made.pictures / "val" / name).iterdir())
+    ]
+    if kind == "csv":
+        lines = ["image,label", *(f"{path},{ready_made.COLOURS[k]}" for path, k in rows)]
+        (tmp_path / "val.csv").write_text("\n".join(lines))
+        data = f"csv:{tmp_path / 'val.csv'}"
+    else:
+        datasets = pytest.importorskip("datasets")
+        names = list(reversed(ready_made.COLOURS))
+        features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=names))
+        content = {"image": [str(path) for path, _ in rows], "label": [2 - k for _, k in rows]}
+        datasets.Dataset.from_dict(content, features).save_to_disk(tmp_path / "saved")
+        data = f"datasets:{tmp_path / 'saved'}"
+    assert losses(pool, f"open_clip:{NAME}", data) == pytest.approx(expected, rel=1e-5)
+
+
+def test_numbers_without_names_are_no_classes_for_prompts(made, tmp_path):
+    picture = next((made.pictures / "val" / "red").iterdir())
+    (tmp_path / "val.csv").write_text(f"image,label\n{picture},0\n{picture},1\n")
+    with pytest.raises(TaskError, match="'label' holds numbers without names, and the model classifies by names"):
+        radin.ready_task(Pool.open(made.members), f"open_clip:{NAME}", f"csv:{tmp_path / 'val.csv'}")
+
+
 def test_an_image_encoder_with_a_head_as_the_model_soups_are(made, tmp_path):
     """As that paper's ModelWrapper: the text encoder's transformer deleted, normalized features, a linear head."""
 

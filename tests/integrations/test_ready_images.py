@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -84,8 +85,6 @@ def test_members_score_as_by_timm_and_the_printed_file_gives_the_same(made, pool
 
 
 def test_the_printed_file_is_in_the_form_that_a_formatter_leaves_alone(made, pool, tmp_path):
-    import subprocess
-
     path = tmp_path / "task.py"
     path.write_text(radin.ready_task(pool, READY, f"imagefolder:{made.pictures}").text)
     for command in (("format", "--check"), ("check", "--select", "E,F,I", "--ignore", "E501")):
@@ -93,6 +92,7 @@ def test_the_printed_file_is_in_the_form_that_a_formatter_leaves_alone(made, poo
             [sys.executable, "-m", "ruff", *command, "--isolated", "--line-length=120", str(path)],
             capture_output=True,
             text=True,
+            cwd=tmp_path,  # where radin is a library like others
         )
         assert done.returncode == 0, done.stdout + done.stderr
 
@@ -133,7 +133,7 @@ def table_of(folder, split):
     return datasets.Dataset.from_dict(content, features)
 
 
-@pytest.mark.parametrize("kind", ["datasets", "parquet"])
+@pytest.mark.parametrize("kind", ["datasets", "parquet", "csv"])
 def test_a_model_of_transformers_scores_tables_of_pictures_by_its_own_processor_and_names(made, tmp_path, kind):
     torch.manual_seed(0)
     labels = dict(enumerate(ready_made.COLOURS))
@@ -154,6 +154,11 @@ def test_a_model_of_transformers_scores_tables_of_pictures_by_its_own_processor_
     if kind == "datasets":
         table.save_to_disk(tmp_path / "saved")
         data = f"datasets:{tmp_path / 'saved'}"
+    elif kind == "csv":
+        inside = [sorted((made.pictures / "val" / name).iterdir()) for name in ("red", "blue", "green")]
+        lines = [f"{path},{path.parent.name}" for paths in inside for path in paths]
+        (tmp_path / "val.csv").write_text("\n".join(["path,class", *lines]))
+        data = f"csv:{tmp_path / 'val.csv'}"
     else:
         table.to_parquet(tmp_path / "val.parquet")
         data = f"parquet:{tmp_path / 'val.parquet'}"
@@ -166,6 +171,77 @@ def test_a_model_of_transformers_scores_tables_of_pictures_by_its_own_processor_
         true = [alone.config.label2id[table.features["label"].int2str(y)] for y in table["label"]]
         assert found[k] == pytest.approx(-said[range(len(true)), true].mean().item(), rel=1e-4)
     assert np.ptp(found) > 1e-2
+
+
+def paths_of(folder, split, kind, place):
+    """A table of the pictures' paths, which start at its own folder, and the names of their classes."""
+    rows = [(str(path.relative_to(folder)), path.parent.name) for path in sorted((folder / split).rglob("*.*"))]
+    if kind == "csv":
+        lines = ["file_name,label", *(f"{path},{name}" for path, name in rows)]
+        (folder / place).write_text("\n".join(lines) + "\n")
+    else:
+        columns = {"file_name": [path for path, _ in rows], "label": [name for _, name in rows]}
+        datasets.Dataset.from_dict(columns).to_parquet(folder / place)
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_tables_of_paths_score_as_the_folders_do_and_the_printed_file_too(made, pool, tmp_path, kind):
+    shutil.copytree(made.pictures, tmp_path / "pictures")
+    for split in ("val", "test"):
+        paths_of(tmp_path / "pictures", split, kind, f"{split}.{kind}")
+    places = [tmp_path / "pictures" / f"{split}.{kind}" for split in ("val", "test")]
+    ready = radin.ready_task(pool, READY, f"{kind}:{places[0]},test={places[1]}", metric="nll")
+    folder = radin.ready_task(pool, READY, f"imagefolder:{made.pictures}", metric="nll")
+    for split in ("validation", "test"):
+        assert scores(pool, ready, split) == scores(pool, folder, split)  # the data have the same fingerprint
+    path = tmp_path / "task.py"
+    path.write_text(ready.text)
+    assert scores(pool, path) == scores(pool, folder)
+    command = [sys.executable, "-m", "ruff", "format", "--check", "--isolated", "--line-length=120", str(path)]
+    assert subprocess.run(command, capture_output=True).returncode == 0
+
+
+def test_files_of_several_folders_each_have_their_own_paths(made, pool, tmp_path):
+    for name in ("a", "b"):
+        shutil.copytree(made.pictures / "val", tmp_path / name / "val")
+        paths_of(tmp_path / name, "val", "parquet", "part.parquet")
+    (tmp_path / "b" / "val" / "red" / "0.png").unlink()
+    data = f"parquet:{tmp_path}/*/part.parquet"
+    with pytest.raises(TaskError, match=r"'file_name' of validation, row 41: no picture .*/b/val/red/0\.png"):
+        radin.ready_task(pool, READY, data)
+    shutil.copy(made.pictures / "test" / "red" / "0.png", tmp_path / "b" / "val" / "red" / "0.png")
+    other = Task.load(radin.ready_task(pool, READY, data)).validation()
+    assert len(other) == 48
+    same = [bool((other[k][0] == other[k + 24][0]).all()) for k in range(24)]
+    assert same.index(False) == 16
+    assert same.count(False) == 1
+
+
+def test_a_column_without_pictures_is_told(pool, tmp_path):
+    (tmp_path / "val.csv").write_text("image,label\nnone.png,red\n")
+    with pytest.raises(TaskError, match=r"'image' of validation, row 1: no picture .*none\.png; paths are absolute"):
+        radin.ready_task(pool, READY, f"csv:{tmp_path / 'val.csv'}")
+    table = datasets.Dataset.from_dict({"image": [3], "label": [0]})
+    table.to_parquet(tmp_path / "val.parquet")
+    with pytest.raises(TaskError, match="'image' holds int 3 and no pictures; expected paths of their files"):
+        radin.ready_task(pool, READY, f"parquet:{tmp_path / 'val.parquet'}")
+    table.save_to_disk(tmp_path / "saved")
+    with pytest.raises(TaskError, match=r"expected them as datasets\.Image, by cast_column before save_to_disk"):
+        radin.ready_task(pool, READY, f"datasets:{tmp_path / 'saved'}")
+
+
+def test_each_picture_is_decoded_once_for_all_passes(made, pool, monkeypatch):
+    from PIL import Image
+
+    opened = []
+    plain = Image.open
+    monkeypatch.setattr(Image, "open", lambda path, *more: opened.append(str(path)) or plain(path, *more))
+    task = Task.load(radin.ready_task(pool, READY, f"imagefolder:{made.pictures}"))
+    for split in ("validation", "calibration"):
+        opened.clear()
+        batches = [[x.clone() for x, _ in task.batches(split, 10)] for _ in range(3)]
+        assert len(opened) == len(set(opened)) == 24
+        assert all(torch.equal(a, b) for again in batches[1:] for a, b in zip(batches[0], again, strict=True))
 
 
 def test_a_model_and_data_of_ones_own(made, tmp_path, monkeypatch, radin_command):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -89,11 +91,82 @@ def test_multiple_choice_scores_as_by_transformers(tmp_path, kind):
     assert Task.load(radin.ready_task(pool, "hf", data)).metric == "accuracy"
 
 
-def test_choices_that_vary_in_number_or_have_no_answer_are_told(tmp_path):
+VARYING = [
+    ("the film was", ("good", "bad fun", "dull", "awful")),
+    ("the plot", ("and the cast", "was awful")),
+    ("fun", ("is good", "is great fun", "the")),
+]
+
+
+@pytest.mark.parametrize("kind", ["list", "letters", "numbered"])
+@pytest.mark.parametrize("family", ["Bert", "Roberta"])
+def test_choices_that_vary_in_number_score_as_by_transformers(tmp_path, kind, family):
+    torch.manual_seed(0)
+    config = ready_made.bert()
+    if family == "Roberta":
+        config = transformers.RobertaConfig(**{k: v for k, v in config.to_dict().items() if k != "model_type"})
+        config.update({"type_vocab_size": 2, "pad_token_id": 0})
+    model = getattr(transformers, f"{family}ForMultipleChoice")(config)
+    pool = Pool.open(ready_made.noisy(tmp_path / "runs", model, scale=0.3, beside=[ready_made.tokenizer()]))
+    answers = (3, 0, 1)
+    if kind == "numbered":  # an example may lack one between others
+        lines = ["question,answer1,answer2,answer3,answer4,label"]
+        for (before, endings), answer in zip(VARYING, answers, strict=True):
+            moved = endings if len(endings) == 4 else (endings[0], "", *endings[1:], "", "")[:4]
+            lines.append(",".join([before, *moved, str(answer + (len(endings) < 4 and answer > 0))]))
+        (tmp_path / "val.csv").write_text("\n".join(lines))
+        data = f"csv:{tmp_path / 'val.csv'}"
+    else:
+        endings = [list(found) for _, found in VARYING]
+        columns = {"question": [before for before, _ in VARYING]}
+        if kind == "list":
+            columns |= {"choices": endings, "label": list(answers)}
+        else:
+            columns |= {"choices": [{"text": found} for found in endings], "answerKey": ["ABCD"[k] for k in answers]}
+        datasets.Dataset.from_dict(columns).to_parquet(tmp_path / "val.parquet")
+        data = f"parquet:{tmp_path / 'val.parquet'}"
+    words = ready_made.tokenizer()
+    expected = []
+    for k in range(3):
+        model.load_state_dict(pool.tensors(k))
+        losses, right = [], []
+        for (before, endings), answer in zip(VARYING, answers, strict=True):
+            inputs = words([before] * len(endings), list(endings), padding=True, return_tensors="pt")
+            with torch.no_grad():
+                said = model.eval()(**{name: rows[None] for name, rows in inputs.items()}).logits
+            losses.append(torch.nn.functional.cross_entropy(said, torch.tensor([answer])).item())
+            right.append(int(said.argmax()) == answer)
+        expected.append((np.mean(losses), np.mean(right)))
+    found = evaluated(pool, radin.ready_task(pool, "hf", data, metric="nll"))
+    assert found == pytest.approx([loss for loss, _ in expected], rel=1e-4)
+    for metric in (None, "multiple_choice"):
+        found = evaluated(pool, radin.ready_task(pool, "hf", data, metric=metric))
+        assert found == pytest.approx([score for _, score in expected], abs=1e-12)
+
+
+def test_choices_that_vary_are_cooked_and_the_printed_file_is_plain(tmp_path):
     pool, _ = choice_pool(tmp_path / "runs")
-    rows = {"question": ["x", "y"], "choices": [["a", "b"], ["a", "b", "c"]], "label": [0, 1]}
+    rows = {"question": [b for b, _ in VARYING] * 9, "choices": [list(e) for _, e in VARYING] * 9}
+    datasets.Dataset.from_dict(rows | {"label": [3, 0, 1] * 9}).to_parquet(tmp_path / "val.parquet")
+    few = {"question": ["fun"], "choices": [["is good", "the"]], "label": [1]}
+    datasets.Dataset.from_dict(few).to_parquet(tmp_path / "test.parquet")
+    data = f"parquet:{tmp_path / 'val.parquet'},test={tmp_path / 'test.parquet'}"
+    out = tmp_path / "out"
+    result = radin.cook(pool, radin.ready_task(pool, "hf", data), budget=3, out=out)
+    soup = Pool.open([out / "soup"])
+    text = radin.ready_task(soup, "hf", data).text
+    (tmp_path / "task.py").write_text(text)
+    assert evaluated(soup, tmp_path / "task.py")[0] == pytest.approx(result.best.score, abs=1e-12)
+    # A long path stands in a line of its own.
+    command = [sys.executable, "-m", "ruff", "format", "--check", "--isolated", "--line-length=240", "task.py"]
+    assert subprocess.run(command, cwd=tmp_path, capture_output=True).returncode == 0
+
+
+def test_choices_without_an_answer_among_them_are_told(tmp_path):
+    pool, _ = choice_pool(tmp_path / "runs")
+    rows = {"question": ["x", "y"], "choices": [["a", "b", "c"], ["a", "b"]], "label": [2, 2]}
     datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "vary.parquet")
-    with pytest.raises(TaskError, match="'choices' of validation has 2 to 3 choices"):
+    with pytest.raises(TaskError, match="'label' of validation, row 2: the row has 2 choices, and the right one is"):
         radin.ready_task(pool, "hf", f"parquet:{tmp_path / 'vary.parquet'}")
     odd = {"question": ["x"], "choices": [["a", "b"]], "label": ["yes"]}
     datasets.Dataset.from_dict(odd).to_parquet(tmp_path / "odd.parquet")
@@ -101,7 +174,7 @@ def test_choices_that_vary_in_number_or_have_no_answer_are_told(tmp_path):
         radin.ready_task(pool, "hf", f"parquet:{tmp_path / 'odd.parquet'}")
     beyond = {"question": ["x"], "choices": [["a", "b"]], "label": [2]}
     datasets.Dataset.from_dict(beyond).to_parquet(tmp_path / "beyond.parquet")
-    with pytest.raises(TaskError, match="2 choices in each row, and the right one is said to be 2"):
+    with pytest.raises(TaskError, match="2 choices, and the right one is said to be 2; they count from 0"):
         radin.ready_task(pool, "hf", f"parquet:{tmp_path / 'beyond.parquet'}")
 
 

@@ -35,6 +35,14 @@ from radin.errors import RadinError
 @click.option("--task", help="Python file (or module:object) with model(), validation(). This, --model or --eval.")
 @ready_options
 @click.option(
+    "--budget",
+    type=int,
+    required=True,
+    help="Passes over the validation data to spend on soups in all, resumed sessions included. A soup evaluated on "
+    "some of the examples costs its share. With BatchNorm, a pass is the validation and the calibration examples.",
+)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Run directory; the same again resumes.")
+@click.option(
     "--eval",
     "command",
     metavar="CMD",
@@ -48,20 +56,12 @@ from radin.errors import RadinError
 @click.option("--scores", type=click.Path(path_type=Path), help="CSV or JSON: the members' own scores (--eval).")
 @click.option(
     "--metric",
-    help="What soups are scored by (--model; default the usual one of such models), or what saved --outputs are scored "
-    "by to estimate recipes (--eval; default accuracy).",
+    help="What soups are scored by, of 'radin metrics' (--model; default the usual one of such models), or what saved "
+    "--outputs are scored by to estimate recipes (--eval; default accuracy).",
 )
 @click.option(
     "--jobs", type=int, default=1, show_default=True, help="Soups evaluated at once: programs, or worker processes."
 )
-@click.option(
-    "--budget",
-    type=int,
-    required=True,
-    help="Passes over the validation data to spend on soups in all, resumed sessions included. A soup evaluated on "
-    "some of the examples costs its share. With BatchNorm, a pass is the validation and the calibration examples.",
-)
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Run directory; the same again resumes.")
 @click.option(
     "--strategy",
     help="How to spend the budget; see 'radin strategies'. Default: adaptive; paper with its options below.",

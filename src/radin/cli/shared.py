@@ -57,10 +57,14 @@ def ready_options(command: Any) -> Any:
         click.option("--columns", metavar="ROLE=NAME,...", help="Of --data, such as text=review,label=stars."),
         click.option(
             "--data",
-            help="imagefolder:DIR, csv:FILE, parquet:FILES, datasets:SAVED_DIR or python:module:function; further "
-            "splits as ,test=PLACE and ,train=PLACE. With --model, in place of --task.",
+            help="The validation data, imagefolder:DIR, csv:FILE, parquet:FILES, datasets:SAVED_DIR or "
+            "python:module:function; more splits as ,test=PLACE and ,train=PLACE (for BatchNorm).",
         ),
-        click.option("--model", help="timm:NAME, hf, open_clip:NAME or torch:module:function. With --data."),
+        click.option(
+            "--model",
+            help="timm:NAME, hf (as config.json beside the checkpoints says), open_clip:NAME or torch:module:function; "
+            "with --data, in place of --task.",
+        ),
     ):
         command = option(command)
     return command

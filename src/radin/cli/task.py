@@ -13,7 +13,7 @@ from radin.errors import RadinError
 @click.command()
 @PATHS
 @ready_options
-@click.option("--metric", help="What soups are scored by; default the usual one of such models.")
+@click.option("--metric", help="What soups are scored by, of 'radin metrics'; default the usual one of such models.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write it there; default standard output.")
 @click.option("--force", is_flag=True, help="Replace the file if it is there.")
 @KEY
@@ -32,6 +32,8 @@ def task(
     \b
     radin task runs/* --model hf --data csv:validation.csv -o task.py
     radin cook runs/* --task task.py --budget 10 --out run
+
+    PATHS are the checkpoints: the number of classes, and what else has to fit them, is read from these.
     """
     if model is None or data is None:
         raise RadinError("give --model and --data: they say which task file to write")

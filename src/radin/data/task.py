@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import importlib
 import importlib.util
 import linecache
 import os
@@ -20,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from radin import metrics
 from radin.errors import TaskError
-from radin.usercode import UserCodeError, user_code
+from radin.usercode import UserCodeError, import_module, user_code
 
 __all__ = ["Batches", "Data", "Source", "Task", "TaskText", "UserCodeError", "user_code"]
 
@@ -88,17 +87,10 @@ class Task:
         if Path(place).suffix == ".py" or os.path.exists(place):
             module = _load_file(Path(place))
         else:
+            unknown = f"no task file or module {place!r}: give a Python file with model() and validation()"
             if not all(part.isidentifier() for part in place.split(".")):
-                raise TaskError(f"no task file or module {place!r}: give a Python file with model() and validation()")
-            with user_code(f"importing {place}"):
-                try:
-                    module = importlib.import_module(place)
-                except ModuleNotFoundError as error:
-                    if error.name and place.startswith(error.name):
-                        raise TaskError(
-                            f"no task file or module {place!r}: give a Python file with model() and validation()"
-                        ) from None
-                    raise
+                raise TaskError(unknown)
+            module = import_module(place, unknown)
         found: Any = module
         for name in filter(None, attribute.split(".")):
             with user_code(f"{place}:{attribute}"):

@@ -37,7 +37,7 @@ class Pictures(Dataset):
 
 @cache
 def split(name):
-    return Pictures(SPLITS[name])
+    return Kept(Pictures(SPLITS[name]){alone})
 '''
 
 _TABLE_CODE = '''
@@ -55,16 +55,26 @@ class Pictures(Dataset):
 
     def __getitem__(self, place):
         row = self.table[place]
-        picture = row[{image!r}]
-        if isinstance(picture, dict):
-            picture = Image.open(BytesIO(picture["bytes"]))
-        return prepare(picture.convert("RGB")), {label}
+        with {picture} as picture:
+            return prepare(picture.convert("RGB")), {label}
 
 
 @cache
 def split(name):
-    return Pictures(rows(SPLITS[name]))
+    return Kept(Pictures(rows(SPLITS[name])){alone})
 '''
+
+# How a row's picture is opened, by what the column {image} holds.
+_OPENED = {
+    "paths": "Image.open(row[{image}])",
+    "bytes": 'Image.open(BytesIO(row[{image}]["bytes"]))',
+    "pictures": "row[{image}]",
+}
+_IMAGES = (
+    *(("image",), ("img",), ("picture",), ("pixel_values",), ("image_path",), ("img_path",)),
+    *(("file_name",), ("filename",), ("filepath",), ("file",), ("path",)),
+)
+_LABELS = (("label",), ("labels",), ("target",), ("fine_label",), ("class",))
 
 _CALIBRATION_CODE = f'''
 def calibration():
@@ -96,45 +106,84 @@ def folder_part(spec: DataSpec, model: ModelPart, batchnorm: bool) -> DataPart:
     )
     notes = tuple(filter(None, [note, *left]))
     imports = ["from functools import cache", "from pathlib import Path", "from PIL import Image"]
-    text, more = _with_splits(_FOLDER_CODE, splits)
+    text, more = _with_splits(_FOLDER_CODE, splits, model)
     return DataPart(tuple(splits), (*imports, *more), constants, text, notes)
 
 
 def table_part(tables: Tables, model: ModelPart, asked: Mapping[str, tuple[str, ...]], batchnorm: bool) -> DataPart:
     """The data of a table with a column of pictures. Raises TaskError as ``folder_part``."""
     library("PIL", "pictures in tables")
-    if tables.kind == "csv":
-        raise TaskError("a CSV file holds no pictures: give --data imagefolder:DIR, with one subfolder for each class")
-    (image,) = column_of(tables, asked, "image", (("image",), ("img",), ("picture",), ("pixel_values",)))
-    (label,) = column_of(tables, asked, "label", (("label",), ("labels",), ("target",), ("fine_label",), ("class",)))
+    (image,) = column_of(tables, asked, "image", _IMAGES)
+    (label,) = column_of(tables, asked, "label", _LABELS)
     splits = dict(tables.splits)
     if not batchnorm:
         splits.pop("calibration", None)
     tables = Tables(tables.kind, splits)
+    holds = _holds(tables, image)
     values = [value for table in splits.values() for value in table.values(label)]
     names = splits["validation"].names.get(label)
     indices, note = label_indices(values, names, model.classes, model.labels, f"column {label!r}")
-    plain = all(not isinstance(key, str) and key == index for key, index in indices.items()) and not model.named_classes
-    constants = tables.constants([image, label])
-    if not plain:
-        constants += "\n" + labels_constant(indices, "labels in the data, and the model's outputs for them")
-    expression = f"row[{literal(label)}]" if plain else f"LABELS[row[{literal(label)}]]"
-    code = (
-        _TABLE_CODE.replace("{rows}", tables.code()).replace("{image!r}", literal(image)).replace("{label}", expression)
-    )
-    text, more = _with_splits(code, splits)
-    imports = ["from functools import cache", "from io import BytesIO", "from PIL import Image", *tables.imports, *more]
+    numbers = all(str(key).strip().isdecimal() for key in indices)
+    constants, expression = tables.constants([image, label]), f"row[{literal(label)}]"
+    what = "labels in the data, and which output of the model stands for each"
+    if model.named_classes and numbers:
+        if not names:
+            raise TaskError(
+                f"column {label!r} holds numbers without names, and the model classifies by names of classes: give a "
+                "column of names, --columns label=NAME"
+            )
+        constants += f"\nNAMES = {literal(list(names))}\n"
+        constants += labels_constant({name: indices[k] for k, name in enumerate(names)}, what)
+        expression = f"LABELS[NAMES[{expression}]]"
+    elif model.named_classes or any(key != index for key, index in indices.items()):
+        constants += "\n" + labels_constant(indices, what)
+        expression = f"LABELS[{expression}]"
+    code = _TABLE_CODE.replace("{rows}", tables.code(paths=image if holds == "paths" else None))
+    code = code.replace("{picture}", _OPENED[holds].replace("{image}", literal(image)))
+    text, more = _with_splits(code.replace("{label}", expression), splits, model)
+    imports = ["from functools import cache", "from PIL import Image", *tables.imports, *more]
+    imports += {"paths": ["from pathlib import Path"], "bytes": ["from io import BytesIO"], "pictures": []}[holds]
     return DataPart(tuple(splits), tuple(imports), constants, text, () if note is None else (note,))
 
 
-def _with_splits(code: str, splits: Mapping[str, object]) -> tuple[str, list[str]]:
+def _holds(tables: Tables, column: str) -> str:
+    """What a column of pictures holds: "paths" to their files, their "bytes", or "pictures" as datasets opens them.
+
+    Raises TaskError for something else, and for a path without a file.
+    """
+    first = tables.splits["validation"].first(column)
+    if isinstance(first, str) and tables.kind != "datasets":
+        for split, table in tables.items():
+            for row, path in enumerate(table.files(column), start=1):
+                if not path.is_file():
+                    raise TaskError(
+                        f"column {column!r} of {split}, row {row}: no picture {path}; paths are absolute or start at "
+                        "the folder of the table"
+                    )
+        return "paths"
+    if isinstance(first, Mapping) and isinstance(first.get("bytes"), bytes):
+        return "bytes"
+    if hasattr(first, "convert"):
+        return "pictures"
+    expected = "paths of their files, or their bytes as datasets writes them"
+    if tables.kind == "datasets":
+        expected = "them as datasets.Image, by cast_column before save_to_disk"
+    raise TaskError(
+        f"column {column!r} holds {type(first).__name__} {first!r:.60} and no pictures; expected {expected}. Another "
+        "column: --columns image=NAME"
+    )
+
+
+def _with_splits(code: str, splits: Mapping[str, object], model: ModelPart) -> tuple[str, list[str]]:
     """The code with a function for each split, and imports that it needs."""
+    code = code.replace("{alone}", ", threads=1" if model.alone else "")
     functions = [f"def {name}():\n    return split({literal(name)})\n" for name in splits if name != "calibration"]
     names = "Dataset"
     if "calibration" in splits:
         functions.append(_CALIBRATION_CODE.strip("\n") + "\n")
         names += ", Subset"
-    return "\n\n".join([code.strip("\n") + "\n", *functions]), [f"from torch.utils.data import {names}"]
+    imports = ["from radin import Kept", f"from torch.utils.data import {names}"]
+    return "\n\n".join([code.strip("\n") + "\n", *functions]), imports
 
 
 def _split_folders(spec: DataSpec) -> tuple[dict[str, Path], list[str]]:

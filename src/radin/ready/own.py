@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -10,7 +9,7 @@ from types import ModuleType
 from radin.errors import TaskError
 from radin.ready.parts import DataPart, ModelPart, literal
 from radin.ready.specs import DataSpec, ModelSpec
-from radin.usercode import user_code
+from radin.usercode import import_module
 
 _TRANSFORM = "transform"
 
@@ -24,7 +23,8 @@ def torch_part(spec: ModelSpec) -> ModelPart:
     imports = [*lines, f"from {name} import {function} as {_local(function, 'built_by')}"]
     if hasattr(module, _TRANSFORM):
         imports.append(f"from {name} import {_TRANSFORM} as prepare")
-    return ModelPart("own" if not hasattr(module, _TRANSFORM) else "images", (_together(imports),), text, None, {})
+    family = "images" if hasattr(module, _TRANSFORM) else "own"
+    return ModelPart(family, (_together(imports),), text, None, {}, alone=True)
 
 
 def python_part(spec: DataSpec) -> DataPart:
@@ -66,15 +66,7 @@ def _imported(name: str, where: str) -> tuple[ModuleType, str, list[str]]:
         raise TaskError(f"{where}: {place!r} is no name of a module")
     if folder is not None and str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
-    with user_code(f"importing {place}"):
-        try:
-            module = importlib.import_module(place)
-        except ModuleNotFoundError as error:
-            if error.name and place.startswith(error.name):
-                raise TaskError(
-                    f"{where}: no module {place!r}; give one that can be imported here, or a file"
-                ) from None
-            raise
+    module = import_module(place, f"{where}: no module {place!r}; give one that can be imported here, or a file")
     if not hasattr(module, attribute):
         raise TaskError(f"{where}: {place} has no {attribute!r}")
     return module, attribute, [] if folder is None else [f"sys.path.insert(0, {literal(str(folder))})"]

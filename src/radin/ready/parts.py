@@ -16,7 +16,8 @@ class ModelPart:
     family: what an example is: "images", "texts", "tokens", "choices" or "language". imports: lines. text: the code.
     classes: how many the checkpoints have; None where they have no such number. labels: {name: index} by the model's
     config, empty where it names none. regression: whether targets are numbers. metric: what it is scored by.
-    named_classes: whether the model's code reads LABELS. notes: what to say to the user.
+    named_classes: whether the model's code reads LABELS. alone: whether pictures are prepared by code of the user's,
+    which several threads may not share. notes: what to say to the user.
     """
 
     family: str
@@ -27,6 +28,7 @@ class ModelPart:
     metric: str = "accuracy"
     regression: bool = False
     named_classes: bool = False
+    alone: bool = False
     notes: tuple[str, ...] = ()
 
 

@@ -33,6 +33,25 @@ def rows(folder):
     return load_from_disk(folder)
 """,
 }
+# The same where the column {column} holds paths that start at the folder of their table.
+_CODE_OF_PATHS = {
+    "csv": """
+def rows(file):
+    csv.field_size_limit({field})
+    folder = Path(file).parent
+    with open(file, newline="", encoding="utf-8-sig") as opened:
+        return [row | {{column}: folder / row[{column}]} for row in csv.DictReader(opened{delimiter})]
+""",
+    "parquet": """
+def rows(files):
+    found = []
+    for file in files:
+        folder = Path(file).parent
+        table = parquet.read_table(file, columns=COLUMNS).to_pylist()
+        found += [row | {{column}: folder / row[{column}]} for row in table]
+    return found
+""",
+}
 _IMPORTS = {
     "csv": "import csv",
     "parquet": "from pyarrow import parquet",
@@ -49,10 +68,20 @@ class Table:
     size: int
     names: Mapping[str, tuple[str, ...]]  # of the columns whose integers stand for names
     _read: Any
+    _parts: tuple[tuple[Path, int], ...] = ()  # the files it is made of, and their rows
+
+    def first(self, column: str) -> Any:
+        """The first value of a column."""
+        return self._read(column, 1)[0]
+
+    def files(self, column: str) -> list[Path]:
+        """The files whose paths a column holds, in order; they start at the folder of the table's own file."""
+        values = iter(self.values(column))
+        return [part.parent / str(next(values)) for part, rows in self._parts for _ in range(rows)]
 
     def values(self, column: str) -> list[Any]:
         """All of one column, in order."""
-        return list(self._read(column))
+        return list(self._read(column, None))
 
 
 @dataclass(frozen=True)
@@ -83,12 +112,16 @@ class Tables:
         """(split, table), validation first."""
         return list(self.splits.items())
 
-    def code(self) -> str:
-        """The function ``rows``: from a place to rows that are read by the name of a column."""
+    def code(self, paths: str | None = None) -> str:
+        """The function ``rows``: from a place to rows that are read by the name of a column.
+
+        ``paths``: a column of paths, which become those of files.
+        """
         first = self.splits["validation"].place
         tabs = self.kind == "csv" and str(first).endswith(".tsv")
         delimiter = ', delimiter="\\t"' if tabs else ""
-        return _CODE[self.kind].replace("{field}", str(_FIELD)).replace("{delimiter}", delimiter).strip("\n")
+        code = _CODE[self.kind] if paths is None else _CODE_OF_PATHS[self.kind].replace("{column}", literal(paths))
+        return code.replace("{field}", str(_FIELD)).replace("{delimiter}", delimiter).strip("\n")
 
 
 def open_tables(spec: DataSpec) -> Tables:
@@ -129,7 +162,10 @@ def _csv(place: str) -> Table:
                 f"{path}: row {number} has another number of fields than the first line, {len(columns)} "
                 f"({', '.join(columns)}); put text with commas in quotes"
             )
-    return Table(str(path.resolve()), columns, len(rows), {}, lambda name: [row[name] for row in rows])
+    path = path.resolve()
+    return Table(
+        str(path), columns, len(rows), {}, lambda name, most: [row[name] for row in rows[:most]], ((path, len(rows)),)
+    )
 
 
 def _parquet(place: str) -> Table:
@@ -148,12 +184,16 @@ def _parquet(place: str) -> Table:
         except Exception as error:
             raise TaskError(f"{file}: not a Parquet file that can be read: {str(error).splitlines()[0]}") from None
     columns = tuple(tables[0].schema_arrow.names)
-    size = sum(table.metadata.num_rows for table in tables)
+    parts = tuple((file.resolve(), table.metadata.num_rows) for file, table in zip(files, tables, strict=True))
 
-    def read(name: str) -> list[Any]:
+    def read(name: str, most: int | None) -> list[Any]:
+        if most is not None:
+            batches = (batch for table in tables for batch in table.iter_batches(most, columns=[name]))
+            return next(batches).column(name).to_pylist()  # type: ignore[no-any-return]
         return [value for table in tables for value in table.read(columns=[name]).column(name).to_pylist()]
 
-    return Table([str(file.resolve()) for file in files], columns, size, _names_in(tables[0].schema_arrow), read)
+    places = [str(file) for file, _ in parts]
+    return Table(places, columns, sum(n for _, n in parts), _names_in(tables[0].schema_arrow), read, parts)
 
 
 def _names_in(schema: Any) -> dict[str, tuple[str, ...]]:
@@ -209,7 +249,11 @@ def _datasets(place: str) -> Table:
         found = getattr(feature, "names", None) or getattr(inner, "names", None)
         if found:
             names[column] = tuple(found)
-    return Table(str(folder.resolve()), tuple(data.column_names), len(data), names, lambda name: data[name])
+
+    def read(name: str, most: int | None) -> Any:
+        return data[name] if most is None else data[:most][name]
+
+    return Table(str(folder.resolve()), tuple(data.column_names), len(data), names, read)
 
 
 def _file(place: str, what: str) -> Path:

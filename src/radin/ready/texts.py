@@ -8,7 +8,7 @@ from typing import Any
 from radin.errors import TaskError
 from radin.ready.labels import label_indices
 from radin.ready.parts import DataPart, ModelPart, literal, mapping
-from radin.ready.tables import Tables
+from radin.ready.tables import Table, Tables
 
 _LABELS = (("label",), ("labels",), ("target",), ("class",), ("sentiment",), ("category",), ("score",))
 _TEXTS = (
@@ -109,6 +109,34 @@ def split(name):
     return Examples(inputs, torch.tensor([{label} for row in table]))
 '''
 
+# The same where examples have different numbers of choices.
+_VARYING_CODE = '''
+{rows}
+
+
+{dataset}
+
+
+@cache
+def split(name):
+    """Every example is a picture of CHOICES choices: (choices, tokens). Those it does not have are empty texts."""
+    table = list(rows(SPLITS[name]))
+    choices = [{choices} for row in table]
+    there = [[ending is not None for ending in found] for found in choices]
+    choices = [[ending or "" for ending in found] for found in choices]
+    before = [{before} for row, found in zip(table, choices) for _ in found]
+    after = [{after} for row, found in zip(table, choices) for ending in found]
+    inputs = tokenizer(before, after, truncation=True, max_length=MAX_LENGTH, padding=True, return_tensors="pt")
+    inputs = {name: rows.view(len(table), CHOICES, -1) for name, rows in inputs.items()}
+    return Examples(inputs | {"there": torch.tensor(there)}, torch.tensor([{label} for row in table]))
+
+
+def outputs(model, inputs):
+    """The choices' scores; those that an example does not have come last, by a number that every metric can take."""
+    given = {name: rows for name, rows in inputs.items() if name != "there"}
+    return model(**given).logits.masked_fill(~inputs["there"], -1e4)
+'''
+
 _LANGUAGE_CODE = '''
 {rows}
 
@@ -182,24 +210,24 @@ def choice_part(tables: Tables, model: ModelPart, asked: Columns) -> DataPart:
     if len(text) > 2:
         raise TaskError(f"--columns: one text before the choices, or two, of which the second begins them; got {text}")
     listed = len(choices) == 1
-    for split, table in tables.items():
-        if listed:
-            counts = {len(_endings(row)) for row in table.values(choices[0])}
-            if len(counts) > 1:
-                raise TaskError(
-                    f"column {choices[0]!r} of {split} has {min(counts)} to {max(counts)} choices; a ready task takes "
-                    "the same number for all. Print the task with 'radin task' and pad them there"
-                )
     first = tables.splits["validation"].values(choices[0])[0] if listed else None
-    inner = f"row[{literal(choices[0])}]" + ('["text"]' if isinstance(first, Mapping) else "")
-    listing = inner if listed else f"[row[name] for name in {literal(list(choices))}]"
-    begins = f'row[{literal(text[1])}] + " " + ending' if len(text) == 2 else "ending"
-    found = [value for table in tables.splits.values() for value in table.values(label)]
+    found = {split: _present(table, choices) for split, table in tables.items()}
+    most = max(len(there) for rows in found.values() for there in rows)
+    varying = any(len(there) < most or not all(there) for rows in found.values() for there in rows)
     constants = [tables.constants(list(dict.fromkeys([*text, *choices, label])))]
-    count = len(_endings(first)) if listed else len(choices)
-    expression, constant = _choice_label(found, label, count)
-    code = _CHOICE_CODE.replace("{choices}", listing).replace("{before}", f"row[{literal(text[0])}]")
-    return _part(tables, code.replace("{after}", begins), constants + constant, None, label=expression)
+    if listed:
+        listing = f"row[{literal(choices[0])}]" + ('["text"]' if isinstance(first, Mapping) else "")
+        if varying:
+            listing = f"({listing} + [None] * CHOICES)[:CHOICES]"
+    else:
+        listing = f"[row[name]{' or None' if varying else ''} for name in {literal(list(choices))}]"
+    constants += [f"CHOICES = {most}"] if varying else []
+    begins = f'row[{literal(text[1])}] + " " + ending' if len(text) == 2 else "ending"
+    answers = {split: table.values(label) for split, table in tables.items()}
+    expression, constant = _choice_label(answers, label, found)
+    code = (_VARYING_CODE if varying else _CHOICE_CODE).replace("{choices}", listing)
+    code = code.replace("{before}", f"row[{literal(text[0])}]").replace("{after}", begins)
+    return _part(tables, code, constants + constant, None, label=expression)
 
 
 def language_part(tables: Tables, model: ModelPart, asked: Columns) -> DataPart:
@@ -256,21 +284,37 @@ def _label(
     return f"LABELS[{expression}]", [labels_constant(indices, what)], note
 
 
-def _choice_label(found: list[Any], column: str, count: int) -> tuple[str, list[str]]:
-    """(code for the index of the right one of ``count`` choices, constants it needs): a number from 0, or a letter."""
-    letters = {chr(ord("A") + k): k for k in range(count)}
-    if all(value in letters for value in found):
+def _present(table: Table, choices: Sequence[str]) -> list[list[bool]]:
+    """For each row, which of its choices are there: all of a list, those of several columns that are not empty."""
+    if len(choices) == 1:
+        return [[True] * len(_endings(row) or ()) for row in table.values(choices[0])]
+    columns = [table.values(name) for name in choices]
+    return [[bool(value) for value in row] for row in zip(*columns, strict=True)]
+
+
+def _choice_label(
+    answers: Mapping[str, list[Any]], column: str, found: Mapping[str, list[list[bool]]]
+) -> tuple[str, list[str]]:
+    """(code for the index of a row's right choice, constants it needs): a number from 0, or a letter.
+
+    answers: of each split, as they are in the data. found: which choices each row has.
+    """
+    most = max(len(there) for rows in found.values() for there in rows)
+    letters = {chr(ord("A") + k): k for k in range(most)}
+    by_letter = all(value in letters for values in answers.values() for value in values)
+    for split, values in answers.items():
+        for row, (value, there) in enumerate(zip(values, found[split], strict=True), start=1):
+            where = f"column {column!r} of {split}, row {row}"
+            if not by_letter and (isinstance(value, bool) or not str(value).isdecimal()):
+                raise TaskError(f"{where}: the right choice must be a number from 0 or a letter from A; got {value!r}")
+            place = letters[value] if by_letter else int(value)
+            if place >= len(there) or not there[place]:
+                counted = "" if by_letter else "; they count from 0"
+                raise TaskError(
+                    f"{where}: the row has {sum(there)} choices, and the right one is said to be {value}{counted}"
+                )
+    if by_letter:
         return f"LABELS[row[{literal(column)}]]", [labels_constant(letters, "which choice each letter stands for")]
-    for value in found:
-        if isinstance(value, bool) or not str(value).isdecimal():
-            raise TaskError(
-                f"column {column!r}: the right choice must be a number from 0 or a letter from A; got {value!r}"
-            )
-        if int(value) >= count:
-            raise TaskError(
-                f"column {column!r}: there are {count} choices in each row, and the right one is said to be {value}; "
-                "they count from 0"
-            )
     return f"int(row[{literal(column)}])", []
 
 

@@ -351,7 +351,7 @@ class Session:
         examples = self.account.rates.examples if question.examples is None else len(question.examples)
         what = "soup" if question.gradient is None else "gradient by the ratios"
         text = f"pass {spent:.1f} of {budget:.0f}: {what} of {question.recipe.size} members"
-        text += f", {examples:,} examples" if examples else ""
+        text += f", {examples:,} example{'s' if examples > 1 else ''}" if examples else ""
         text += f", {working} at once" if self._engine.slots > 1 else ""
         if spent > 0:
             left = self._seconds / spent * max(budget - spent, 0.0) / self._engine.slots
