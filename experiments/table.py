@@ -101,8 +101,8 @@ def as_markdown(results: Results, facts: Facts, cooked: Mapping[str, Any] | None
         lines.append("")
     if cooked is not None:
         lines += [
-            f"`radin cook` on all {facts.pool} members, B = {results.most}: a soup of {cooked['members']}, validation "
-            f"{cooked['validation']:.4f}; the run directory is run/.",
+            f"`radin cook` on all {facts.pool} members, B = {results.most}: members used {cooked['members']}, "
+            f"validation {cooked['validation']:.4f}; the run directory is run/.",
             "",
         ]
     return "\n".join(lines)
