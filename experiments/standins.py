@@ -21,6 +21,7 @@ SIDE = 32
 CLASSES = 10
 WORDNET = tuple(f"n{1440764 + 331 * k:08d}" for k in range(CLASSES))
 """What the classes' folders are called in the stand-in for ImageNet; the names mean nothing."""
+TINY_CLIP = "radin-experiments-tiny"
 DOMAINS = ("plain", "rotated", "noisy")
 
 
@@ -104,6 +105,19 @@ def objectnet(folder: Path, images: Bytes, labels: NDArray[np.int64]) -> None:
     for name, value in content.items():
         (mappings / name).write_text(json.dumps(value))
     (mappings / "imagenet_to_label_2012_v2").write_text("\n".join(lines) + "\n")
+
+
+def tiny_clip(folder: Path) -> str:
+    """The name of an open_clip model of a few thousand weights for pictures of 32 x 32, made known to open_clip."""
+    import open_clip
+
+    folder.mkdir(parents=True, exist_ok=True)
+    text = {"context_length": 8, "vocab_size": 16, "width": 16, "heads": 2, "layers": 1}
+    vision = {"image_size": 32, "layers": 1, "width": 32, "patch_size": 8, "head_width": 16}
+    config = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}
+    (folder / f"{TINY_CLIP}.json").write_text(json.dumps(config))
+    open_clip.add_model_config(folder)
+    return TINY_CLIP
 
 
 def domainnet(folder: Path, training: int = 300, test: int = 100) -> Path:

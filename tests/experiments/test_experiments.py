@@ -21,17 +21,13 @@ from radin import RadinError
 
 timm = pytest.importorskip("timm")
 open_clip = pytest.importorskip("open_clip")
-TIMM, CLIP = "test_resnet", "radin-experiments-tiny"
+TIMM, CLIP = "test_resnet", standins.TINY_CLIP
 LABELS = set(running.STRATEGIES)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> None:
-    folder = tmp_path_factory.mktemp("configs")
-    text = {"context_length": 8, "vocab_size": 16, "width": 16, "heads": 2, "layers": 1}
-    vision = {"image_size": 32, "layers": 1, "width": 32, "patch_size": 8, "head_width": 16}
-    (folder / f"{CLIP}.json").write_text(json.dumps({"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}))
-    open_clip.add_model_config(folder)
+    standins.tiny_clip(tmp_path_factory.mktemp("configs"))
 
 
 def run(experiment: str, *arguments: Any, draws: int = 1, most: int = 2) -> list[dict[str, Any]]:
