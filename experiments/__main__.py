@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -65,7 +64,6 @@ def _common(command: argparse.ArgumentParser) -> None:
 def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Run what the command line says; what table.json holds, for each table. Exits with a message for what is wrong."""
     given = parser().parse_args(arguments)
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     from experiments.running import shown
     from radin import RadinError
 

@@ -88,7 +88,8 @@ def new_shapes(text: str, classes: int) -> dict[str, tuple[int, ...]]:
         }
         width = int(clip.visual.output_dim)
         return {**inside, "classification_head.weight": (classes, width), "classification_head.bias": (classes,)}
-    return {}
+    own = built(model_part(text, {}))[0]()
+    return {name: tuple(tensor.shape) for name, tensor in own.state_dict().items()}
 
 
 def write_task(

@@ -14,10 +14,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import toy
-from experiments import cifar10, domainnet, running, shifts, standins, training
+from experiments import cifar10, domainnet, models, running, shifts, standins, training
 from experiments.__main__ import main
 from experiments.pictures import Pictures
-from radin import RadinError
+from radin import RadinError, Task
 
 timm = pytest.importorskip("timm")
 open_clip = pytest.importorskip("open_clip")
@@ -217,6 +217,45 @@ def test_a_pool_with_a_task_file(toy_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"expected task.py and members/ in it"):
         run("pool", tmp_path, "--out", tmp_path / "out")
     assert toy.TEST is not None
+
+
+OWN = """
+import numpy as np
+import torch
+
+def network():
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, 10), torch.nn.BatchNorm1d(10))
+
+def transform(picture):
+    return torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1) / 255
+"""
+
+
+def test_a_model_of_ones_own_has_a_task_file_too(tmp_path: Path) -> None:
+    (tmp_path / "networks.py").write_text(OWN)
+    text = f"torch:{tmp_path / 'networks.py'}:network"
+    data = standins.cifar10(tmp_path / "bin", training=60, test=20)
+    shapes = models.new_shapes(text, 10)
+    assert shapes["2.running_mean"] == (10,)
+    part = models.model_part(text, shapes)
+    path = models.write_task(tmp_path / "task.py", "cifar10", [data, 0.5, 0], part, shapes, batch_size=7)
+    task = Task.load(path)
+    batches = list(task.batches("test"))
+    assert [len(labels) for _, labels in batches] == [7, 7, 6]
+    expected = (data / "test_batch.bin").read_bytes()
+    assert torch.cat([labels for _, labels in batches]).tolist() == list(expected[::3073])
+    assert batches[0][0][2, 1, 5, 9].item() == pytest.approx(expected[2 * 3073 + 1 + 1024 + 5 * 32 + 9] / 255)
+    assert sum(len(labels) for _, labels in task.batches("calibration")) == len(cifar10.splits(data, 0.5).fitting)
+    (tmp_path / "networks.py").write_text(OWN.replace("def transform", "def other"))
+    with pytest.raises(RadinError, match="put a `transform`"):
+        models.model_part(f"torch:{renamed(tmp_path)}:network", {})
+    with pytest.raises(RadinError, match="experiments take timm:NAME, open_clip:NAME or torch:module:function"):
+        models.model_part("hf", {})
+
+
+def renamed(folder: Path) -> Path:
+    """Under another name, so that it is imported anew."""
+    return (folder / "networks.py").rename(folder / "networks_without.py")
 
 
 def trainer(pictures: Pictures, epochs: int = 2) -> training.Trainer:
