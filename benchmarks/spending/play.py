@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from benchmarks.spending.known import Floats
+from benchmarks.spending.scored import Scored
 from benchmarks.spending.strategies import GREEDY, STRATEGIES
-from benchmarks.spending.truth import Truth
 
 from radin import Recipe, Search
 from radin.estimate import Estimator, estimator
@@ -77,7 +77,7 @@ class Group:
     seed: int
 
     @classmethod
-    def of(cls, truth: Truth, name: str, members: Sequence[int], seed: int) -> Group:
+    def of(cls, truth: Scored, name: str, members: Sequence[int], seed: int) -> Group:
         outputs = [truth.outputs[k] for k in members]
         return cls(name, tuple(members), estimator(outputs, truth.targets, truth.metric), seed)
 
@@ -98,7 +98,7 @@ class Standing:
     score: float
 
 
-def run(truth: Truth, group: Group, label: str, budget: int) -> tuple[list[Standing], Work]:
+def run(truth: Scored, group: Group, label: str, budget: int) -> tuple[list[Standing], Work]:
     """Spend the budget; what stood after each evaluation, the best single member first."""
     name, options = STRATEGIES[label]
     chosen = list(group.members)
@@ -142,7 +142,7 @@ def after(standings: Sequence[Standing], budget: float) -> Standing:
     return [s for s in standings if s.spent <= budget + 1e-9][-1]
 
 
-def play(truth: Truth, pool: str, group: Group, label: str, most: int, shifts: bool) -> tuple[list[Point], list[Work]]:
+def play(truth: Scored, pool: str, group: Group, label: str, most: int, shifts: bool) -> tuple[list[Point], list[Work]]:
     """The strategy at every budget from 1 to ``most``; strict greedy to its end, so that its final score is known.
 
     Ours asks otherwise when its budget is larger, so it is run anew for each of PLAYED; any other runs once and is cut.

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-import cma  # type: ignore[import-untyped]
 import numpy as np
 
 from radin.search.candidates import Floats
@@ -72,6 +71,8 @@ def cma_es(
 
     The package ``cma`` with its own population size. The uniform soup, where the distribution is centred, comes first.
     """
+    import cma  # type: ignore[import-untyped]
+
     yield np.full(problem.members, 1.0 / problem.members)
     if problem.members < 2:
         return

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from benchmarks.spending.known import Floats, Known
+from benchmarks.spending.scored import Indices, Scored
 from numpy.typing import NDArray
 
 from radin import Pool, RadinError, Recipe, Task
@@ -30,8 +31,6 @@ from radin.outputs.collect import collect_outputs
 from radin.outputs.store import OutputStore
 from radin.weights import average, geometry
 from radin.weights.layout import is_averaged
-
-Indices = NDArray[np.intp]
 
 _BLOCK = 1 << 15  # weights summed at once: they stay in the processor's cache
 _STATISTICS = 256  # soups whose BatchNorm statistics are remembered, for the parts of them that come later
@@ -130,16 +129,15 @@ class Checked:
     pass_seconds: float
 
 
-class Truth:
-    """A pool's members, their outputs over validation(), and the true per-example values of any recipe over them."""
+class Truth(Scored):
+    """A pool's members and data in memory, and the true per-example values of any recipe over them."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.pool = Pool.open(sorted((folder / "members").glob("*.safetensors")))
         self.task = Task.load(folder / "task.py")
         self.metric = self.task.get_metric()
-        if self.metric.per_example is None:
-            raise RadinError(f"metric {self.metric.name!r} has no value per example: parts of a pass mean nothing")
+        self._require_values()
         self.engine = Device.create("cpu")
         self.shifts = tuple(self.task.shift_sources())
         self._model = self.engine.place(self.task.build_model())
@@ -156,18 +154,11 @@ class Truth:
         self.gram = geometry(self.pool).gram
         self._statistics: OrderedDict[str, list[dict[str, torch.Tensor]]] = OrderedDict()
         self._loaded = ""
-        self.passes = 0.0
-        """Validation passes really made here, in examples over examples of validation; those known are free."""
 
     @property
     def calibration(self) -> int:
         """K: examples that BatchNorm statistics are estimated on for each soup; 0 without BatchNorm."""
         return sum(batch.size for batch in self._calibration)
-
-    @property
-    def overhead(self) -> float:
-        """K / M."""
-        return self.calibration / len(self.targets)
 
     def held(self, split: str) -> Held:
         """The split's data, read when first asked for."""
@@ -175,29 +166,10 @@ class Truth:
             self._held[split] = Held.read(self.task, split)
         return self._held[split]
 
-    def score(self, recipe: Recipe, split: str) -> float:
-        """The metric on the whole split; NaN when an output is not finite."""
-        return float(self.values(recipe, split).mean())
-
-    def values(self, recipe: Recipe, split: str, examples: Indices | None = None) -> Floats:
-        """Per-example values of the soup on sorted ``examples`` of a split, by default all: from disk, else computed.
-
-        A single member is taken as it is, BatchNorm untouched. NaN where the outputs are not finite.
-        """
+    def extent(self, split: str) -> tuple[str, int]:
+        """The fingerprint of a split's data, and how many examples it has."""
         held = self.held(split)
-        wanted = np.arange(len(held.targets)) if examples is None else np.asarray(examples, dtype=np.intp)
-        identity = recipe.identity(self.pool.fingerprints)
-        data = f"{held.fingerprint[:16]}-{self._calibration_print}-{self.metric.name}"
-        mask, values = self._known.get(identity, split, data, len(held.targets))
-        missing = wanted[~mask[wanted]]
-        if len(missing):
-            values[missing] = self.computed(recipe, split, missing)
-            new = np.zeros_like(mask)
-            new[missing] = True
-            self._known.add(identity, split, data, new, values)
-            if split == "validation":
-                self.passes += len(missing) / len(held.targets)
-        return values[wanted]
+        return held.fingerprint, len(held.targets)
 
     @cached_property
     def _calibration_print(self) -> str:
