@@ -123,7 +123,7 @@ class Adder:
             ratios = [what.ratios[index] for index in group]
             for start in range(0, len(numbers), _PART):
                 part = slice(start, min(start + _PART, len(numbers)))
-                # Of sums that need not be kept for a further group, each takes the place of the one before in the cache.
+                # Where there is no further group to keep them for, all sums take the same place, which is in the cache.
                 sums = self._sums[part] if len(groups) > 1 else self._sums[: part.stop - start]
                 if group is groups[0]:
                     sums.fill_(_NOTHING)
