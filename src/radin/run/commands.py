@@ -199,7 +199,7 @@ def _assumed(file: Path, unread: Unread) -> Recipe | None:
             place = known.get(member["fingerprint"])
             if place is None:
                 place = names.find(member["name"])
-                if place not in unread.digests:
+                if place is None or place not in unread.digests:
                     return None
             if place in places:
                 return None

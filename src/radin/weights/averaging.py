@@ -13,8 +13,9 @@ from torch import Tensor
 from radin import __version__
 from radin.errors import PoolError
 from radin.recipe import Recipe
+from radin.weights.fitting import common_aliases, common_dtypes
 from radin.weights.layout import Piece, count, is_averaged, leaves
-from radin.weights.pool import Opened, Pool, Progress, common_aliases, common_dtypes
+from radin.weights.pool import Opened, Pool, Progress
 from radin.weights.raw import RawFiles, on_threads, threads_here
 from radin.weights.saving import RECIPE_KEY, check_output, read_metadata, read_recipe, save
 from radin.weights.sums import Adder, Sink, Sum
