@@ -163,7 +163,7 @@ class Buffer:
     def __init__(self, files: RawFiles) -> None:
         self._files = files
         self._bytes = torch.empty(LEAF * _LARGEST, dtype=torch.uint8)  # no memory is taken before it is written to
-        self._view = memoryview(self._bytes.numpy())
+        self._view = self._bytes.numpy().data
         self._typed: dict[torch.dtype, Tensor] = {}
 
     def read(self, stretch: Stretch, dtype: torch.dtype, start: int, stop: int) -> Tensor:
