@@ -143,7 +143,7 @@ def test_content_is_found_out_in_the_same_reading(tmp_path):
     paths = [tmp_path / f"m{k}.safetensors" for k in range(3)]
     unread = Unread(Opened.of(paths))
     made = recipe(layer__1=SECOND)
-    average_pool(unread.pool, (), None, tmp_path / "out.safetensors", None, recipe=made, unread=unread)
+    average_pool(unread.pool, (), made, tmp_path / "out.safetensors", None, unread=unread)
     same(
         load_file(tmp_path / "out.safetensors"),
         loop(members, dict.fromkeys(("layer.1.weight", "layer.1.bias"), SECOND)),
@@ -159,7 +159,5 @@ def test_what_is_not_finite_is_found_where_it_has_no_ratio(tmp_path):
         save_file(state, tmp_path / f"m{k}.safetensors")
     unread = Unread(Opened.of([tmp_path / f"m{k}.safetensors" for k in range(3)]))
     with pytest.raises(CheckpointError, match=r"m0\.safetensors: tensor 'layer\.1\.bias' has 1 of 4 values NaN"):
-        average_pool(
-            unread.pool, (), None, tmp_path / "out.pt", None, recipe=recipe(layer__1__bias=SECOND), unread=unread
-        )
+        average_pool(unread.pool, (), recipe(layer__1__bias=SECOND), tmp_path / "out.pt", None, unread=unread)
     assert not (tmp_path / "out.pt").exists()

@@ -115,6 +115,94 @@ def test_members_that_are_remembered_are_not_hashed_again(tmp_path, monkeypatch)
     assert names == [fingerprint(open_checkpoint(path)) for path in paths]
 
 
+def recipe_file(path: Path, names: list[str], prints: list[str], weights: list[float]) -> Path:
+    found = [
+        {"name": name, "fingerprint": text, "weight": weight}
+        for name, text, weight in zip(names, prints, weights, strict=True)
+    ]
+    path.write_text(json.dumps({"members": found}))
+    return path
+
+
+def average_by(paths: list[Path], file: Path, out: Path) -> Path:
+    average_files(paths, None, (), file, out, None)
+    return out
+
+
+def test_a_recipe_file_is_averaged_by_in_one_reading(tmp_path, read, monkeypatch):
+    monkeypatch.setenv("RADIN_CACHE", "off")
+    paths = members(tmp_path / "pool", state(0), state(1), state(2))
+    prints = [fingerprint(open_checkpoint(path)) for path in paths]
+    read.clear()
+    file = recipe_file(tmp_path / "recipe.json", ["m0", "m2"], [prints[0], prints[2]], [0.25, 0.75])
+    one = average_by(paths, file, tmp_path / "one.safetensors")
+    assert sum(read) == 3 * BYTES
+    assert torch.equal(load_file(one)["a"], (0.25 * state(0)["a"].double() + 0.75 * state(2)["a"].double()).float())
+    assert [m["fingerprint"] for m in read_recipe(one)["members"]] == [prints[0], prints[2]]
+
+
+@pytest.mark.parametrize("names", [["m2", "m0"], ["x", "m2"], ["m0", "m0"]])
+def test_a_recipe_file_goes_by_content_whatever_its_names_say(tmp_path, monkeypatch, names):
+    monkeypatch.setenv("RADIN_CACHE", "off")
+    paths = members(tmp_path / "pool", state(0), state(1), state(2))
+    prints = [fingerprint(open_checkpoint(path)) for path in paths]
+    file = recipe_file(tmp_path / "recipe.json", names, [prints[0], prints[2]], [0.25, 0.75])
+    one = load_file(average_by(paths, file, tmp_path / "one.safetensors"))
+    assert torch.equal(one["a"], (0.25 * state(0)["a"].double() + 0.75 * state(2)["a"].double()).float())
+
+
+def test_a_recipe_file_of_other_weights_is_refused_and_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.setenv("RADIN_CACHE", "off")
+    paths = members(tmp_path / "pool", state(0), state(1))
+    file = recipe_file(tmp_path / "recipe.json", ["m0", "m1"], ["0" * 64, "1" * 64], [0.5, 0.5])
+    with pytest.raises(RadinError, match=r"the recipe names m0 \(0000.*which is not in this pool"):
+        average_by(paths, file, tmp_path / "one.safetensors")
+    assert not (tmp_path / "one.safetensors").exists()
+
+
+def test_a_recipe_of_mergekits_takes_one_reading(tmp_path, read):
+    pytest.importorskip("yaml")
+    from radin.integrations.mergekit import recipe_at
+
+    paths = [sharded(tmp_path / f"run-{k}", k) for k in range(2)]
+    models = "".join(f"  - model: {path}\n    parameters: {{weight: {k + 1}}}\n" for k, path in enumerate(paths))
+    (tmp_path / "linear.yml").write_text(f"merge_method: linear\nmodels:\n{models}")
+    linear = recipe_at([str(tmp_path / "linear.yml")])
+    average_files(
+        linear.paths, None, linear.recipe, None, tmp_path / "soup.safetensors", None, files_from=linear.files_from
+    )
+    assert sum(read) == 2 * BYTES
+    recipe = Recipe.normalized([1, 2])
+    exact = recipe.weights[0] * state(0)["a"].double() + recipe.weights[1] * state(1)["a"].double()
+    assert torch.equal(load_file(tmp_path / "soup.safetensors")["a"], exact.float())
+
+
+def test_average_takes_paths_and_reads_them_once(tmp_path, read):
+    paths = members(tmp_path / "pool", state(0), state(1), state(2))
+    soup = average(tmp_path / "pool")
+    assert sum(read) == 3 * BYTES
+    again = average(Pool.open(paths), Recipe.uniform(range(3), 3))
+    assert sum(read) == 3 * BYTES + 3 * (BYTES - 8 - 9 * 8) + 8 + 9 * 8  # remembered, so added alone
+    assert list(soup) == list(again)
+    assert all(torch.equal(soup[name], again[name]) for name in soup)
+    ratios = average(paths, Recipe.normalized([1, 0, 3]))
+    assert torch.equal(ratios["a"], (0.25 * state(0)["a"].double() + 0.75 * state(2)["a"].double()).float())
+
+
+def test_average_of_paths_checks_as_a_pool_does(tmp_path, monkeypatch):
+    monkeypatch.setenv("RADIN_CACHE", "off")
+    paths = members(tmp_path / "pool", state(0), state(1), state(0))
+    soup = average(paths)  # uniform over what differs
+    assert torch.equal(soup["a"], (0.5 * state(0)["a"].double() + 0.5 * state(1)["a"].double()).float())
+    with pytest.raises(PoolError, match="the recipe has 3 ratios; this pool has 2 members"):
+        average(paths, Recipe.uniform(range(3), 3))
+    bad = state(5)
+    bad["b"][0, 0] = float("nan")
+    save_file(bad, paths[2])
+    with pytest.raises(CheckpointError, match=r"m2.*: tensor 'b' has 1 of 150 values NaN or infinite"):
+        average(paths)
+
+
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
 def test_the_same_weights_twice_count_once(tmp_path, suffix):
     paths = members(tmp_path / "pool", state(0), state(1), state(0))

@@ -14,7 +14,6 @@ from radin.cli.shared import (
     PATHS,
     PUSH,
     console_progress,
-    open_pool,
     push,
     require_hub,
     show,
@@ -81,7 +80,7 @@ def average(
     with starting():
         from radin.integrations import mergekit
         from radin.report.sentences import average_lines
-        from radin.run.commands import average_adapter_pool, average_files, average_pool
+        from radin.run.commands import average_adapter_pool, average_files
         from radin.weights.adapter_pool import Adapters
         from radin.weights.adapters import is_adapter_path
         from radin.weights.paths import look_for
@@ -105,16 +104,16 @@ def average(
         elif rank is not None:
             raise RadinError("--rank is for an average of LoRA adapters, without --base")
         elif linear is not None:
-            pool = open_pool(looked_for, key, progress, base_model)
-            found = average_pool(
-                pool,
-                (),
+            found = average_files(
+                looked_for,
+                key,
+                linear.recipe,
                 None,
                 output,
                 integers_from,
                 progress,
-                recipe=linear.recipe(pool),
-                files_from=files_from or linear.files_from(pool),
+                base=base_model,
+                files_from=files_from or linear.files_from,
                 command=typed(),
             )
         else:

@@ -22,9 +22,9 @@ from radin.recipe import Recipe
 from radin.weights import Pool, average, recipe_metadata, save
 from radin.weights.alike import save_alike
 from radin.weights.beside import files_source
+from radin.weights.fitting import common_aliases
 from radin.weights.grouping import group_of
 from radin.weights.layout import is_averaged
-from radin.weights.pool import common_aliases
 from radin.weights.products import inner_products
 
 Statistics = Mapping[str, torch.Tensor]

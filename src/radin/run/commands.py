@@ -33,7 +33,12 @@ from radin.weights.formats import Checkpoint
 from radin.weights.paths import Lookup, require_utf8
 from radin.weights.pool import Opened
 from radin.weights.saving import ENDINGS, RECIPE_KEY
-from radin.weights.unread import RepeatedError, Unread
+from radin.weights.unread import MistakenError, Unread
+
+Ratios = Sequence[str] | Callable[[Pool], Recipe]
+"""As ``recipe_of`` takes them, or what gives the recipe for a pool that is known."""
+
+FilesFrom = str | Callable[[Pool], str | None] | None
 
 
 @dataclass(frozen=True)
@@ -148,39 +153,69 @@ def evaluate_pool(
 def average_files(
     paths: Iterable[str | Path],
     key: str | None,
-    ratios: Sequence[str],
+    ratios: Ratios,
     recipe_file: Path | None,
     output: Path,
     integers_from: str | None,
     progress: Progress | None = None,
     *,
     base: str | Path | None = None,
-    files_from: str | None = None,
+    files_from: FilesFrom = None,
     command: str | None = None,
 ) -> Averaged:
     """As ``average_pool``, of checkpoints not opened yet: one reading both checks and averages them.
 
-    Not so where a recipe file says which members by their content, and where two files turn out to hold the same
-    weights: they are read a second time.
+    A recipe file says by their content which members it is for: those whose content is not known yet are found by their
+    names, and that is checked when all is read. Where it was wrong, and where two files turn out to hold the same
+    weights, they are read a second time.
     """
     require_utf8(output)
     if output.suffix in ENDINGS:
         check_output(output, alike=True)
     headers = Opened.of(paths, key=key, base=base)
     into = partial(average_pool, files_from=files_from, command=command)
-    unread = Unread(headers) if recipe_file is None else None
-    if unread is not None and _is_plain(unread.pool, ratios):
+    unread = Unread(headers)
+    given = None if recipe_file is None else _assumed(recipe_file, unread)
+    if given is not None or (recipe_file is None and _is_plain(unread.pool, ratios)):
         try:
-            return into(unread.pool, ratios, None, output, integers_from, progress, unread=unread)
-        except RepeatedError as error:
+            return into(unread.pool, ratios, given, output, integers_from, progress, unread=unread)
+        except MistakenError as error:
             pool = error.pool
     else:
         pool = Pool.read(headers, progress=_counted(progress, "reading checkpoints"))
     return into(pool, ratios, recipe_file, output, integers_from, progress)
 
 
-def _is_plain(pool: Pool, ratios: Sequence[str]) -> bool:
+def _assumed(file: Path, unread: Unread) -> Recipe | None:
+    """The recipe of a file over members not read yet, if their names are those in it; None where that is not clear."""
+    value = _recipe_value(file)
+    pool = unread.pool
+    known = {member.fingerprint: k for k, member in enumerate(pool) if k not in unread.digests}
+    names = Lookup(pool.member_names, [member.path for member in pool])
+    places: dict[int, str] = {}
+    members = []
+    try:
+        for member in value["members"]:
+            place = known.get(member["fingerprint"])
+            if place is None:
+                place = names.find(member["name"])
+                if place is None or place not in unread.digests:
+                    return None
+            if place in places:
+                return None
+            places[place] = member["fingerprint"]
+            members.append({**member, "fingerprint": pool[place].fingerprint})
+        recipe = Recipe.from_json({**value, "members": members}, pool.fingerprints)
+    except (RadinError, KeyError, TypeError, AttributeError):  # told by whoever reads it next
+        return None
+    unread.expect(places)
+    return recipe
+
+
+def _is_plain(pool: Pool, ratios: Ratios) -> bool:
     """Whether the ratios can be told before it is known which files hold the same weights."""
+    if callable(ratios):
+        return True
     try:
         recipe_of(pool, ratios)
     except RadinError:
@@ -194,32 +229,36 @@ def _counted(progress: Progress | None, what: str) -> Callable[[int, int], None]
 
 def average_pool(
     pool: Pool,
-    ratios: Sequence[str],
-    recipe_file: Path | None,
+    ratios: Ratios,
+    given: Path | Recipe | None,
     output: Path,
     integers_from: str | None,
     progress: Progress | None = None,
     *,
-    recipe: Recipe | None = None,
     unread: Unread | None = None,
-    files_from: str | None = None,
+    files_from: FilesFrom = None,
     command: str | None = None,
 ) -> Averaged:
     """Average by ratios given as text (see ``recipe_of``), by a recipe or its file, or uniformly, into ``output``.
 
     A file; or, where the members are folders and the name has no ending of a file, a folder with the files beside the
     weights that the member ``files_from`` has (by default the one with the largest ratio) and a model card. unread:
-    what the pool is of, where its content was not read yet. Raises RepeatedError then, when members turn out to hold
-    the same weights; nothing is written.
+    what the pool is of, where its content was not read yet. Raises MistakenError then, when members turn out to hold
+    the same weights, or others than expected; nothing is written.
     """
     require_utf8(output)
+    files_from = files_from(pool) if callable(files_from) else files_from
     folder = output.suffix not in ENDINGS and are_folders(pool)
     require_replaceable(output) if folder else check_output(output, alike=True)
     pool.require_several()
-    if ratios and recipe_file is not None:
+    if ratios and given is not None:
         raise RadinError("give --ratios or --recipe, not both")
-    if recipe is None:
-        recipe = recipe_of(pool, ratios) if recipe_file is None else _recipe_in(recipe_file, pool)
+    if isinstance(given, Recipe):
+        recipe = given
+    elif callable(ratios):
+        recipe = ratios(pool)
+    else:
+        recipe = recipe_of(pool, ratios) if given is None else _recipe_in(given, pool)
     like: Checkpoint | None
     if folder:
         like = pool[files_source(pool, recipe, files_from)].checkpoint.form
@@ -268,10 +307,19 @@ def _of_statistics(pool: Pool, recipe: Recipe, output: Path) -> list[str]:
 
 
 def _recipe_in(file: Path, pool: Pool | Adapters) -> Recipe:
+    value = _recipe_value(file)
+    try:
+        return Recipe.from_json(value, pool.fingerprints)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RadinError(f"{file} is not a recipe of radin's ({error})") from None
+
+
+def _recipe_value(file: Path) -> Any:
+    """The JSON form of the recipe in a file. Raises RadinError where it cannot be read, and seldom where it is none."""
     try:
         value = read_json(file)
         value = opened(value) if "checksum" in value else value  # one that was written by hand has none
-        return Recipe.from_json(value.get("recipe", value), pool.fingerprints)
+        return value.get("recipe", value)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RadinError(f"{file} is not a recipe of radin's ({error})") from None
 

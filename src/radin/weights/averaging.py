@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from difflib import get_close_matches
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -13,12 +14,13 @@ from torch import Tensor
 from radin import __version__
 from radin.errors import PoolError, printable
 from radin.recipe import Recipe
+from radin.weights.fitting import common_aliases, common_dtypes
 from radin.weights.layout import Piece, count, is_averaged, leaves
-from radin.weights.pool import Pool, Progress, common_aliases, common_dtypes
+from radin.weights.pool import Opened, Pool, Progress
 from radin.weights.raw import RawFiles, on_threads, threads_here
 from radin.weights.saving import RECIPE_KEY, check_output, read_metadata, read_recipe, save
 from radin.weights.sums import Adder, Sink, Sum
-from radin.weights.unread import Unread
+from radin.weights.unread import MistakenError, Unread
 
 _SMALL = 8 << 20  # bytes to be read that are not worth starting threads for
 
@@ -35,20 +37,43 @@ __all__ = [
 
 
 def average(
-    pool: Pool, recipe: Recipe, *, integers_from: str | None = None, progress: Progress | None = None
+    pool: Pool | str | Path | Iterable[str | Path],
+    recipe: Recipe | None = None,
+    *,
+    integers_from: str | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Tensor]:
     """The soup: sum_k p_k theta_k for each float tensor, summed in float64 and rounded once to its own dtype.
 
     p: where a group of the recipe's names the tensor, that group's ratios; of a tied one, by the name that comes first.
 
-    Members are read in blocks, so peak memory is the result and a few megabytes, whatever N. Where members' float
-    dtypes differ, the result has the one that holds all. Integer and bool tensors are copied from the member named
-    ``integers_from``, by default the one with the largest ratio outside of groups (the first of equals). Tensors tied
-    in every member used are one tensor under all their names. ``progress(done, total)``: bytes read; it may be called
-    from other threads, one call at a time. Raises PoolError when the recipe is not over this pool, a group of it names
-    no tensor, or ``integers_from`` is not in the pool.
+    ``pool``: one that was opened; or what ``Pool.open`` takes, to be checked in the same reading as it is averaged.
+    ``recipe``: without one, uniform. Members are read in blocks, so peak memory is the result and a few megabytes,
+    whatever N. Where members' float dtypes differ, the result has the one that holds all. Integer and bool tensors are
+    copied from the member named ``integers_from``, by default the one with the largest ratio outside of groups (the
+    first of equals). Tensors tied in every member used are one tensor under all their names. ``progress(done, total)``:
+    bytes read; it may be called from other threads, one call at a time. Raises PoolError when the recipe is not over
+    this pool, a group of it names no tensor or ``integers_from`` is not in the pool, and for paths what ``Pool.open``
+    raises.
     """
-    return Soup(pool, recipe, integers_from=integers_from, progress=progress).tensors()
+    unread = None
+    if not isinstance(pool, Pool):
+        unread = Unread(Opened.of(pool))
+        pool = unread.pool
+    try:
+        return _tensors(pool, recipe, integers_from, progress, unread)
+    except MistakenError as error:  # files that hold the same weights count once
+        return _tensors(error.pool, recipe, integers_from, progress, None)
+
+
+def _tensors(
+    pool: Pool, recipe: Recipe | None, integers_from: str | None, progress: Progress | None, unread: Unread | None
+) -> dict[str, Tensor]:
+    recipe = recipe or Recipe.uniform(range(len(pool)), len(pool))
+    soup = Soup(pool, recipe, integers_from=integers_from, progress=progress, unread=unread)
+    result = soup.tensors()
+    soup.final_metadata({})
+    return result
 
 
 class Soup(Mapping[str, Tensor]):
@@ -135,7 +160,7 @@ class Soup(Mapping[str, Tensor]):
         """The metadata as they are to stay in the file, of the same length: with the fingerprints now known.
 
         To be called once all is written and before it takes its place. Raises PoolError or CheckpointError for what
-        cannot be a pool, ``unread.RepeatedError`` where members turn out to be the same.
+        cannot be a pool, ``unread.MistakenError`` where members turn out to be the same.
         """
         if self._unread is None:
             return metadata

@@ -162,8 +162,8 @@ class Buffer:
 
     def __init__(self, files: RawFiles) -> None:
         self._files = files
-        self._bytes = bytearray(LEAF * _LARGEST)
-        self._view = memoryview(self._bytes)
+        self._bytes = torch.empty(LEAF * _LARGEST, dtype=torch.uint8)  # no memory is taken before it is written to
+        self._view = self._bytes.numpy().data
         self._typed: dict[torch.dtype, Tensor] = {}
 
     def read(self, stretch: Stretch, dtype: torch.dtype, start: int, stop: int) -> Tensor:
@@ -175,5 +175,5 @@ class Buffer:
     def of(self, dtype: torch.dtype, count: int) -> Tensor:
         """This memory as a flat tensor of ``count`` elements."""
         if dtype not in self._typed:
-            self._typed[dtype] = torch.frombuffer(self._bytes, dtype=dtype, count=LEAF)
+            self._typed[dtype] = self._bytes[: LEAF * dtype.itemsize].view(dtype)
         return self._typed[dtype][:count]

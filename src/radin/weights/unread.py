@@ -12,11 +12,14 @@ from radin.weights.remembered import file_states, recall, remember
 _HEX_DIGITS = 32  # bytes of a fingerprint
 
 
-class RepeatedError(Exception):
-    """Members turned out to hold the same weights: the recipe was for more than there are. ``pool``: what there is."""
+class MistakenError(Exception):
+    """Members turned out not to be what was assumed of them. ``pool``: what there is.
+
+    Some hold the same weights, so that the recipe was for more than there are; or what ``expect`` said is wrong.
+    """
 
     def __init__(self, pool: Pool) -> None:
-        super().__init__("members hold the same weights")
+        super().__init__("members are not what was assumed")
         self.pool = pool
 
 
@@ -39,20 +42,27 @@ class Unread:
         self.digests: Mapping[int, Digests] = {
             places[id(digests.checkpoint)]: digests for digests in self._found.values()
         }
+        self._expected: dict[int, str] = {}
         self._filled: dict[str, str] = {}
+
+    def expect(self, fingerprints: Mapping[int, str]) -> None:
+        """Have ``settle`` make sure that these members, by their place in the pool, have these fingerprints."""
+        self._expected.update(fingerprints)
 
     def settle(self) -> Pool:
         """The pool, once all digests are complete; what was found is remembered.
 
-        Raises PoolError or CheckpointError where it is none, RepeatedError where members hold the same weights.
+        Raises PoolError or CheckpointError where it is none, MistakenError where members hold the same weights or not
+        those that were expected.
         """
         contents = list(self._contents)
         for k, digests in self._found.items():
             contents[k] = digests.content()
             remember(digests.checkpoint, self._states[k], contents[k])
         pool = Pool.of(self._opened, contents)
-        if [member.checkpoint for member in pool] != [member.checkpoint for member in self.pool]:
-            raise RepeatedError(pool)
+        different = [member.checkpoint for member in pool] != [member.checkpoint for member in self.pool]
+        if different or any(pool[index].fingerprint != text for index, text in self._expected.items()):
+            raise MistakenError(pool)
         self._filled = {self._contents[k].fingerprint: contents[k].fingerprint for k in self._found}
         return pool
 
