@@ -181,7 +181,7 @@ class _Work:
 
     def spend(self, passes: int, wanted: Iterable[str]) -> Further:
         """At most ``passes`` passes, those of each kind that is wanted in turn."""
-        started, spent = time.monotonic(), 0
+        spent = 0
         self._turns = [name for name in WANTED if name in set(wanted)]
         left = True
         while left or self._open:
@@ -191,17 +191,16 @@ class _Work:
                     left = bool(self._open)  # an answer may tell what is wanted next
                     break
                 if isinstance(asked, Recipe):
-                    self._report(spent, passes, started)
                     self._open.append(asked)
                     self._engine.submit(Question(asked))
                 else:
                     spent += 1
-                self._report(spent, passes, started)
+                self._progress("passes on further soups", spent, passes)
             if self._open:
                 for question, answer in self._engine.wait():
                     spent += 1
                     self._take(question, answer)
-                self._report(spent, passes, started)
+                self._progress("passes on further soups", spent, passes)
             elif spent >= passes:
                 break
         return Further(spent, 0, len(self._failed), not left, 0.0)
@@ -246,11 +245,6 @@ class _Work:
         self._scores[recipe] = answer
         self._truths.keep(self._job.identity(recipe), self._job.to_json(recipe), question.split, answer)
 
-    def _report(self, spent: int, passes: int, started: float) -> None:
-        seconds = time.monotonic() - started
-        left = f", about {_duration(seconds / spent * (passes - spent))} left" if spent else ""
-        self._progress(f"pass {spent} of {passes} on further soups{left}", spent, passes)
-
     def test(self) -> int:
         """Score on test() what the methods and the run have chosen at each budget, where it is not known; how many."""
         curves = [replay.own_curve(self._record)]
@@ -264,7 +258,7 @@ class _Work:
         done, count = 0, len(left)
         while left or self._open:
             while left and len(self._open) < self._engine.slots:
-                self._progress(f"soup {done + 1} of {count} on test", done, count)
+                self._progress("further soups on test", done, count)
                 self._open.append(left.pop(0))
                 self._engine.submit(Question(self._open[-1], None, "test"))
             for question, answer in self._engine.wait():
@@ -296,7 +290,3 @@ class Wanted:
             return next((r for r in self._asked if r not in scores and r not in working), None)
         lacking = replay.replay(self._record, self._method, scores, self._budget).missing
         return None if lacking in working else lacking
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

@@ -51,9 +51,10 @@ class RunRecord:
     """A run over N members in the pool's order; ``soups``: those known on all of validation, the run's own first.
 
     singles: (N,) the members' evaluations. reestimated: members evaluated again with their BatchNorm statistics
-    estimated anew, by recipe. told: what the search asked and was answered, in the order of the answers. tests: what is
-    known on test(). mixed: by recipe, the score of averaged outputs and the root mean square by which they differ from
-    the soup's, where that was measured. estimator: scores recipes from the members' outputs; None where there are none.
+    estimated anew, by recipe; reestimated_since: the same beside the run, which no search had to beat. told: what the
+    search asked and was answered, in the order of the answers. tests: what is known on test(). mixed: by recipe, the
+    score of averaged outputs and the root mean square by which they differ from the soup's, where that was measured.
+    estimator: scores recipes from the members' outputs; None where there are none.
     listed: estimates that the result holds, for runs without an estimator. settings: of the last session.
     """
 
@@ -66,6 +67,7 @@ class RunRecord:
     identity: Mapping[str, Any]
     singles: tuple[Answer, ...]
     reestimated: Mapping[Recipe, Answer]
+    reestimated_since: Mapping[Recipe, Answer]
     soups: tuple[KnownSoup, ...]
     told: tuple[Asked, ...]
     tests: Mapping[Recipe, Answer]
@@ -140,7 +142,8 @@ class RunRecord:
             settings=settings,
             identity=identity,
             singles=known,
-            reestimated=by_recipe([*again, *(e for e in further if e.kind == REESTIMATED)]),
+            reestimated=by_recipe(again),
+            reestimated_since=by_recipe([e for e in further if e.kind == REESTIMATED]),
             soups=tuple(soups),
             told=tuple(told),
             tests=by_recipe(tests),

@@ -82,16 +82,16 @@ class Table:
 
     def markdown(self) -> str:
         """The table as Markdown: scores with their standard errors, a dash where one is not known."""
-        splits = ["validation", *(["test"] if self.tested else [])]
-        head = ["method", *(f"{split}, B = {budget}" for split in splits for budget in self.budgets)]
-        lines = [_line(head), _line(["---", *("---:" for _ in head[1:])])]
-        for row in (Row("best single, no soup", (self.reference,) * len(self.budgets)), *self.rows):
-            cells = [_number(cell, split) for split in splits for cell in row.cells]
-            lines.append(_line([row.name, *cells]))
+        lines: list[str] = []
+        for split in ("validation", "test") if self.tested else ("validation",):
+            lines += [_line([split, *(f"B = {budget}" for budget in self.budgets)])]
+            lines += [_line(["---", *("---:" for _ in self.budgets)])]
+            for row in (Row("best single, no soup", (self.reference,) * len(self.budgets)), *self.rows):
+                lines.append(_line([row.name, *(_number(cell, split) for cell in row.cells)]))
+            lines.append("")
         about = self.about
         direction = "higher is better" if about.higher_is_better else "lower is better"
         lines += [
-            "",
             f"{about.metric.replace('|', '/')} ({direction}) of the soup chosen on {about.examples:,} validation "
             f"examples once B passes were spent on soups of {about.members} members, ± one standard error over "
             "examples. A dash: not known without further passes.",

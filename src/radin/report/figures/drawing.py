@@ -143,6 +143,7 @@ def _ranked(values: Ranked, alt: Any) -> Any:
 def _budget(values: Budget, alt: Any) -> Any:
     """Figure 4."""
     colours = dict(zip((c.name for c in values.courses), (ORANGE, BLUE, GREEN, PINK), strict=False))
+    dashes = dict(zip(colours, ([1, 0], [2, 3], [8, 3], [5, 2, 1, 2]), strict=False))  # they often coincide
     rows: _Rows = []
     for course in values.courses:
         steps = list(course.steps)
@@ -154,29 +155,35 @@ def _budget(values: Budget, alt: Any) -> Any:
                 {"passes": passes, "score": step.score, "low": step.score - error, "high": step.score + error}
                 | {"method": course.name, "members": step.size}
             )
-    base = alt.Chart(_data(alt, rows)).encode(
-        x=alt.X("passes:Q", title="passes over validation spent on soups", scale=alt.Scale(nice=False)),
-        color=alt.Color(
-            "method:N", scale=_colours(alt, colours), title=None, legend=alt.Legend(orient="top", columns=4)
-        ),
+    own = values.courses[0].name
+    title_y = f"{_score(values.about)} of the soup chosen so far"
+    x = alt.X("passes:Q", title="passes over validation spent on soups", scale=alt.Scale(nice=False))
+    color = alt.Color("method:N", scale=_colours(alt, colours), title=None, legend=alt.Legend(orient="top", columns=4))
+    dash = alt.StrokeDash(
+        "method:N", scale=_colours(alt, dashes), title=None, legend=alt.Legend(orient="top", columns=4)
     )
-    band = base.mark_area(opacity=0.12, interpolate="step-after").encode(
-        y=_y(alt, "low", f"{_score(values.about)} of the soup chosen so far"), y2="high:Q"
+
+    def course(chosen: bool, width: float) -> Any:
+        some = alt.Chart(_data(alt, [row for row in rows if (row["method"] == own) == chosen]))
+        line = some.mark_line(interpolate="step-after", strokeWidth=width)
+        return line.encode(x=x, y=_y(alt, "score", title_y), color=color, strokeDash=dash)
+
+    band = alt.Chart(_data(alt, [row for row in rows if row["method"] == own]))
+    band = band.mark_area(opacity=0.12, interpolate="step-after", color=ORANGE).encode(
+        x=x, y=_y(alt, "low", title_y), y2="high:Q"
     )
-    line = base.mark_line(interpolate="step-after", strokeWidth=2).encode(y="score:Q")
-    ends = [r for c in values.courses if c.lacking for r in [[x for x in rows if x["method"] == c.name][-1]]]
-    stops = (
-        alt.Chart(_data(alt, ends))
-        .mark_point(shape="cross", angle=45, filled=True, size=60)
-        .encode(x="passes:Q", y="score:Q", color=alt.Color("method:N", scale=_colours(alt, colours), title=None))
-    )
-    notes = ["bands: one standard error over examples"]
+    layers = [band, course(True, 3), course(False, 1.8)]
+    notes = ["band: one standard error over examples, of this run"]
+    ends = [[row for row in rows if row["method"] == c.name][-1] for c in values.courses if c.lacking]
     if ends:
+        stops = alt.Chart(_data(alt, ends)).mark_point(shape="cross", angle=45, filled=True, size=60)
+        layers.append(
+            stops.encode(x=x, y="score:Q", color=alt.Color("method:N", scale=_colours(alt, colours), legend=None))
+        )
         notes[0] += "; ×: the next true score is not known"
     if not values.about.finished:
         notes[0] += "; the run has not finished"
     title = _title(alt, f"Score by budget, {values.about.run}", notes)
-    layers = [band, line, stops] if ends else [band, line]
     return alt.layer(*layers).properties(width=_WIDTH + 60, height=_HEIGHT, title=title)
 
 
@@ -261,18 +268,16 @@ def _sizes(values: Sizes, alt: Any) -> Any:
 def _mixed(values: MixedFigure, alt: Any) -> Any:
     """Figure 1."""
     panels = [_line_scores(values, alt), _line_distances(values, alt)]
-    lines = [_fit_text("line", values.line_fit.explained)]
+    shares = f"{values.line_fit.explained:.1%} on the line"
     if values.simplex and values.simplex_fit is not None:
         panels += _triangles(values, alt)
-        lines[0] += "; " + _fit_text("simplex", values.simplex_fit.explained)
+        shares += f", {values.simplex_fit.explained:.1%} in the simplex"
+    lines = [f"of the squared difference of outputs, which is 0 to first order, second-order theory explains {shares}"]
     if values.reestimated:
         lines.append("members with their BatchNorm statistics estimated again, as the soups' are")
     title = _title(alt, f"Averaged outputs against the soup, best members of {values.about.run}", lines)
-    return alt.hconcat(*panels, spacing=36).resolve_scale(color="independent").properties(title=title)
-
-
-def _fit_text(where: str, share: float) -> str:
-    return f"second order explains {share:.1%} of the squared distance that first order (0) leaves on the {where}"
+    together = alt.hconcat(*panels, spacing=40)
+    return together.resolve_scale(color="independent").properties(title=title)
 
 
 def _line_scores(values: MixedFigure, alt: Any) -> Any:
@@ -289,7 +294,7 @@ def _line_scores(values: MixedFigure, alt: Any) -> Any:
         rows.append(_at(point, "averaged outputs", point.averaged, 0.0))
     base = alt.Chart(_data(alt, rows)).encode(
         x=alt.X("p:Q", title=ratio, scale=alt.Scale(domain=[0, 1])),
-        color=alt.Color("what:N", scale=_colours(alt, colours), title=None, legend=alt.Legend(orient="top")),
+        color=alt.Color("what:N", scale=_colours(alt, colours), title=None, legend=_below(alt)),
     )
     bars = base.mark_rule(opacity=0.5).encode(y=_y(alt, "low", _score(values.about)), y2="high:Q")
     line = base.mark_line(point=True, strokeWidth=1.5).encode(y="score:Q")
@@ -310,15 +315,15 @@ def _line_distances(values: MixedFigure, alt: Any) -> Any:
     theory: _Rows = []
     for step in range(51):
         p = step / 50
-        theory.append({"p": p, "apart": h * p * (1 - p), "what": "second order, p(1 − p)"})
+        theory.append({"p": p, "apart": h * p * (1 - p), "what": "second order"})
         theory.append({"p": p, "apart": 0.0, "what": "first order, 0"})
-    colours = {"measured": ORANGE, "second order, p(1 − p)": BLUE, "first order, 0": GREY}
+    colours = {"measured": ORANGE, "second order": BLUE, "first order, 0": GREY}
     x = alt.X("p:Q", title=f"ratio of the best, {_short(values.names[0])}", scale=alt.Scale(domain=[0, 1]))
-    color = alt.Color("what:N", scale=_colours(alt, colours), title=None, legend=alt.Legend(orient="top"))
+    color = alt.Color("what:N", scale=_colours(alt, colours), title=None, legend=_below(alt))
     y = alt.Y("apart:Q", title="root mean square of the outputs' difference")
     lines = alt.Chart(_data(alt, theory)).mark_line(strokeWidth=2).encode(x=x, y=y, color=color)
     points = alt.Chart(_data(alt, measured)).mark_circle(size=60, opacity=1).encode(x=x, y=y, color=color)
-    title = _title(alt, "Outputs on the line", ["averaged minus the soup's"], 12)
+    title = _title(alt, "Outputs on the line", ["averaged minus the soup's; second order is h p(1 − p)"], 12)
     return alt.layer(lines, points).properties(width=_PANEL, height=_PANEL, title=title)
 
 
@@ -384,12 +389,17 @@ def _y(alt: Any, field: str, title: str) -> Any:
     return alt.Y(f"{field}:Q", title=title, scale=alt.Scale(zero=False))
 
 
-def _colours(alt: Any, colours: Mapping[str, str]) -> Any:
+def _colours(alt: Any, colours: Mapping[str, Any]) -> Any:
     return alt.Scale(domain=list(colours), range=list(colours.values()))
 
 
 def _whole(alt: Any) -> Any:
     return alt.Axis(format="d", tickMinStep=1)
+
+
+def _below(alt: Any) -> Any:
+    """A legend under a panel, so that panels side by side begin at the same height."""
+    return alt.Legend(orient="bottom", symbolOpacity=1)
 
 
 def _counts(alt: Any, members: int) -> Any:

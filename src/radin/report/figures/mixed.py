@@ -90,7 +90,7 @@ def mixing(record: RunRecord) -> MixedFigure | Unavailable:
     line_theory = second_order(record, line, members[:2])
     enough = len(simplex) >= 7  # six constants, and one to see whether they fit
     simplex_theory = second_order(record, simplex, members) if enough else np.empty(0)
-    again = {recipe.members[0]: answer for recipe, answer in record.reestimated.items()}
+    again = {recipe.members[0]: answer for recipe, answer in record.reestimated_since.items()}
     return MixedFigure(
         about=About.of(record),
         names=tuple(record.names[k] for k in members),

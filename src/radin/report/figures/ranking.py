@@ -91,7 +91,9 @@ def ranked(record: RunRecord) -> Ranked | Unavailable:
 def _soups(record: RunRecord, *, with_candidates: bool) -> list[EstimatedSoup]:
     """The soups evaluated, and the candidates where these are wanted, best estimate first, equal ones by ratios."""
     origins: dict[object, Origin] = {s.recipe: "since" if s.further else "the run" for s in record.soups}
-    recipes = [soup.recipe for soup in record.soups if soup.recipe.size > 1]
+    # Those that only measure the line and the simplex of Figure 1 are nobody's candidates.
+    measured = {s.recipe for s in record.soups if s.further and s.recipe in record.mixed and not s.recipe.is_uniform}
+    recipes = [soup.recipe for soup in record.soups if soup.recipe.size > 1 and soup.recipe not in measured]
     if with_candidates:
         recipes = list(dict.fromkeys((*recipes, *record.candidates)))
     guesses = record.estimates(recipes)
