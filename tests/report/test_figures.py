@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -31,13 +32,15 @@ from radin.weights import Pool, average
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A finished run over the toy pool, and 90 further passes beside it, with test."""
+    """A finished run over the toy pool, and beside it all that figures want, in two sessions, with test."""
     place = tmp_path_factory.mktemp("figures")
     toy.build(place / "pool")
     cook(sorted((place / "pool").glob("*.safetensors")), place / "pool" / "task.py", budget=3, out=place / "run")
     shutil.copytree(place / "run", place / "untouched")
-    done = evaluate_further(place / "run", place / "pool" / "task.py", 90, test=True)
-    assert done.passes == 90
+    first = evaluate_further(place / "run", place / "pool" / "task.py", 40)
+    second = evaluate_further(place / "run", place / "pool" / "task.py", 200, test=True)
+    assert (first.passes, first.complete, second.complete) == (40, False, True)
+    assert second.tests > 3
     return place
 
 
@@ -85,9 +88,11 @@ def test_truths_are_those_of_the_soups_themselves(folder, record):
 def test_further_passes_cost_the_run_nothing_and_are_not_made_twice(folder, record):
     for name in ("ledger.sqlite", "result.json", "recipe.json", "soup.safetensors"):
         assert (folder / "run" / name).read_bytes() == (folder / "untouched" / name).read_bytes(), name
-    more = evaluate_further(folder / "run", folder / "pool" / "task.py", 2)
-    assert (more.passes, more.complete) == (2, False)
-    assert len(RunRecord.read(folder / "run").soups) == len(record.soups) + 2
+    more = evaluate_further(folder / "run", folder / "pool" / "task.py", 5)
+    assert (more.passes, more.tests, more.complete) == (0, 0, True)
+    # every candidate, and the line and the simplex
+    wanted = {*record.candidates, *passes.line(record), *passes.simplex(record)}
+    assert {s.recipe for s in record.soups if s.further} == wanted - {s.recipe for s in record.own}
 
 
 def test_estimates_and_their_correlation(folder, record):
@@ -97,8 +102,10 @@ def test_estimates_and_their_correlation(folder, record):
     guesses = {r: float((np.tensordot(r.weights, outputs, 1).argmax(1) == targets).mean()) for r in truths}
     shown = [r for r in truths if r in {s.recipe for s in record.own} or r.is_uniform]
     assert len(found.soups) == len(shown)
-    assert sorted((s.estimate, s.truth, s.size) for s in found.soups) == pytest.approx(
-        sorted((guesses[r], truths[r], r.size) for r in shown)
+    np.testing.assert_allclose(
+        sorted((s.estimate, s.truth, s.size) for s in found.soups),
+        sorted((guesses[r], truths[r], r.size) for r in shown),
+        atol=1e-12,
     )
     rho = scipy.stats.spearmanr([guesses[r] for r in shown], [truths[r] for r in shown]).statistic
     assert found.correlation == pytest.approx(rho, abs=1e-12)
@@ -251,7 +258,12 @@ def test_second_order_is_found_exactly_where_it_holds():
     recipes = [Recipe(tuple(s / 6 for s in step)) for step in steps]
     pairs = [(0, 1), (0, 2), (1, 2)]
     apart = {
-        r: (None, float(np.sqrt(np.mean(sum(r.weights[i] * r.weights[j] * v for (i, j), v in zip(pairs, h, strict=True)) ** 2))))
+        r: (
+            None,
+            float(
+                np.sqrt(np.mean(sum(r.weights[i] * r.weights[j] * v for (i, j), v in zip(pairs, h, strict=True)) ** 2))
+            ),
+        )
         for r in recipes
     }
     record = type("Known", (), {"mixed": apart})()
@@ -425,7 +437,7 @@ def test_a_program_has_no_estimates_and_the_rest(folder, tmp_path, radin_command
         "import sys\nfrom safetensors.torch import load_file\n"
         "print(-float((load_file(sys.argv[1])['4.weight'] ** 2).sum()))\n"
     )
-    command = f"python {score} {{soup}}"
+    command = f"{sys.executable} {score} {{soup}}"
     members = sorted((folder / "pool").glob("*.safetensors"))[:4]
     done = radin_command("cook", *members, "--eval", command, "--budget", 2, "--out", tmp_path / "run")
     assert done.returncode == 0, done.stderr

@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from radin.errors import RadinError
+from radin.errors import RadinError, printable
 from radin.files import replacing, told, write_json, write_text
 from radin.report.figures.budget import Budget, Table
 from radin.report.figures.drawing import Values, altair, chart
@@ -63,7 +63,7 @@ def page(specification: dict[str, Any], title: str) -> str:
     """A page that holds the picture, and its specification as data: no script in it runs, nothing is fetched."""
     data = json.dumps(specification).replace("<", "\\u003c")  # so that no name ends the element that it is in
     return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title></head>\n'
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(printable(title))}</title></head>\n'
         f"<body>\n{_picture(specification, 'svg').decode()}\n"
         f'<script type="application/json" id="vega-lite">{data}</script>\n</body></html>\n'
     )
