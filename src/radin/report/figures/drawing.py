@@ -44,8 +44,9 @@ def chart(values: Values) -> dict[str, Any]:
     """The Vega-Lite specification of a figure, its data within. Raises RadinError where the library is missing."""
     alt = altair()
     drawn = _draw(values, alt)
+    # aria: Vega-Lite would put axis titles, and so names, into expressions that describe every mark.
     found: dict[str, Any] = (
-        drawn.configure(font="Helvetica, Arial, DejaVu Sans, sans-serif")
+        drawn.configure(font="Helvetica, Arial, DejaVu Sans, sans-serif", aria=False)
         .configure_view(stroke=None)
         .configure_axis(
             gridColor="#ececec",
@@ -163,7 +164,7 @@ def _budget(values: Budget, alt: Any) -> Any:
         "method:N", scale=_colours(alt, dashes), title=None, legend=alt.Legend(orient="top", columns=4)
     )
 
-    def course(chosen: bool, width: float) -> Any:
+    def lines(chosen: bool, width: float) -> Any:
         some = alt.Chart(_data(alt, [row for row in rows if (row["method"] == own) == chosen]))
         line = some.mark_line(interpolate="step-after", strokeWidth=width)
         return line.encode(x=x, y=_y(alt, "score", title_y), color=color, strokeDash=dash)
@@ -172,7 +173,7 @@ def _budget(values: Budget, alt: Any) -> Any:
     band = band.mark_area(opacity=0.12, interpolate="step-after", color=ORANGE).encode(
         x=x, y=_y(alt, "low", title_y), y2="high:Q"
     )
-    layers = [band, course(True, 3), course(False, 1.8)]
+    layers = [band, lines(True, 3), lines(False, 1.8)]
     notes = ["band: one standard error over examples, of this run"]
     ends = [[row for row in rows if row["method"] == c.name][-1] for c in values.courses if c.lacking]
     if ends:

@@ -63,8 +63,8 @@ def page(specification: dict[str, Any], title: str) -> str:
     """A page that holds the picture, and its specification as data: no script in it runs, nothing is fetched."""
     data = json.dumps(specification).replace("<", "\\u003c")  # so that no name ends the element that it is in
     return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(printable(title))}</title></head>\n'
-        f"<body>\n{_picture(specification, 'svg').decode()}\n"
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f"<title>{escape(printable(title))}</title></head>\n<body>\n{_picture(specification, 'svg').decode()}\n"
         f'<script type="application/json" id="vega-lite">{data}</script>\n</body></html>\n'
     )
 
