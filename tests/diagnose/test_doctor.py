@@ -19,6 +19,7 @@ from radin.diagnose.examine import first_examples
 from radin.errors import PoolError, RunError, TaskError
 from radin.recipe import Recipe
 from radin.run.ledger import Ledger
+from radin.stats.ranks import spearman
 
 
 def titles(diagnosis, level):
