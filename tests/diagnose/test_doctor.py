@@ -15,10 +15,11 @@ import radin
 import toy
 from radin import Pool, RadinError, Task
 from radin.checksums import sealed
-from radin.diagnose.examine import first_examples, spearman
+from radin.diagnose.examine import first_examples
 from radin.errors import PoolError, RunError, TaskError
 from radin.recipe import Recipe
 from radin.run.ledger import Ledger
+from radin.stats.ranks import spearman
 
 
 def titles(diagnosis, level):

@@ -14,6 +14,7 @@ from radin.cli.demo import demo
 from radin.cli.doctor import doctor
 from radin.cli.evaluate import evaluate
 from radin.cli.export import export
+from radin.cli.figures import figures
 from radin.cli.metrics import metrics
 from radin.cli.rank import rank
 from radin.cli.report import report
@@ -42,5 +43,20 @@ def cli() -> None:
         raise RadinError("the working directory was removed; change to one that is there") from None
 
 
-for command in (cook, check, doctor, evaluate, task, average, rank, strategies, metrics, report, export, cache, demo):
+for command in (
+    cook,
+    check,
+    doctor,
+    evaluate,
+    task,
+    average,
+    rank,
+    strategies,
+    metrics,
+    report,
+    figures,
+    export,
+    cache,
+    demo,
+):
     cli.add_command(command)

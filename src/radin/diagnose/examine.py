@@ -32,6 +32,7 @@ from radin.run.members import mixed
 from radin.run.result import Result
 from radin.search import rank
 from radin.search.sources import default_sources
+from radin.stats.ranks import spearman
 from radin.weights import Pool, average
 from radin.weights.spread import Spread
 
@@ -375,17 +376,3 @@ def _metric(name: str, task: Task | None) -> Metric | None:
         return metrics.get(name)
     except TaskError:
         return None
-
-
-def spearman(first: Floats, second: Floats) -> float | None:
-    """Spearman's rank correlation, ties sharing their mean rank; None when either is constant. (S,), (S,)."""
-    ranks = [_ranks(np.asarray(values)) for values in (first, second)]
-    if any(rank.std() == 0 for rank in ranks):
-        return None
-    return float(np.asarray(np.corrcoef(ranks))[0, 1])
-
-
-def _ranks(values: Floats) -> Floats:
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    result: Floats = (np.cumsum(counts) - (counts - 1) / 2)[place]
-    return result

@@ -51,7 +51,7 @@ class LocalEngine(Engine):
         self.splits = (*(("test",) if task.test is not None else ()), *(f"shifts/{n}" for n in task.shift_sources()))
         self.data: dict[str, str] = {}
         self._spec = spec
-        self._integers_from = integers_from
+        self.integers_from = integers_from
         self._files_from = files_from
         self.soup_name = "soup" if are_folders(pool) else "soup.safetensors"
         self._worker = Worker(pool, self.evaluator, integers_from=integers_from, data=self.data)
@@ -70,7 +70,7 @@ class LocalEngine(Engine):
 
     def identity(self) -> Mapping[str, Any]:
         """The precision that models run in, and which member gives the integer tensors."""
-        integers = self._integers_from or "the member with the largest ratio"
+        integers = self.integers_from or "the member with the largest ratio"
         return {"precision": self.device.precision, "integers from": integers}
 
     def fingerprint(self, split: str) -> tuple[str, int]:
@@ -88,7 +88,7 @@ class LocalEngine(Engine):
             self._queue.append(question)
             return
         if self._workers is None:
-            self._workers = Workers(self.slots, self.pool, self.task, self._spec, self.device, self._integers_from)
+            self._workers = Workers(self.slots, self.pool, self.task, self._spec, self.device, self.integers_from)
         self._workers.submit(question, self._statistics.get(question.recipe), dict(self.data))
 
     def wait(self, timeout: float | None = None) -> list[tuple[Question, Answer | Failure]]:
