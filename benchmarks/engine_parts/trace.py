@@ -29,7 +29,8 @@ from safetensors.torch import load_file, save_file
 
 import radin.demo
 from radin import Pool, Recipe, cook
-from radin.run.ledger import Asked, Ledger
+from radin.run.ledger import Ledger
+from radin.run.rows import Asked
 
 TRACES = Path(__file__).parent / "traces"
 _RENAMED = {"radin": "paper"}

@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from benchmarks.pools.sentiment import ENCODER_FILE, load_encoder, say, unpack_encoder, write
+from benchmarks.pools.sentiment import ENCODER_FILE, Hyperparameters, load_encoder, say, unpack_encoder, write
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -102,27 +102,6 @@ def shifts():
 
 metric = "accuracy"
 '''
-
-
-@dataclass(frozen=True)
-class Hyperparameters:
-    """How one member is trained. ``masking``: share of the tokens hidden, anew in every step."""
-
-    learning_rate: float
-    epochs: int
-    weight_decay: float
-    label_smoothing: float
-    dropout: float
-    masking: float
-    batch_size: int
-    seed: int
-
-    @property
-    def name(self) -> str:
-        return (
-            f"lr{self.learning_rate:.1e}-ep{self.epochs}-do{self.dropout:g}-mask{self.masking:g}"
-            f"-ls{self.label_smoothing:g}-wd{self.weight_decay:.0e}-bs{self.batch_size}-s{self.seed}"
-        )
 
 
 class Words(nn.Module):

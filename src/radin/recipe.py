@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -84,7 +84,7 @@ class Recipe:
         own = _by_name(first.weights, (Group(name, tuple(values)) for name, values in groups.items()))
         held = Counter[str]()
         for name, size in sizes.items():
-            if (group := _longest(own, name)) is not None:
+            if (group := group_of(own, name)) is not None:
                 held[group] += size
         if idle := [name for name in own if name not in held]:
             raise RadinError(f"the group {printable(idle[0])} names no tensor of the pool's")
@@ -134,7 +134,7 @@ class Recipe:
 
     def group_of(self, tensor: str) -> str | None:
         """The group whose ratios a tensor has, by its name in the pool; None where it has those of the rest."""
-        return _longest(self._by_name, tensor)
+        return group_of(self._by_name, tensor)
 
     def of(self, tensor: str) -> tuple[float, ...]:
         """(N,) the ratios of one tensor, by its name in the pool."""
@@ -278,11 +278,11 @@ def _by_name(weights: Sequence[float], groups: Iterable[Group]) -> dict[str, Gro
     return {name: found[name] for name in sorted(found)}
 
 
-def _longest(groups: Mapping[str, Group], tensor: str) -> str | None:
-    """The longest of these names that is a tensor's, or a module's that it is in."""
+def group_of(names: Collection[str], tensor: str) -> str | None:
+    """The longest of these names that is a tensor's own or a module's that it is in; None where it is in none."""
     name = tensor
     while name:
-        if name in groups:
+        if name in names:
             return name
         name = name.rpartition(".")[0]
     return None
@@ -296,7 +296,7 @@ def _canonical(weights: tuple[float, ...], groups: Iterable[Group]) -> tuple[Gro
         return ()  # one member alone, whatever rounding left in its ratios
     kept = []
     for name, group in found.items():
-        around = _longest(found, name.rpartition(".")[0])
+        around = group_of(found, name.rpartition(".")[0])
         if group.weights != (weights if around is None else found[around].weights):
             kept.append(group)
     return tuple(kept)

@@ -12,7 +12,8 @@ import radin
 import toy
 from radin.errors import RadinError, RunError
 from radin.recipe import Recipe
-from radin.run.ledger import REESTIMATED, Ledger
+from radin.run.ledger import Ledger
+from radin.run.rows import REESTIMATED
 from radin.search import Search
 from radin.stats.optimism import optimism
 from radin.stats.paired import paired_difference

@@ -12,9 +12,10 @@ import radin
 import toy
 from radin.engine.local import LocalEngine
 from radin.question import Answer
+from radin.recipe import group_of
 from radin.run.ledger import Ledger
 from radin.weights import average
-from radin.weights.grouping import group_of, groupings
+from radin.weights.grouping import groupings
 
 BUDGET = 6
 

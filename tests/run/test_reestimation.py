@@ -17,8 +17,9 @@ from radin import Pool, Recipe
 from radin.engine.local import LocalEngine
 from radin.errors import RadinError
 from radin.report.tables import closing_rows, closing_sentences
-from radin.run.commands import average_pool
-from radin.run.ledger import REESTIMATED, Ledger
+from radin.run.average import average_pool
+from radin.run.ledger import Ledger
+from radin.run.rows import REESTIMATED
 from radin.search.strategies import base
 from radin.stats.paired import paired_difference
 from radin.stats.split import split_halves

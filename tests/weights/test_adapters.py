@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, Llam
 from radin import CheckpointError, Pool, PoolError, Recipe, average
 from radin.cli.group import cli
 from radin.recipe import Group
-from radin.run.commands import average_adapter_pool
+from radin.run.average import average_adapter_pool
 from radin.weights.adapter_pool import Adapters, average_adapters
 from radin.weights.paths import find_checkpoints
 

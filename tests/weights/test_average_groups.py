@@ -15,7 +15,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from radin import CheckpointError, Pool, PoolError, Recipe, average
 from radin.cli.group import cli
 from radin.recipe import Group
-from radin.run.commands import average_pool
+from radin.run.average import average_pool
 from radin.weights import read_recipe
 from radin.weights.pool import Opened
 from radin.weights.unread import Unread

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from radin.errors import CheckpointError, NoWeightsError
 from radin.recipe import Recipe
-from radin.run.commands import average_files
+from radin.run.average import average_files
 from radin.weights import Pool, average, open_checkpoint, read_recipe
 from radin.weights.paths import look_for
 

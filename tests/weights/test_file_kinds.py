@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from radin.errors import CheckpointError, NoWeightsError
 from radin.recipe import Recipe
-from radin.run.commands import average_files
+from radin.run.average import average_files
 from radin.weights import Pool, average, open_checkpoint, read_recipe
 from radin.weights.alike import write_alike
 from radin.weights.kinds import is_checkpoint_file, stem

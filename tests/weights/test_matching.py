@@ -208,7 +208,7 @@ def test_which_of_two_equal_tensors_it_is_tied_to_is_not_guessed(tmp_path: Path)
 
 
 def test_average_writes_what_the_members_are(tmp_path: Path) -> None:
-    from radin.run.commands import average_files
+    from radin.run.average import average_files
 
     for k in range(2):
         for ending in (".pth.tar", ".ckpt", ""):

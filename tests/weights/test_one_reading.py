@@ -19,7 +19,7 @@ from torch import Tensor
 
 from radin.errors import CheckpointError, PoolError, RadinError, StorageError
 from radin.recipe import Recipe
-from radin.run.commands import average_files
+from radin.run.average import average_files
 from radin.weights import Pool, Soup, average, open_checkpoint, raw, read_recipe, recipe_metadata, remembered, save
 from radin.weights.alike import save_alike
 from radin.weights.content import fingerprint
@@ -412,7 +412,7 @@ from pathlib import Path
 def peak():
     lines = open("/proc/self/status").read().splitlines()
     return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) << 10
-from radin.run.commands import average_files
+from radin.run.average import average_files
 before = peak()
 average_files(sys.argv[1:-1], None, (), None, Path(sys.argv[-1]), None)
 print(peak() - before)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 import radin
 from radin import Pool, Recipe
 from radin.errors import RadinError
-from radin.run.commands import average_pool, recipe_of
+from radin.run.average import average_pool, recipe_of
 from radin.weights.averaging import read_metadata
 from radin.weights.paths import Lookup, find_checkpoints, short_names
 

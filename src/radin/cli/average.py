@@ -80,7 +80,7 @@ def average(
     with starting():
         from radin.integrations import mergekit
         from radin.report.sentences import average_lines
-        from radin.run.commands import average_adapter_pool, average_files
+        from radin.run.average import average_adapter_pool, average_files
         from radin.weights.adapter_pool import Adapters
         from radin.weights.adapters import is_adapter_path
         from radin.weights.paths import look_for

@@ -27,9 +27,10 @@ from radin.progress import Progress
 from radin.question import Answer, answer_from_outputs
 from radin.recipe import Recipe
 from radin.run.directory import RunDirectory
-from radin.run.ledger import REESTIMATED, Entry, Ledger
+from radin.run.ledger import Ledger
 from radin.run.members import mixed
 from radin.run.result import Result
+from radin.run.rows import REESTIMATED, Entry
 from radin.search import rank
 from radin.search.sources import default_sources
 from radin.stats.ranks import spearman

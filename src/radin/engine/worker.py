@@ -18,12 +18,11 @@ from radin.engine.evaluate import Evaluator
 from radin.engine.gradient import accumulated
 from radin.engine.load import names_in
 from radin.question import VALIDATION, Answer, Floats, Gradient, Question, answer_from_numbers
-from radin.recipe import Recipe
+from radin.recipe import Recipe, group_of
 from radin.weights import Pool, average, recipe_metadata, save
 from radin.weights.alike import save_alike
 from radin.weights.beside import files_source
 from radin.weights.fitting import common_aliases
-from radin.weights.grouping import group_of
 from radin.weights.layout import is_averaged
 from radin.weights.products import inner_products
 

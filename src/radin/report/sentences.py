@@ -12,7 +12,7 @@ from radin.stats.optimism import Optimism, expected_gain
 from radin.stats.paired import PairedDifference
 
 if TYPE_CHECKING:
-    from radin.run.commands import Averaged
+    from radin.run.average import Averaged
 
 _HOW = {"mcnemar": "McNemar, mid-p", "bootstrap": "paired bootstrap", "normal": "two standard errors, unpaired"}
 _BROKEN_PROMISE = 2.0  # standard errors between estimate and truth

@@ -14,7 +14,8 @@ from radin.progress import Progress
 from radin.question import VALIDATION, Answer
 from radin.recipe import Recipe
 from radin.run.directory import RunDirectory, way_on
-from radin.run.ledger import REESTIMATED, Ledger
+from radin.run.ledger import Ledger
+from radin.run.rows import REESTIMATED
 from radin.weights import Pool, geometry
 
 

@@ -15,13 +15,12 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from radin.checksums import row_checksum
 from radin.errors import RadinError, RunError
@@ -29,88 +28,24 @@ from radin.files import storage_error
 from radin.metrics import Metric
 from radin.question import VALIDATION, Answer, Floats, Gradient, Indices, answer_from_numbers, answer_from_values
 from radin.run.directory import way_on
+from radin.run.rows import (
+    LATER,
+    TABLE_NAMES,
+    TABLES,
+    Asked,
+    Entry,
+    SessionEntry,
+    bits_of,
+    columns,
+    number_of,
+    unpacked,
+)
 
 VERSION = 3
-REESTIMATED = "re-estimated"
-"""The kind of a member that was evaluated with its BatchNorm statistics estimated again."""
 _APPLICATION = 0x7261646E  # SQLite's application_id: "radn"
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-_TABLES = """
-CREATE TABLE IF NOT EXISTS evaluations (
-    id INTEGER PRIMARY KEY,
-    identity TEXT NOT NULL,      -- Recipe.identity: contents and ratios, whatever the order of the members
-    recipe TEXT NOT NULL,        -- Recipe.to_json
-    kind TEXT NOT NULL,          -- 'member', 're-estimated' (a member, see REESTIMATED) or 'soup'
-    split TEXT NOT NULL,         -- 'validation' (not soups), 'test' or 'shifts/NAME'
-    score REAL,                  -- NULL for NaN
-    stderr REAL,
-    examples INTEGER NOT NULL,
-    seconds REAL NOT NULL,
-    data TEXT NOT NULL,          -- fingerprint of the split's data
-    bits INTEGER NOT NULL,       -- 1: example_values are packed bits (correct or not), 0: float64
-    example_values BLOB,         -- zlib; NULL when the metric is not a mean over examples
-    created REAL NOT NULL,
-    checksum TEXT,               -- of the columns before it
-    UNIQUE (identity, kind, split)
-);
-CREATE TABLE IF NOT EXISTS sessions (
-    id INTEGER PRIMARY KEY,
-    settings TEXT NOT NULL,      -- JSON: all that decides what is asked
-    created REAL NOT NULL,
-    checksum TEXT
-);
-CREATE TABLE IF NOT EXISTS questions (
-    id INTEGER PRIMARY KEY,
-    session INTEGER NOT NULL REFERENCES sessions (id),
-    origin TEXT NOT NULL,        -- 'search', or 'choice': asked after it, to choose among what it found
-    identity TEXT NOT NULL,
-    recipe TEXT NOT NULL,
-    total INTEGER NOT NULL,      -- examples of validation; 0 where they are not known
-    asked_examples BLOB,         -- zlib of packed bits, one per example of validation; NULL: all
-    asked INTEGER NOT NULL UNIQUE,
-    told INTEGER UNIQUE,         -- NULL: open
-    error TEXT,                  -- told, but no answer: why
-    score REAL,                  -- NULL for NaN
-    stderr REAL,
-    examples INTEGER,
-    seconds REAL,
-    data TEXT,
-    bits INTEGER,
-    example_values BLOB,         -- zlib, in the order of the examples; NULL: a score alone, or outputs not finite
-    created REAL NOT NULL,
-    checksum TEXT
-);
-CREATE TABLE IF NOT EXISTS pauses (
-    place INTEGER PRIMARY KEY,   -- in the sequence: nothing was to be asked until an open question was answered
-    session INTEGER NOT NULL REFERENCES sessions (id),
-    checksum TEXT
-);
-CREATE TABLE IF NOT EXISTS gradients (
-    id INTEGER PRIMARY KEY REFERENCES questions (id),   -- a question that asked for one; its score is the objective's
-    objective TEXT NOT NULL,
-    groups TEXT NOT NULL,        -- JSON: names of groups of tensors
-    gradient BLOB,               -- zlib, float64 (1 + groups, members of the recipe); NULL: open, or not given
-    checksum TEXT
-);
-CREATE TABLE IF NOT EXISTS runs (
-    id INTEGER PRIMARY KEY,
-    run TEXT NOT NULL,           -- the run that it belongs to, as run.json names it
-    checksum TEXT
-);
-CREATE TABLE IF NOT EXISTS soups (
-    id INTEGER PRIMARY KEY,
-    identity TEXT NOT NULL,      -- the recipe of the soup in the run's folder; the last row is the present one
-    content TEXT NOT NULL,       -- SHA-256 of the file, or of all files in the folder
-    checksum TEXT
-);
-"""
-_LATER = ("gradients",)
-"""Tables that a ledger need not have: those written before they were thought of are read all the same."""
-_TABLE_NAMES = ("evaluations", "sessions", "questions", "pauses", "gradients", "runs", "soups")
-
 
 # What SQLite says of the operating system -> the system's own number for it.
 _SYSTEM = {
@@ -121,48 +56,6 @@ _SYSTEM = {
     sqlite3.SQLITE_READONLY: errno.EROFS,
     sqlite3.SQLITE_NOMEM: errno.ENOMEM,
 }
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A member's or a soup's evaluation on all examples of a split."""
-
-    identity: str
-    recipe: dict[str, Any]
-    kind: str
-    split: str
-    evaluation: Answer
-
-
-@dataclass(frozen=True, eq=False)
-class Asked:
-    """A question about a soup on validation, and what became of it.
-
-    examples: (m,) ascending indices; None: all. asked, told: places in the sequence; told is None while it is open.
-    answer: None while open, and where ``error`` says why there is none. gradient: what was asked for; the answer's has
-    a column for each of the recipe's members, in their order there.
-    """
-
-    number: int
-    session: int
-    origin: str
-    identity: str
-    recipe: dict[str, Any]
-    total: int
-    examples: Indices | None
-    asked: int
-    told: int | None
-    answer: Answer | None
-    error: str | None
-    gradient: Gradient | None = None
-
-
-@dataclass(frozen=True)
-class SessionEntry:
-    """One session of a run: what decided what it asked."""
-
-    number: int
-    settings: dict[str, Any]
 
 
 def _reads(method: Callable[Concatenate[Ledger, P], R]) -> Callable[Concatenate[Ledger, P], R]:
@@ -220,23 +113,23 @@ class Ledger:
                 raise RunError(f"{self.path} is empty: the run has not evaluated anything yet")
             pragmas = f"PRAGMA application_id = {_APPLICATION}; PRAGMA user_version = {VERSION};"
             with self._transaction():  # all at once: tables without a run would be another run's
-                self._db.executescript(f"BEGIN; {_TABLES} {pragmas}")
+                self._db.executescript(f"BEGIN; {TABLES} {pragmas}")
                 if run is not None:
                     self._add("INSERT INTO runs (run) VALUES (?)", (run,), "runs")
         elif found[0] == _APPLICATION and found[1] != VERSION:
             raise RunError(f"{self.path} was written by another version of radin. Give a new directory with --out.")
-        elif found[0] != _APPLICATION or not self._schema(None) >= self._schema(self._db) >= self._schema(None, _LATER):
+        elif found[0] != _APPLICATION or not self._schema(None) >= self._schema(self._db) >= self._schema(None, LATER):
             raise self._damaged("it is not laid out as radin does it")
         elif not read_only and self._schema(self._db) != self._schema(None):
             with self._transaction():  # one from before there were gradients
-                self._db.executescript(f"BEGIN; {_TABLES}")
+                self._db.executescript(f"BEGIN; {TABLES}")
 
     @staticmethod
     def _schema(db: sqlite3.Connection | None, without: Sequence[str] = ()) -> set[tuple[str, ...]]:
         """The statements that made its tables; None: those of this version."""
         with closing(sqlite3.connect(":memory:")) as fresh:
             if db is None:
-                fresh.executescript(_TABLES)
+                fresh.executescript(TABLES)
             found = (db or fresh).execute("SELECT type, name, sql FROM sqlite_master ORDER BY name")
             return {statement for statement in found if statement[1] not in without}
 
@@ -246,7 +139,7 @@ class Ledger:
         if wrong != "ok":
             raise self._damaged(wrong)
         tables = {name for _, name, _ in self._schema(self._db)}
-        for table in (name for name in _TABLE_NAMES if name in tables):
+        for table in (name for name in TABLE_NAMES if name in tables):
             for row in self._db.execute(f"SELECT * FROM {table} ORDER BY 1"):
                 if row[-1] == row_checksum(*row[:-1]):
                     continue
@@ -344,7 +237,7 @@ class Ledger:
         self._add(
             "INSERT OR IGNORE INTO evaluations (identity, recipe, kind, split, score, stderr, examples, seconds,"
             " data, bits, example_values, created) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (identity, json.dumps(recipe), kind, split, *_columns(found), time.time()),
+            (identity, json.dumps(recipe), kind, split, *columns(found), time.time()),
             "evaluations",
         )
 
@@ -401,7 +294,7 @@ class Ledger:
             self._db.execute(
                 "UPDATE questions SET told = ?, score = ?, stderr = ?, examples = ?, seconds = ?, data = ?, bits = ?,"
                 " example_values = ? WHERE id = ? AND told IS NULL",
-                (self._place(), *_columns(answer), number),
+                (self._place(), *columns(answer), number),
             )
             self._seal("questions", number)
             if answer.gradient is not None:
@@ -466,7 +359,7 @@ class Ledger:
         for number, session, origin, identity, recipe, total, mask, asked, told, error, *answer in rows:
             examples = None
             if mask is not None:
-                examples = np.flatnonzero(_bits(zlib.decompress(mask), total))
+                examples = np.flatnonzero(bits_of(zlib.decompress(mask), total))
             known = self._answer(answer) if told is not None and error is None else None
             gradient, slopes = gradients.get(number, (None, None))
             if known is not None and gradient is not None:
@@ -562,11 +455,11 @@ class Ledger:
 
     def _answer(self, columns: list[Any]) -> Answer:
         score, stderr, examples, seconds, data, bits, blob = columns
-        found = _unpacked(bits, blob, examples)
+        found = unpacked(bits, blob, examples)
         whole = None if found is None else self._from_numbers(found, seconds, data)
         if whole is not None:  # the score is theirs, and no other
             return whole
-        return Answer(_number(score), _number(stderr), examples, seconds, data)
+        return Answer(number_of(score), number_of(stderr), examples, seconds, data)
 
     def _from_numbers(self, numbers: Floats, seconds: float, data: str) -> Answer | None:
         """None where these are totals of a metric that is not known here."""
@@ -584,42 +477,3 @@ class Ledger:
 def split_name(name: str) -> str:
     """What the ledger calls a further set that a program reports: "test" as it is, any other a shift."""
     return name if name == "test" or name.startswith("shifts/") else f"shifts/{name}"
-
-
-def _columns(answer: Answer) -> tuple[float, float, int, float, str, int, bytes | None]:
-    bits, blob = _packed(answer.numbers)
-    # SQLite stores NaN as NULL
-    return answer.score, answer.stderr, answer.examples, answer.seconds, answer.data, bits, blob
-
-
-def _number(value: float | None) -> float:
-    return float("nan") if value is None else value
-
-
-def _packed(values: Floats | None) -> tuple[int, bytes | None]:
-    """How values (m,) or totals (m, K) are kept, and they: 0 float64, 1 packed bits, 2 rows of float64."""
-    if values is None:
-        return 0, None
-    if values.ndim > 1:
-        return 2, zlib.compress(np.ascontiguousarray(values, dtype=np.float64).tobytes())
-    bits = bool(np.isin(values, (0.0, 1.0)).all())
-    raw = np.packbits(values.astype(bool)).tobytes() if bits else values.astype(np.float64).tobytes()
-    return int(bits), zlib.compress(raw)
-
-
-def _unpacked(bits: int, blob: bytes | None, examples: int) -> Floats | None:
-    if blob is None:
-        return None
-    raw = zlib.decompress(blob)
-    if bits == 1:
-        return _bits(raw, examples).astype(np.float64)
-    if bits == 2:  # ValueError where they are no whole rows
-        return np.frombuffer(raw, np.float64).reshape(examples, -1).copy()
-    return np.frombuffer(raw, np.float64).copy()
-
-
-def _bits(raw: bytes, count: int) -> NDArray[np.uint8]:
-    """The first ``count`` of packed bits. Raises ValueError when there are fewer."""
-    if not 0 <= count <= 8 * len(raw):
-        raise ValueError(f"{count} bits of {len(raw)} bytes")
-    return np.unpackbits(np.frombuffer(raw, np.uint8), count=count)

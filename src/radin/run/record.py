@@ -24,8 +24,9 @@ from radin.question import VALIDATION, Answer, Floats, Rates
 from radin.recipe import Recipe
 from radin.run.directory import RunDirectory
 from radin.run.identity import metric_identity
-from radin.run.ledger import REESTIMATED, Asked, Entry, Ledger
+from radin.run.ledger import Ledger
 from radin.run.result import Result
+from radin.run.rows import REESTIMATED, Asked, Entry
 from radin.run.truths import Truths
 from radin.search import Search
 from radin.search.candidates import equal_weights, subsets

@@ -19,7 +19,7 @@ from radin.metrics import Metric
 from radin.question import VALIDATION, Answer, Failure, Indices, Question, answer_from_numbers
 from radin.recipe import Recipe
 from radin.run.job import Job
-from radin.run.ledger import REESTIMATED
+from radin.run.rows import REESTIMATED
 
 
 def singles(job: Job) -> list[Recipe]:

@@ -19,7 +19,7 @@ from radin.question import VALIDATION, Answer, Failure, Indices, Question, answe
 from radin.recipe import Recipe
 from radin.run.card import Card
 from radin.run.job import Job
-from radin.run.ledger import Asked
+from radin.run.rows import Asked
 from radin.search import Search
 from radin.search.account import Account
 

@@ -12,7 +12,8 @@ from typing import Any
 
 from radin.errors import RunError
 from radin.question import VALIDATION, Answer
-from radin.run.ledger import REESTIMATED, Entry, Ledger
+from radin.run.ledger import Ledger
+from radin.run.rows import REESTIMATED, Entry
 
 SOUP = "soup"
 _AVERAGED, _APART = "averaged outputs", "outputs apart"  # in the place of a split's name

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
+
+from radin.recipe import group_of
 
 MOST_GROUPS = 256
 """More groups than this are learned from too few examples each, and a recipe of them is long."""
@@ -34,16 +36,6 @@ def groupings(sizes: Mapping[str, int]) -> dict[str, tuple[str, ...]]:
         names = _named(set(groups.values()), sizes)
         found[key] = names if len(names) < MOST_GROUPS else list(found.values())[-1]
     return found
-
-
-def group_of(groups: Collection[str], tensor: str) -> str | None:
-    """The longest of these groups that a tensor is in; None where it is in none."""
-    name = tensor
-    while name:
-        if name in groups:
-            return name
-        name = name.rpartition(".")[0]
-    return None
 
 
 def _numbered(module: str) -> list[str]:
