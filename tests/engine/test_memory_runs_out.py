@@ -134,7 +134,7 @@ def test_worker_processes_say_it_too(toy_folder, toy_pool, tmp_path):
 
 LIMITED = """
 import resource, sys, os
-import torch, radin, radin.run, radin.cli.group, radin.report.tables, radin.report.progress, toy
+import torch, radin, radin.run, radin.run.cooking, radin.cli.group, radin.report.tables, radin.report.progress, toy
 toy.batches(toy.VALIDATION)
 torch.set_num_threads(1)
 if sys.argv[1] != "0":
