@@ -291,7 +291,8 @@ def test_a_strategy_that_needs_outputs_is_refused_with_the_others():
         start([0.8, 0.7], strategy="paper")
     assert str(refused.value) == (
         "strategy 'paper' ranks soups by the members' outputs, and there are none; "
-        "without outputs, choose among: adaptive, best, greedy, learned, learned-by-layer, pruned, random, top-k, uniform"
+        "without outputs, choose among: adaptive, best, greedy, learned, learned-by-layer, pruned, random, top-k, "
+        "uniform"
     )
 
 

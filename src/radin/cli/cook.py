@@ -64,7 +64,8 @@ from radin.errors import RadinError
 )
 @click.option(
     "--strategy",
-    help="How to spend the budget; see 'radin strategies'. Default: adaptive; paper with its options below.",
+    help="How to spend the budget; see 'radin strategies'. Default: learned-by-layer from a budget of 8 on, where a "
+    "model here scores soups; else adaptive; paper with its options below.",
 )
 @click.option("--prior", type=float, help="lambda: what each further member adds to the estimate when ranking (paper).")
 @click.option("--candidates", type=int, help="How many subsets to draw and rank (paper).")
@@ -149,8 +150,8 @@ def cook(
     """
     given: dict[str, Any] = dict(_split_option(text) for text in options)
     given |= {name: value for name, value in (("prior", prior), ("candidates", candidates)) if value is not None}
-    if strategy is None:
-        strategy = "adaptive" if prior is None and candidates is None else "paper"
+    if strategy is None and not (prior is None and candidates is None):
+        strategy = "paper"
     whole_number("the budget, the number of passes to spend on soups,", budget, 1)
     whole_number("--seed", seed, 0, None)
     require_hub(repository)
@@ -173,7 +174,8 @@ def cook(
 
         search = radin.cook  # imported before anything is started
 
-    base.get(strategy).settings(given)
+    if strategy is not None:
+        base.get(strategy).settings(given)
     program = None if command is None else radin.Command(command, not lower_is_better, jobs, timeout, retries)
     with console_progress() as progress:
         pool = open_pool(paths, key, progress, base_model)

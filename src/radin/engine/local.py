@@ -105,6 +105,8 @@ class LocalEngine(Engine):
         else:
             done = self._workers.wait(timeout)
         for question, answer, estimated in done:
+            if isinstance(answer, Failure):
+                continue
             if estimated is not None:
                 self._statistics[question.recipe] = estimated
             # Two workers may each have met a split first.

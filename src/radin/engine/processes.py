@@ -23,7 +23,7 @@ from radin.data.task import Task, TaskText
 from radin.engine.device import Device
 from radin.engine.worker import Statistics, Worker
 from radin.errors import RadinError, TaskError
-from radin.question import Answer, Question
+from radin.question import Answer, Failure, Question
 from radin.recipe import Recipe
 from radin.weights import Pool
 
@@ -31,7 +31,7 @@ _TRIES = 2  # processes that may die over one question
 _PATIENCE = 5.0  # seconds that a process has to end by itself
 _CLOSING = 0.3  # the same for one that has nothing to do, once its pipe is closed
 
-Done = tuple[Question, Answer, Statistics | None]
+Done = tuple[Question, Answer | Failure, Statistics | None]
 
 
 @dataclass

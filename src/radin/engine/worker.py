@@ -13,11 +13,12 @@ import torch
 from radin.data.batches import Batch
 from radin.data.task import Task
 from radin.engine.batchnorm import statistics, statistics_layers
-from radin.engine.device import Device
+from radin.engine.device import Device, TooLittleMemoryError
 from radin.engine.evaluate import Evaluator
 from radin.engine.gradient import accumulated
 from radin.engine.load import names_in
-from radin.question import VALIDATION, Answer, Floats, Gradient, Question, answer_from_numbers
+from radin.errors import TaskError
+from radin.question import VALIDATION, Answer, Failure, Floats, Gradient, Question, answer_from_numbers
 from radin.recipe import Recipe, group_of
 from radin.weights import Pool, average, recipe_metadata, save
 from radin.weights.alike import save_alike
@@ -55,15 +56,20 @@ class Worker:
         question: Question,
         kept: Statistics | None = None,
         progress: Callable[[float, float | None], None] | None = None,
-    ) -> tuple[Answer, Statistics | None]:
+    ) -> tuple[Answer | Failure, Statistics | None]:
         """The answer, and the BatchNorm statistics that the soup was given, None where there are none.
+
+        A gradient that the model or its memory does not allow is a Failure: soups can be scored all the same.
 
         ``kept``: those of the same soup from before, put back instead of estimated again. ``progress(done, total)``:
         examples or batches.
         """
         started = time.monotonic()
         if question.gradient is not None:
-            found = self._gradient(question, question.gradient, progress)
+            try:
+                found = self._gradient(question, question.gradient, progress)
+            except (TaskError, TooLittleMemoryError) as error:  # soups can still be scored
+                return Failure(str(error)), None
             return replace(found, seconds=time.monotonic() - started), None
         model, _ = self._build(question.recipe, kept)
         report = (lambda _, done, total: progress(done, total)) if progress is not None else None

@@ -49,6 +49,7 @@ __all__ = ["cook", "versions"]
 UNIFORM_FROM = 8
 # Where any question costs more than this share of a pass, asking about some of the examples gains nothing.
 _READING = 0.5
+_LEARNED = 8  # passes from which on ratios are learned by default: from here on it is measured
 _WORKERS = 1024  # processes at most: more is a slip
 # Soups evaluated on the half that chooses: one for every so many passes, and the most.
 _PASSES_PER_FINALIST, _FINALISTS = 3, 4
@@ -60,7 +61,7 @@ def cook(
     *,
     budget: int,
     out: str | Path,
-    strategy: str = "adaptive",
+    strategy: str | None = None,
     options: Mapping[str, Any] | None = None,
     seed: int = 0,
     uniform: bool | None = None,
@@ -92,9 +93,10 @@ def cook(
     share of a pass. Where reading all of the data is more than half of the work, only whole soups are evaluated; where
     BatchNorm statistics are estimated again, a pass is the validation examples and the calibration examples, and
     starting a soup costs the latter. out: the run directory; if the run is there already, it continues where it
-    stopped. strategy, options: see radin.search.strategies. uniform: whether to spend a pass on the average of all
-    members first; by default from a budget of 8 on. workers: processes on this machine that evaluate soups side by side
-    (a Command has its ``jobs``).
+    stopped. strategy, options: see radin.search.strategies; by default ``learned-by-layer`` where a task's model or an
+    engine gives gradients and the budget is 8 or more, else ``adaptive``. uniform: whether to spend a pass on the
+    average of all members first; by default from a budget of 8 on. workers: processes on this machine that evaluate
+    soups side by side (a Command has its ``jobs``).
     outputs: a folder for the members' outputs that several runs share, so that a member added later costs one pass and
     not N; default inside ``out``. With a Command: a folder of outputs that were saved elsewhere, from which recipes are
     estimated by ``metric``. keep_outputs=False compiles outputs as they are made and stores none: for accuracy, top-k,
@@ -119,11 +121,16 @@ def cook(
     seed = whole_number("the seed", seed, 0, None)
     for folder in (out, outputs or ""):
         require_utf8(folder)
-    settings = base.get(strategy).settings(options)
+    if strategy is not None:
+        settings = base.get(strategy).settings(options)
     if not isinstance(task, Command | Engine):
         spec = None if isinstance(task, Task) else task
         task = Task.load(task)
         task.get_metric()
+    if strategy is None:
+        plain = bool(options) or choose_on_half or budget < _LEARNED
+        strategy = "learned-by-layer" if not plain and _gives_gradients(task) else "adaptive"
+        settings = base.get(strategy).settings(options)
     if not isinstance(pool, Pool):
         opening = (lambda done, total: progress("reading checkpoints", done, total)) if progress else None
         pool = Pool.open(pool, progress=opening)
@@ -340,6 +347,13 @@ def _decisive(asked: Mapping[str, Any], rates: Rates) -> dict[str, Any]:
     """What decides the questions of a session, besides the run's identity."""
     names = ("budget", "strategy", "options", "seed", "uniform")
     return {name: asked[name] for name in names} | {"rates": vars(rates), "radin": asked["versions"]["radin"]}
+
+
+def _gives_gradients(task: Task | Command | Engine) -> bool:
+    """Whether ratios can be learned by what scores soups, as far as it says."""
+    if isinstance(task, Engine):
+        return task.gradients
+    return isinstance(task, Task) and bool(objectives(task.get_metric()))
 
 
 def _gradients(job: Job, engine: Engine, strategy: str) -> Mapping[str, tuple[str, ...]] | None:

@@ -262,6 +262,8 @@ class Session:
     def _leave(self, question: Question, why: str) -> None:
         if question.gradient is None:
             self.failed[question.recipe] = why
+        elif (note := f"no more ratios were learned: {why}") not in self._job.notes:
+            self._job.notes += (note,)
         if self._origins.pop(question, "search") == "search":
             self.search.drop(question)
         else:

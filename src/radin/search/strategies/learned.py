@@ -42,6 +42,8 @@ _STEPS = 16  # of a round
 _FEW = 64  # examples that a step is over at least
 _MANY = 4000  # examples from which on counting right answers, softened, is sure enough to learn by
 _FAILURES = 2  # rounds in a row that find nothing, after which no more is learned
+_PROBE = 8  # examples by which it is found out whether gradients can be had, where they cost no more passes than
+_CHEAP = 0.1
 _MOMENTA = (0.9, 0.99)  # of gradient and its square; the latter forgets faster than in long trainings
 
 
@@ -61,7 +63,7 @@ def learned_by_layer(
     problem: Problem,
     *,
     groups: Annotated[Literal["modules", "blocks"], "which tensors have ratios of their own"] = "modules",
-    rate: Annotated[float, "how far a step changes the logarithm of a ratio"] = 0.1,
+    rate: Annotated[float, "how far a step changes the logarithm of a ratio"] = 0.2,
     search: Annotated[float, "share of the budget that is searched with before, from 0 to 1"] = 0.5,
 ) -> Asks:
     """Search with half of the budget, then learn ratios by gradient, of their own for each module or block."""
@@ -73,10 +75,20 @@ def _learned(problem: Problem, level: str, rate: float, share: float) -> Asks:
     if gradients is None or problem.budget < _LEAST:
         yield from adaptive(problem)
         return
+    objective = gradients.objectives[0 if gradients.count >= _MANY else -1]
+    # Whether the model gives a gradient at all is known before anything is spent on it.
+    few = np.arange(min(_PROBE, gradients.count))
+    if gradients.cost(len(few)) <= _CHEAP:
+        best = np.eye(1, problem.members)[0]
+        if (
+            yield Slope((best + np.eye(1, problem.members, 1)[0]) / 2, few, objective, gradients.groups[level])
+        ) is None:
+            yield from adaptive(problem)
+            return
     found = _Found(problem)
     yield from found.search(problem.budget * (1 - min(max(share, 0.0), 1.0)))
     if found.ratios is not None:
-        yield from _climb(problem, gradients, found.ratios, found.utility, gradients.groups[level], rate)
+        yield from _climb(problem, gradients, objective, found.ratios, found.utility, gradients.groups[level], rate)
     if problem.left() >= 1:
         yield from adaptive(problem)
 
@@ -126,11 +138,16 @@ class _Found:
 
 
 def _climb(
-    problem: Problem, gradients: Gradients, start: Floats, utility: float, groups: tuple[str, ...], rate: float
+    problem: Problem,
+    gradients: Gradients,
+    objective: str,
+    start: Floats,
+    utility: float,
+    groups: tuple[str, ...],
+    rate: float,
 ) -> Asks:
     """Rounds of learning and evaluation from ``start`` (N,), whose soup has this utility."""
     members = np.flatnonzero(start)
-    objective = gradients.objectives[0 if gradients.count >= _MANY else -1]
     here = np.tile(np.log(start[members]), (1 + len(groups), 1))
     rng = np.random.default_rng(problem.seed)
     failures = 0
