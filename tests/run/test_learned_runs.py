@@ -156,3 +156,32 @@ def test_groups_of_tensors_by_their_names():
     assert groupings({f"a{k}.weight": 1 for k in range(300)}) == {"one": (), "blocks": (), "modules": ()}
     assert groupings(dict.fromkeys(toy.model().state_dict(), 1))["modules"] == ("0", "4")
     assert Answer(0.0, 0.0, 1, 0.0).gradient is None
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_model_that_gives_no_gradient_is_searched_as_ever_and_said(toy_folder, tmp_path, workers):
+    text = toy.TASK + "\n\ndef outputs(model, inputs):\n    return model(inputs).detach()\n"
+    (tmp_path / "task.py").write_text(text)
+    files = sorted(toy_folder.glob("*.safetensors"))
+    plain = radin.cook(files, tmp_path / "task.py", budget=8, out=tmp_path / "plain", strategy="adaptive")
+    found = radin.cook(files, tmp_path / "task.py", budget=8, out=tmp_path / "run", workers=workers)
+    notes = [note for note in found.notes if note.startswith("no ratios were learned: no gradient can be had")]
+    assert len(notes) == 1
+    assert not any(question.gradient for question in questions(tmp_path / "run"))
+    if workers == 1:
+        assert (found.best.recipe, found.best.score) == (plain.best.recipe, plain.best.score)
+        assert [e.recipe for e in found.evaluations] == [e.recipe for e in plain.evaluations]
+
+
+def test_ratios_are_learned_by_default_where_the_budget_is_worth_it(toy_folder, tmp_path):
+    (tmp_path / "task.py").write_text(toy.TASK)
+    files = sorted(toy_folder.glob("*.safetensors"))
+    for budget, options, choose, learns in (
+        (8, None, False, True),
+        (7, None, False, False),
+        (8, {"count": 64}, False, False),
+        (8, None, True, False),
+    ):
+        out = tmp_path / f"run-{budget}-{bool(options)}-{choose}"
+        radin.cook(files, tmp_path / "task.py", budget=budget, out=out, options=options, choose_on_half=choose)
+        assert any(question.gradient for question in questions(out)) == learns

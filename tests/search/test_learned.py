@@ -79,6 +79,11 @@ def play(search, zoo, sign=1.0, answer=None):
     return asked
 
 
+def learning(asked):
+    """The gradients by which ratios were learned."""
+    return [question for question in asked if question.gradient is not None]
+
+
 def essence(questions):
     return [(q.recipe, q.gradient, None if q.examples is None else q.examples.tolist()) for q in questions]
 
@@ -91,7 +96,7 @@ def plain(zoo):
 
 def test_half_is_searched_with_then_gradients_over_all_examples_once_and_one_evaluation(zoo, plain):
     search, asked = plain
-    slopes = [question for question in asked if question.gradient is not None]
+    slopes = learning(asked)
     first = asked.index(slopes[0])
     assert asked[first : first + len(slopes)] == slopes
     assert len(slopes) == 12
@@ -112,7 +117,7 @@ def test_half_is_searched_with_then_gradients_over_all_examples_once_and_one_eva
 
 def test_it_begins_at_the_best_soup_and_climbs(zoo, plain):
     search, asked = plain
-    slopes = [question for question in asked if question.gradient is not None]
+    slopes = learning(asked)
     before = asked[: asked.index(slopes[0])]
     whole = {q.recipe for q in before if search.account.scores.get(q.recipe) is not None}
     best = max(whole, key=lambda recipe: search.account.scores[recipe])
@@ -129,7 +134,7 @@ def test_uphill_or_downhill_it_is_never_below_what_it_began_with(zoo, strategy):
     for sign in (1.0, -1.0):
         search = start(zoo, strategy, budget=24)
         asked = play(search, zoo, sign)
-        first = next(k for k, question in enumerate(asked) if question.gradient is not None)
+        first = asked.index(learning(asked)[0])
         done = {q.recipe for q in asked[:first]}
         begun = max(score for recipe, score in search.account.scores.items() if recipe in done)
         assert search.best[1] >= max(begun, search.singles.max())
@@ -146,7 +151,7 @@ def test_uphill_or_downhill_it_is_never_below_what_it_began_with(zoo, strategy):
 def test_by_layer_gives_each_group_its_own(zoo):
     search = start(zoo, "learned-by-layer")
     asked = play(search, zoo)
-    slopes = [question for question in asked if question.gradient is not None]
+    slopes = learning(asked)
     assert all(q.gradient.groups == ("output",) for q in slopes)
     assert slopes[0].recipe.groups == ()
     assert [group.name for group in slopes[-1].recipe.groups] == ["output"]
@@ -213,7 +218,7 @@ def test_a_gradient_that_fails_or_is_not_finite_ends_the_learning_alone(zoo, pla
 
     search = start(zoo)
     asked = play(search, zoo, answer=lambda question: broken(question) if question.gradient else None)
-    assert sum(question.gradient is not None for question in asked) == 1
+    assert len(learning(asked)) == 1
     assert search.best[1] >= search.singles.max()
     search = start(zoo)
     dropped = 0
@@ -246,7 +251,7 @@ def test_whole_soups_only_and_another_metric(zoo):
             for member in zoo.layers
         ]
         search.tell(question, Answer(float(found.detach()), 0.0, len(targets), 0.0, gradient=np.array([products])))
-    first = next(k for k, question in enumerate(seen) if question.gradient)
+    first = seen.index(learning(seen)[0])
     assert first == 4
     assert search.best[1] < min(zoo.score(question.recipe, "nll") for question in seen[:first])
 

@@ -22,7 +22,7 @@ from radin.errors import RadinError, RunError
 from radin.files import told, write_json
 from radin.objectives import objectives
 from radin.progress import Progress, logged
-from radin.question import Floats, Indices, Rates
+from radin.question import Failure, Floats, Gradient, Indices, Question, Rates
 from radin.recipe import Recipe
 from radin.run import references
 from radin.run.card import cooked_card, of_folders
@@ -49,6 +49,7 @@ __all__ = ["cook", "versions"]
 UNIFORM_FROM = 8
 # Where any question costs more than this share of a pass, asking about some of the examples gains nothing.
 _READING = 0.5
+_TRIED = 8  # examples, to see whether a gradient can be had
 _LEARNED = 8  # passes from which on ratios are learned by default: from here on it is measured
 _WORKERS = 1024  # processes at most: more is a slip
 # Soups evaluated on the half that chooses: one for every so many passes, and the most.
@@ -356,21 +357,31 @@ def _gives_gradients(task: Task | Command | Engine) -> bool:
     return isinstance(task, Task) and bool(objectives(task.get_metric()))
 
 
-def _gradients(job: Job, engine: Engine, strategy: str) -> Mapping[str, tuple[str, ...]] | None:
-    """Groups of tensors whose ratios can be learned; None where the strategy learns none, or the engine cannot tell.
+def _gradients(job: Job, engine: Engine, strategy: str, examples: int) -> Mapping[str, tuple[str, ...]] | None:
+    """Groups of tensors whose ratios can be learned; None where the strategy learns none, or none can be learned here.
 
     Of the latter the user is told.
     """
     if not base.get(strategy).gradients:
         return None
-    if engine.gradients and objectives(job.metric):
-        return groupings(job.pool.sizes)
-    why = "what evaluates the soups gives no gradients"
+    why: str | None = "what evaluates the soups gives no gradients"
     if not objectives(job.metric):
         why = f"{job.metric.name} has nothing differentiable to learn by; a radin.Metric of your own may have a loss"
+    elif engine.gradients:
+        why = _why_no_gradient(job, engine, examples)
+        if why is None:
+            return groupings(job.pool.sizes)
     note = f"no ratios were learned: {why}. The budget was spent as by strategy 'adaptive'"
     job.notes += () if note in job.notes else (note,)
     return None
+
+
+def _why_no_gradient(job: Job, engine: Engine, examples: int) -> str | None:
+    """Why no gradient can be had, before anything is spent on one; None where one can: a few examples tell."""
+    two = Recipe.uniform(range(2), len(job.pool))
+    engine.submit(Question(two, np.arange(min(_TRIED, examples)), gradient=Gradient(objectives(job.metric)[0])))
+    failed = [answer.message for _, answer in engine.wait() if isinstance(answer, Failure)]
+    return failed[0].rstrip(".") if failed else None
 
 
 def _search(
@@ -385,7 +396,7 @@ def _search(
     limit: int | None = None,
 ) -> Search:
     started = time.monotonic()
-    gradients = _gradients(job, engine, asked["strategy"])
+    gradients = _gradients(job, engine, asked["strategy"], account.rates.examples)
     search = Search(
         known.outputs,
         known.targets,

@@ -42,8 +42,6 @@ _STEPS = 16  # of a round
 _FEW = 64  # examples that a step is over at least
 _MANY = 4000  # examples from which on counting right answers, softened, is sure enough to learn by
 _FAILURES = 2  # rounds in a row that find nothing, after which no more is learned
-_PROBE = 8  # examples by which it is found out whether gradients can be had, where they cost no more passes than
-_CHEAP = 0.1
 _MOMENTA = (0.9, 0.99)  # of gradient and its square; the latter forgets faster than in long trainings
 
 
@@ -76,15 +74,6 @@ def _learned(problem: Problem, level: str, rate: float, share: float) -> Asks:
         yield from adaptive(problem)
         return
     objective = gradients.objectives[0 if gradients.count >= _MANY else -1]
-    # Whether the model gives a gradient at all is known before anything is spent on it.
-    few = np.arange(min(_PROBE, gradients.count))
-    if gradients.cost(len(few)) <= _CHEAP:
-        best = np.eye(1, problem.members)[0]
-        if (
-            yield Slope((best + np.eye(1, problem.members, 1)[0]) / 2, few, objective, gradients.groups[level])
-        ) is None:
-            yield from adaptive(problem)
-            return
     found = _Found(problem)
     yield from found.search(problem.budget * (1 - min(max(share, 0.0), 1.0)))
     if found.ratios is not None:
