@@ -298,11 +298,12 @@ def _commands(record: RunRecord, result: Result | None, path: Path) -> tuple[tup
     settings, out = record.settings, shlex.quote(str(path.resolve()))
     paths = [shlex.quote(str(place)) for place in dict(settings.get("paths", {})).values()]
     options = "".join(
-        f" --option {shlex.quote(f'{name}={value}')}"
+        f" -O {shlex.quote(f'{name}={value}')}"
         for name, value in dict(settings.get("options", {})).items()
         if value is not None and not isinstance(value, list | tuple | dict)
     )
-    again = f"radin cook {' '.join(paths) or 'CHECKPOINTS'} --task TASK --budget {settings.get('budget', 1)} "
+    evaluates = "--task TASK" if record.identity.get("the metric's code") else "--eval PROGRAM"
+    again = f"radin cook {' '.join(paths) or 'CHECKPOINTS'} {evaluates} --budget {settings.get('budget', 1)} "
     again += f"--strategy {shlex.quote(str(settings.get('strategy')))}{options} --seed {record.seed} --out {out}"
     found = [("To go on with this run, or to make it again with another --out", again)]
     found.append(("To draw the paper's figures of it", f"radin figures {out}"))
