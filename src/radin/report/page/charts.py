@@ -109,13 +109,14 @@ def sizes(rows: Rows, metric: str, single: float) -> Figure:
 
 def member_scores(rows: Rows, metric: str, measured: bool) -> Figure:
     """The members' scores by distance to the centre of the pool, or by rank, with their ratios in the winner."""
-    x = _q("distance", "distance to the pool's centre, in norms of the mean weights") if measured else _q("place", "rank")
+    x = _q("distance", "distance to the pool's centre") if measured else _q("place", "rank")
     bars = {"type": "rule", "strokeWidth": 1, "color": GREY}
     layers = [
         _mark(bars, {"x": x, "y": _q("low", metric), "y2": {"field": "high"}}),
         _points({"x": x, "y": _q("score", metric), **_size("ratio", "ratio in the winner", zero=True)}),
     ]
     note = "A point is a member, larger the more of it is in the winner; bars: one standard error."
+    note += " Distances are in norms of the mean weights." if measured else ""
     labels = {"name": "", "score": "score", "ratio": "ratio in the winner", "importance": "importance"}
     labels |= {"distance": "distance"} if measured else {}
     return Figure("members-figure", "Members: score and place", note, _spec(rows, layers), labels)
@@ -134,7 +135,7 @@ def importance(rows: Rows, metric: str) -> Figure:
 
 def pool_map(rows: Rows, share: float, metric: str) -> Figure:
     """The members in the plane that shows most of their distances, and the soup among them."""
-    axis = {"labels": False, "ticks": False, "grid": False, "title": None}
+    axis = {"labels": False, "ticks": False, "grid": False, "domain": False, "title": None}
     x = {"field": "x", "type": "quantitative", "axis": axis, "scale": {"padding": 20, "zero": False}}
     y = {"field": "y", "type": "quantitative", "axis": axis, "scale": {"padding": 20, "zero": False}}
     score = _size("ratio", "ratio in the winner", zero=True)
@@ -182,10 +183,11 @@ def parallel(rows: Rows, count: int, metric: str) -> Figure:
 
 def agreement(rows: Rows, what: str) -> Figure:
     """How alike members answer, pair by pair."""
-    axis = {"grid": False, "tickMinStep": 1, "format": "d"}
+    member: Spec = {"type": "ordinal", "title": "member, best first"}
+    member["axis"] = {"grid": False, "format": "d", "labelOverlap": True}
     encoding = {
-        "x": {"field": "b", "type": "ordinal", "title": "member, best first", "axis": {"labelOverlap": True} | axis},
-        "y": {"field": "a", "type": "ordinal", "title": "member, best first", "axis": {"labelOverlap": True} | axis},
+        "x": {"field": "b", **member},
+        "y": {"field": "a", **member},
         "color": {
             "field": "v",
             "type": "quantitative",
@@ -193,8 +195,6 @@ def agreement(rows: Rows, what: str) -> Figure:
             "legend": {"title": None, "orient": "bottom", "gradientLength": 160},
         },
     }
-    for name in ("x", "y"):
-        del encoding[name]["axis"]["tickMinStep"]
     layers = [_mark({"type": "rect"}, encoding)]
     labels = {"a": "member", "b": "and member", "v": "agreement"}
     note = f"Pair by pair: {what}."
@@ -217,7 +217,9 @@ def tiers(rows: Rows, metric: str) -> Figure:
     names = list(dict.fromkeys(row["tier"] for row in rows))
     colour = _colour("tier", dict(zip(names, _LINES * (1 + len(names) // len(_LINES)), strict=False)))
     shape = {"field": "what", "type": "nominal", "legend": {"title": None, "orient": "bottom"}}
-    y = {"field": "place", "type": "ordinal", "title": "place, within a tier of no meaning", "axis": {"labels": False}}
+    shape["legend"] |= {"symbolFillColor": GREY, "symbolStrokeColor": GREY}
+    axis = {"labels": False, "ticks": False, "grid": False}
+    y = {"field": "place", "type": "ordinal", "title": "place, within a tier of no meaning", "axis": axis}
     rule = {"type": "rule", "strokeWidth": 2, "opacity": 0.6}
     layers = [
         _mark(rule, {"x": _q("low", metric), "x2": {"field": "high"}, "y": y, "color": colour}),

@@ -162,12 +162,13 @@ def _verdict(record: RunRecord, result: Result | None, winner: Recipe) -> str:
         return f"The run has not finished: {len(record.own)} soups are evaluated, and {so_far}."
     if result.best.recipe.is_single:
         return f"{sentences.no_soup(result).capitalize()}."
+    over = "the best single" + (" re-estimated" if result.reference is result.reestimated else "")
     scored = number(result.best.score)
     text = f"The soup of {winner.size} of {record.members} members has {result.metric} {scored} on validation"
     if result.paired is None:
-        return f"{text}: {result.gain.difference:+.4f} over the best single."
+        return f"{text}: {result.gain.difference:+.4f} over {over}."
     paired = result.paired
-    text += f": {paired.difference:+.4f} over the best single, {paired.confidence:.0%} interval {paired.low:+.4f} to "
+    text += f": {paired.difference:+.4f} over {over}, {paired.confidence:.0%} interval {paired.low:+.4f} to "
     text += f"{paired.high:+.4f}"
     return f"{text}. That is inside the noise." if paired.inside_noise else f"{text}."
 
@@ -270,10 +271,16 @@ def _evaluated_table(record: RunRecord) -> Table | None:
         return None
     guesses = record.estimates([recipe for recipe, _ in found])
     rows = tuple(
-        (str(recipe.size), number(a.score, a.stderr), number(float(guess)), recipe.describe(record.names))
+        (str(recipe.size), number(a.score, a.stderr), number(float(guess)), _described(record, recipe))
         for (recipe, a), guess in zip(found, guesses, strict=True)
     )
     return Table("soups", f"The best {len(rows)} soups evaluated", ("members", "score", "estimate", "recipe"), rows)
+
+
+def _described(record: RunRecord, recipe: Recipe) -> str:
+    if recipe.is_uniform and not recipe.groups:
+        return f"equal parts of {', '.join(record.names[k] for k in recipe.members)}"
+    return recipe.describe(record.names)
 
 
 def _settings(record: RunRecord, result: Result | None) -> Table:
