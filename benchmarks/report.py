@@ -157,7 +157,10 @@ def main() -> None:
             "figures": sum(count > 0 for count in marks.values()),
         }
     print(f"{MEMBERS} members, {CANDIDATES:,} candidates ranked; cooked in {cooked:.1f} s, page in {written:.1f} s")
-    print(f"{found['bytes']:,} bytes; drawn {found['load_ms']} ms after navigation ({', '.join(f'{t:.0f}' for t in times)})")
+    print(
+        f"{found['bytes']:,} bytes; drawn {found['load_ms']} ms after navigation "
+        f"({', '.join(f'{t:.0f}' for t in times)})"
+    )
     print("marks: " + ", ".join(f"{name} {count}" for name, count in marks.items()))
     for message in wrong:
         print(f"console: {message}")

@@ -23,7 +23,9 @@ from radin.errors import RadinError
 )
 @click.option("--outputs", type=click.Path(path_type=Path), help="Folder of the members' outputs, if not in DIRECTORY.")
 @click.option("--watch", is_flag=True, help="Write the page again while the run goes on; ends when it has finished.")
-@click.option("--every", type=click.IntRange(min=1), default=10, show_default=True, help="Seconds between, with --watch.")
+@click.option(
+    "--every", type=click.IntRange(min=1), default=10, show_default=True, help="Seconds between, with --watch."
+)
 @JSON
 def report(
     directory: Path,
@@ -44,7 +46,7 @@ def report(
     if watch and as_json:
         raise RadinError("--watch writes a page; it goes without --json")
     with starting():
-        from radin.report.page import write_page
+        from radin.report.page import missing, write_page
         from radin.report.tables import closing_lines, closing_table
         from radin.run.result import Result
 
@@ -54,6 +56,11 @@ def report(
         if as_json and out is not None:
             write_page(directory, out, weights=weights, outputs=outputs)
         show(result.to_json() if as_json else None, closing_table(result), *closing_lines(result))
+        return
+    lacking = missing()
+    if lacking is not None and finished and out is None and not watch:  # the table needs no library
+        result = Result.load(directory)
+        show(None, closing_table(result), *closing_lines(result), f"page: not written: {lacking}")
         return
     with console_progress() as progress:
         if watch:

@@ -1,4 +1,4 @@
-"""A run as one HTML file: what was tried, what it bought, and why the winner won. It opens from disk, without a network.
+"""A run as one HTML file: what was tried, what it bought, and why the winner won. It opens without a network.
 
     write_page("run")                      # run/report.html
 
@@ -6,6 +6,6 @@
 holds. ``render``: the file.
 """
 
-from radin.report.page.render import REPORT, write_page
+from radin.report.page.render import REPORT, missing, write_page
 
-__all__ = ["REPORT", "write_page"]
+__all__ = ["REPORT", "missing", "write_page"]

@@ -68,7 +68,12 @@ def truth(rows: Rows, metric: str, correlation: float | None) -> Figure:
     low, high = min(values), max(values)
     edge = (high - low or abs(high) or 1.0) * 0.04
     scale = {"domain": [low - edge, high + edge], "nice": False, "zero": False}
-    x = {"field": "estimate", "type": "quantitative", "scale": scale, "title": f"estimate: {metric} of averaged outputs"}
+    x = {
+        "field": "estimate",
+        "type": "quantitative",
+        "scale": scale,
+        "title": f"estimate: {metric} of averaged outputs",
+    }
     y = {"field": "truth", "type": "quantitative", "scale": scale, "title": f"truth: {metric} of the soup"}
     ends: Rows = [{"estimate": value, "truth": value} for value in (low - edge, high + edge)]
     dashed = {"type": "line", "strokeDash": [4, 4], "color": GREY, "strokeWidth": 1}
@@ -103,7 +108,9 @@ def sizes(rows: Rows, metric: str, single: float) -> Figure:
         _mark({"type": "line", "color": ORANGE, "strokeWidth": 2, "tooltip": None}, {"x": x, "y": mean}),
         _points({"x": x, "y": _q("truth", metric)}, size=50, color=BLUE),
     ]
-    note = "A point is a soup, the line their mean by size. They are what the search chose to evaluate: no random sample."
+    note = (
+        "A point is a soup, the line their mean by size. They are what the search chose to evaluate: no random sample."
+    )
     return Figure("sizes", "Score by size", note, _spec(rows, layers, [_single(single)]), _SOUP)
 
 
@@ -208,7 +215,9 @@ def classes(rows: Rows) -> Figure:
     x = _q("signed", "examples lost (left) and won (right) against the best single", zero=True)
     layers = [_mark({"type": "bar", "height": {"band": 0.7}}, {"x": x, "y": y, "color": colour})]
     labels = {"class": "class", "what": "", "count": "examples", "of": "of"}
-    note = "Examples that the chosen soup has better, or worse, than the best single member, the most changed class first."
+    note = (
+        "Examples that the chosen soup has better, or worse, than the best single member, the most changed class first."
+    )
     return Figure("classes", "Won and lost by class", note, _spec(rows, layers, height=_rows(rows, 2)), labels)
 
 
@@ -216,8 +225,8 @@ def tiers(rows: Rows, metric: str) -> Figure:
     """The best soups in tiers of what cannot be told apart."""
     names = list(dict.fromkeys(row["tier"] for row in rows))
     colour = _colour("tier", dict(zip(names, _LINES * (1 + len(names) // len(_LINES)), strict=False)))
-    shape = {"field": "what", "type": "nominal", "legend": {"title": None, "orient": "bottom"}}
-    shape["legend"] |= {"symbolFillColor": GREY, "symbolStrokeColor": GREY}
+    legend = {"title": None, "orient": "bottom", "symbolFillColor": GREY, "symbolStrokeColor": GREY}
+    shape = {"field": "what", "type": "nominal", "legend": legend}
     axis = {"labels": False, "ticks": False, "grid": False}
     y = {"field": "place", "type": "ordinal", "title": "place, within a tier of no meaning", "axis": axis}
     rule = {"type": "rule", "strokeWidth": 2, "opacity": 0.6}
@@ -253,7 +262,9 @@ def seconds(rows: Rows) -> Figure:
     """Where the time went."""
     y = {"field": "stage", "type": "nominal", "sort": None, "title": None}
     layers = [
-        _mark({"type": "bar", "color": BLUE, "height": {"band": 0.6}}, {"x": _q("seconds", "seconds", zero=True), "y": y})
+        _mark(
+            {"type": "bar", "color": BLUE, "height": {"band": 0.6}}, {"x": _q("seconds", "seconds", zero=True), "y": y}
+        )
     ]
     labels = {"stage": "", "seconds": "seconds"}
     return Figure(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from radin.errors import RadinError, RunError, printable
+from radin.errors import RadinError, printable
 from radin.question import VALIDATION
 from radin.recipe import Recipe
 from radin.report import sentences
@@ -260,7 +260,9 @@ def _members_table(members: list[pool.MemberRow], metric: str) -> Table:
         extra = [number(m.reestimated)] if again else []
         cells = (m.name, number(m.score, m.stderr), *extra, distance, f"{m.ratio:.4g}", lost, m.fingerprint[:12])
         rows.append(cells)
-    note = "Distance: to the pool's centre, in norms of its mean. Importance: what the winner's estimate loses without it."
+    note = (
+        "Distance: to the pool's centre, in norms of its mean. Importance: what the winner's estimate loses without it."
+    )
     return Table("members", "Members", (*columns, "importance", "content"), tuple(rows), note)
 
 
@@ -301,7 +303,7 @@ def _short(value: Any) -> str:
 
 
 def _commands(record: RunRecord, result: Result | None, path: Path) -> tuple[tuple[str, str], ...]:
-    """How to go on with the run or make it again, and how to load its soup. What cook was told of the data is not kept."""
+    """How to go on with the run or make it again, and how to load its soup. A run does not keep its task's name."""
     settings, out = record.settings, shlex.quote(str(path.resolve()))
     paths = [shlex.quote(str(place)) for place in dict(settings.get("paths", {})).values()]
     options = "".join(
@@ -317,7 +319,9 @@ def _commands(record: RunRecord, result: Result | None, path: Path) -> tuple[tup
     if result is not None and result.soup.suffix == ".safetensors":
         load = f"from safetensors.torch import load_file\n\nmodel.load_state_dict(load_file({str(result.soup)!r}))"
         found.append(("To load the soup", load))
-        found.append(("To read the recipe", f"from radin import Result\n\nResult.load({str(path.resolve())!r}).best.recipe"))
+        found.append(
+            ("To read the recipe", f"from radin import Result\n\nResult.load({str(path.resolve())!r}).best.recipe")
+        )
     return tuple((title, _plain(text)) for title, text in found)
 
 
@@ -339,9 +343,5 @@ def weighed(directory: str | Path, progress: Any = None) -> Diagnosis | None:
             return None
         found = Pool.open(where)
         return doctor(found, None, path, progress=progress)
-    except (RunError, KeyError):
+    except (RadinError, KeyError):  # a pool that cannot be opened any more: the page says that it was not read
         return None
-    except RadinError:  # a pool that cannot be opened any more: the page says that its weights were not read
-        return None
-
-

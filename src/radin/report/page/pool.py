@@ -130,4 +130,3 @@ def agreement(record: RunRecord) -> tuple[Rows, str] | None:
         for j in range(i):
             rows.append({"a": i + 1, "b": j + 1, "v": float(f"{alike[i, j]:.4g}")})
     return rows, what
-

@@ -35,8 +35,8 @@ def write_page(
 ) -> Path:
     """Write the page of a run, finished or not; its path.
 
-    out: the file; default REPORT in the directory. weights: read the members' weights, once, for the map of the pool and
-    what doctor says. diagnosis: in place of that, what was found before. outputs: the folder of the members' outputs,
+    out: the file; default REPORT in the directory. weights: read the members' weights, once, for the map of the pool
+    and what doctor says. diagnosis: in place of that, what was found before. outputs: the folder of the members' outputs,
     where it is not in the directory. refresh: seconds after which an unfinished run's page loads itself again.
 
     Raises RunError where there is no run, RadinError where a library is missing.
@@ -58,9 +58,7 @@ def render(found: Content, *, refresh: int | None = None) -> str:
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_shown)
     environment.undefined = jinja2.StrictUndefined
     script, libraries = _read("page.js"), _bundle()
-    figures = [
-        {"key": f.key, "spec": f.spec, "labels": dict(f.labels), "title": f.title} for f in found.figures
-    ]
+    figures = [{"key": f.key, "spec": f.spec, "labels": dict(f.labels), "title": f.title} for f in found.figures]
     return str(
         environment.from_string(_read("page.html")).render(
             page=found,
@@ -109,6 +107,15 @@ def _bundle() -> str:
     # Nothing in a script element may look like its end.
     text = re.sub("<(?=/script|!--)", r"\\x3c", str(vl_convert.javascript_bundle()), flags=re.IGNORECASE)
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def missing() -> str | None:
+    """Which library the page lacks, and how to install it; None where all are there."""
+    try:
+        _libraries()
+    except RadinError as error:
+        return str(error)
+    return None
 
 
 def _libraries() -> tuple[Any, Any]:

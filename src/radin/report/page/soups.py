@@ -55,7 +55,11 @@ def ranking(record: RunRecord) -> tuple[Rows, int]:
     for place in sorted(drawn | set(evaluated[:EVALUATED])):
         recipe = recipes[order[place]]
         answer = truths.get(recipe)
-        row = {"rank": place + 1, "estimate": _digits(float(guesses[order[place]])), "members": recipe.size}
+        row: dict[str, Any] = {
+            "rank": place + 1,
+            "estimate": _digits(float(guesses[order[place]])),
+            "members": recipe.size,
+        }
         row |= {"what": "not evaluated", "recipe": code(recipe)}
         if answer is not None:
             row |= {"truth": _digits(answer.score), "error": _digits(answer.stderr)}
