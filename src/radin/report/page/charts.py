@@ -13,8 +13,8 @@ from typing import Any
 
 from radin.report.page.soups import Rows
 
-BLUE, ORANGE, GREEN, PINK, SKY, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#8a8a8a"
-_LINES = (ORANGE, BLUE, GREEN, PINK, SKY, "#E69F00")
+BLUE, ORANGE, GREEN, PINK, VIOLET, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8C7AE6", "#8a8a8a"
+_LINES = (ORANGE, BLUE, GREEN, PINK, VIOLET, "#E69F00")
 _SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
 Spec = dict[str, Any]
 

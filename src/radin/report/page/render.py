@@ -36,8 +36,8 @@ def write_page(
     """Write the page of a run, finished or not; its path.
 
     out: the file; default REPORT in the directory. weights: read the members' weights, once, for the map of the pool
-    and what doctor says. diagnosis: in place of that, what was found before. outputs: the folder of the members' outputs,
-    where it is not in the directory. refresh: seconds after which an unfinished run's page loads itself again.
+    and what doctor says. diagnosis: in place of that, what was found before. outputs: the folder of the members'
+    outputs, where it is not in the directory. refresh: seconds after which an unfinished run's page loads itself again.
 
     Raises RunError where there is no run, RadinError where a library is missing.
     """
