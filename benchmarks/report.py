@@ -2,9 +2,9 @@
 
     python benchmarks/report.py [--quick] [--json] [--keep FOLDER]
 
-The run is made up: outputs of 72 members on 2,000 examples of 50 classes (--quick: 500 of 10) around a shared truth,
-scored members, and soups whose true scores are those of averaged outputs plus noise, in a ledger and files as ``cook``
-leaves them. Chromium and its driver must be installed (apt-get install chromium chromium-driver), and selenium.
+The members are made up: tables of outputs on 2,000 examples of 50 classes (--quick: 500 of 10) around a shared truth, with
+a part that is not linear in the weights. ``cook`` ranks the candidates and evaluates 60 soups as it would of any model.
+Chromium and its driver must be installed (apt-get install chromium chromium-driver), and selenium.
 
 --json ends with {"bytes", "load_ms", "console_errors", "figures"}: of the file; from navigation to the last figure
 drawn, the median of three; messages of the console that are errors; figures that have a mark in them.
