@@ -3,7 +3,8 @@
     python benchmarks/report.py [--quick] [--json] [--keep FOLDER]
 
 The members are made up: tables of outputs on 2,000 examples of 50 classes (--quick: 500 of 10) around a shared truth,
-with a part that is not linear in the weights. ``cook`` ranks the candidates and evaluates 60 soups as it would of any model.
+with a part that is not linear in the weights.
+``cook`` ranks the candidates and evaluates 60 soups as it would of any model.
 Chromium and its driver must be installed (apt-get install chromium chromium-driver), and selenium.
 
 --json ends with {"bytes", "load_ms", "console_errors", "figures"}: of the file; from navigation to the last figure
