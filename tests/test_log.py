@@ -36,7 +36,7 @@ def logged(toy_folder, radin_command, tmp_path_factory):
 
 
 def test_each_event_of_a_run_is_a_line_with_its_keys(logged):
-    folder, done, found = logged
+    folder, _, found = logged
     assert {e["event"] for e in found} <= set(KINDS)
     result = json.loads((folder / "run" / "result.json").read_text())
     by_kind = {kind: [e for e in found if e["event"] == kind] for kind in KINDS}

@@ -1,9 +1,8 @@
 """Runs in experiment trackers: each is given to ``radin.cook(..., on_event=...)`` and logs what happens.
 
-What every tracker gets: the run's settings as parameters; by passes spent, ``best`` with its standard error, ``score`` of
-each soup evaluated on all of validation, ``spent``; by their number, ``member`` (the members' scores); at the end the
-gain, the scores on test and shifts. MLflow, Weights & Biases and Trackio count steps in whole numbers, so passes are
-in hundredths there.
+What every tracker gets: the run's settings as parameters; by passes spent, ``best`` with its standard error, ``score``
+of each soup evaluated on all of validation, and ``spent``; by their number, ``member`` (the members' scores); at the
+end the gain, and the scores on test and shifts. Trackers count steps in whole numbers: a pass is a hundred.
 """
 
 from __future__ import annotations
