@@ -6,11 +6,12 @@ import io
 import json
 import os
 import sys
-from contextlib import nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from typing import Any, NoReturn
 
 from radin import interrupts
-from radin.cli import streams
+from radin.cli import log, streams
 from radin.errors import RadinError, printable, printable_lines
 
 
@@ -22,9 +23,21 @@ def main() -> NoReturn:
     """
     with interrupts.handled():
         streams.complete()
-        with streams.only_the_answer() if "--json" in sys.argv else nullcontext():
+        with _log(), streams.only_the_answer() if "--json" in sys.argv else nullcontext():
             code = _run()
+            log.finished(code)
         sys.exit(code)
+
+
+@contextmanager
+def _log() -> Iterator[None]:
+    """The log of ``--log``. One that cannot be opened is refused when the command is parsed."""
+    value = log.asked(sys.argv)
+    with ExitStack() as stack:
+        with suppress(RadinError):
+            stack.enter_context(log.opened(value))
+            stack.enter_context(interrupts.at_once(log.stopped_at_once))
+        yield
 
 
 def _run() -> int:
@@ -32,11 +45,9 @@ def _run() -> int:
     try:
         return _command()
     except interrupts.Stopped as stopped:
-        streams.say(interrupts.words(stopped.number, sys.argv))
-        return 128 + stopped.number
+        return _ended("Stopped", interrupts.words(stopped.number, sys.argv), 128 + stopped.number)
     except KeyboardInterrupt:
-        streams.say("radin: interrupted.")
-        return 130
+        return _ended("KeyboardInterrupt", "radin: interrupted.", 130)
 
 
 def _command() -> int:
@@ -52,8 +63,7 @@ def _command() -> int:
         streams.abandon(sys.stdout)
         return 141
     except click.ClickException as error:
-        streams.say(printable_lines(_shown(error)).rstrip())
-        return 2
+        return _ended("UsageError", printable_lines(_shown(error)).rstrip(), 2)
     except RadinError as error:
         return _refused(error)
     except OSError as error:
@@ -63,8 +73,9 @@ def _command() -> int:
     except SystemExit as error:
         if "_RADIN_COMPLETE" in os.environ:  # click's answer to a shell
             raise
-        streams.say(f"radin: code that is not radin's ended the command with sys.exit({error.code!r})")
-        return 2
+        return _ended(
+            "SystemExit", f"radin: code that is not radin's ended the command with sys.exit({error.code!r})", 2
+        )
     except click.Abort as error:
         if isinstance(error.__cause__, EOFError):
             return _fault()
@@ -73,12 +84,19 @@ def _command() -> int:
         return _memory(error) or _fault()
 
 
+def _ended(kind: str, text: str, code: int) -> int:
+    """Say why a command failed, once: in the log where standard error is that; its exit code."""
+    if not log.failed(kind, text.removeprefix("radin: "), code):
+        streams.say(text)
+    return code
+
+
 def _refused(error: RadinError) -> int:
     shown = getattr(error, "traceback", None)
     if shown:
         streams.say(printable_lines(shown))
     # Further lines are set in: what a name says in one of them is no message of radin's.
-    streams.say("radin: " + str(error).replace("\n", "\n  "))
+    _ended(type(error).__name__, "radin: " + str(error).replace("\n", "\n  "), 2)
     if streams.answer is not None:
         with suppress(streams.Unread):
             value = {"error": {"kind": type(error).__name__, "message": str(error)}}
@@ -93,19 +111,19 @@ def _memory(error: Exception) -> int:
     if not lacks and "can't start new thread" not in str(error):  # its stack is memory too
         return 0
     reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-    streams.say(
+    return _ended(
+        "MemoryError",
         f"radin: memory ran out ({printable(reason)}). What is smaller: --members-at-once 1, --jobs 1, --batch-size, "
-        "--device. Nothing finished is lost; the same command continues from here."
+        "--device. Nothing finished is lost; the same command continues from here.",
+        2,
     )
-    return 2
 
 
 def _fault() -> int:
     import traceback
 
     streams.say(printable_lines(traceback.format_exc()).rstrip())
-    streams.say("radin: this is a fault of radin's own. Please report it with the lines above.")
-    return 1
+    return _ended("Fault", "radin: this is a fault of radin's own. Please report it with the lines above.", 1)
 
 
 def _shown(error: Any) -> str:

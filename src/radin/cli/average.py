@@ -11,6 +11,7 @@ from radin.cli.shared import (
     FILES_FROM,
     JSON,
     KEY,
+    LOG,
     PATHS,
     PUSH,
     console_progress,
@@ -51,6 +52,7 @@ from radin.errors import RadinError
 @click.option("--rank", type=int, help="Of an average of LoRA adapters: approximated by SVD; without, it is exact.")
 @PUSH
 @KEY
+@LOG
 @JSON
 def average(
     paths: tuple[str, ...],

@@ -10,6 +10,7 @@ from radin.cli.shared import (
     BASE,
     JSON,
     KEY,
+    LOG,
     PATHS,
     check_ready,
     console_progress,
@@ -30,6 +31,7 @@ from radin.cli.shared import (
 @BASE
 @KEY
 @engine_options
+@LOG
 @JSON
 def check(
     paths: tuple[str, ...],

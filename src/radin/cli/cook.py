@@ -8,11 +8,13 @@ from typing import Any
 import click
 
 from radin.checks import whole_number
+from radin.cli import log
 from radin.cli.shared import (
     BASE,
     FILES_FROM,
     JSON,
     KEY,
+    LOG,
     PATHS,
     PUSH,
     check_ready,
@@ -104,6 +106,7 @@ from radin.errors import RadinError
 @PUSH
 @KEY
 @engine_options
+@LOG
 @JSON
 def cook(
     paths: tuple[str, ...],
@@ -205,6 +208,7 @@ def cook(
             files_from=files_from,
             command=typed(),
             progress=progress,
+            on_event=log.current,
         )
     show(
         result.to_json() if as_json else None,

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from radin.checks import whole_number
-from radin.cli.shared import JSON, console_progress, show, starting
+from radin.cli.shared import JSON, LOG, console_progress, show, starting
 
 
 @click.command()
@@ -17,6 +17,7 @@ from radin.cli.shared import JSON, console_progress, show, starting
 )
 @click.option("--budget", type=int, default=8, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
+@LOG
 @JSON
 def demo(out: Path, data: str, budget: int, seed: int, as_json: bool) -> None:
     """Train a real pool on real images, cook it, and compare with greedy at the same number of passes."""

@@ -10,6 +10,7 @@ from radin.cli.shared import (
     BASE,
     JSON,
     KEY,
+    LOG,
     PATHS,
     TASK,
     check_ready,
@@ -32,6 +33,7 @@ from radin.cli.shared import (
 @BASE
 @KEY
 @engine_options
+@LOG
 @JSON
 def evaluate(
     paths: tuple[str, ...],

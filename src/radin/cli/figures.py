@@ -10,6 +10,7 @@ from radin.cli.shared import (
     BASE,
     JSON,
     KEY,
+    LOG,
     check_ready,
     console_progress,
     open_pool,
@@ -59,6 +60,7 @@ _KINDS = {"1": {"mixing"}, "2": {"candidates"}, "3": {"methods", "candidates"}, 
 @click.option("--outputs", type=click.Path(path_type=Path), help="Folder of the members' outputs, if not in DIRECTORY.")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, ...")
 @click.option("--batch-size", type=int, help="Cut the task's batches to at most this many examples.")
+@LOG
 @JSON
 def figures(
     directory: Path,

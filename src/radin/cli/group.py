@@ -18,6 +18,7 @@ from radin.cli.figures import figures
 from radin.cli.metrics import metrics
 from radin.cli.rank import rank
 from radin.cli.report import report
+from radin.cli.status import status
 from radin.cli.strategies import strategies
 from radin.cli.task import task
 from radin.errors import RadinError
@@ -54,6 +55,7 @@ for command in (
     strategies,
     metrics,
     report,
+    status,
     figures,
     export,
     cache,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from radin.cli.shared import JSON, console_progress, show, starting
+from radin.cli.shared import JSON, LOG, console_progress, show, starting
 
 
 @click.command()
@@ -25,6 +25,7 @@ from radin.cli.shared import JSON, console_progress, show, starting
 @click.option("--source", "sources", multiple=True, help="Only these sources of candidates; repeat. Default all.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ...")
+@LOG
 @JSON
 def rank(
     outputs: tuple[str, ...],

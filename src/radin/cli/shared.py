@@ -35,6 +35,28 @@ FILES_FROM = click.option(
     help="Member whose config, tokenizer and other files a soup that is a folder gets; default the largest ratio's.",
 )
 PUSH = click.option("--push-to-hub", "repository", metavar="REPO", help="Upload the soup's folder, as a private model.")
+
+
+def _log_target(context: click.Context, option: click.Parameter, value: str | None) -> None:
+    """Refuse a log that the command line could not open before it began."""
+    from radin.cli import log
+
+    if value is not None and log.current is None:
+        if (name := log.target(value)) is not None:
+            from radin.files import told
+
+            with told(doing="opened"):
+                open(name, "a").close()
+        raise RadinError(f"--log {value} must stand alone on the command line, as it is given here")
+
+
+LOG = click.option(
+    "--log",
+    metavar="json[:FILE]",
+    expose_value=False,
+    callback=_log_target,
+    help="One JSON object a line for each event, on standard error (and nothing else there) or added to FILE.",
+)
 PATHS = click.argument("paths", nargs=-1, required=True)
 
 
@@ -161,12 +183,36 @@ def console_progress() -> Iterator[Progress]:
     To be opened once a command has imported what it needs: from here on it ends in order when it is interrupted.
     """
     from radin import interrupts
+    from radin.cli import log
     from radin.progress import logged
     from radin.report.progress import ConsoleProgress
 
-    with ConsoleProgress() as shown, interrupts.at_once(shown.stop), closing(logged(shown)) as progress:
+    name = click.get_current_context().info_name
+    if log.current is not None:
+        if name != "cook":  # which tells of more
+            log.current.start(str(name))
+        if log.current.alone:
+            with closing(logged(log.current.progress)) as progress:
+                interrupts.running()
+                yield progress
+            return
+    with ConsoleProgress() as shown, interrupts.at_once(shown.stop), closing(logged(_both(shown))) as progress:
         interrupts.running()
         yield progress
+
+
+def _both(shown: Progress) -> Progress:
+    """Progress that is shown, and told to a log in a file where there is one."""
+    from radin.cli import log
+
+    if (kept := log.current) is None:
+        return shown
+
+    def both(what: str, done: float, total: float | None) -> None:
+        shown(what, done, total)
+        kept.progress(what, done, total)
+
+    return both
 
 
 def show(value: dict[str, Any] | None, *parts: RenderableType) -> None:

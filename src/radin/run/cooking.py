@@ -19,6 +19,7 @@ from radin.data.task import Task, TaskText
 from radin.engine.base import Engine
 from radin.engine.command import Command, CommandEngine
 from radin.errors import RadinError, RunError
+from radin.events import FORMAT, Events, OnEvent
 from radin.files import told, write_json
 from radin.objectives import objectives
 from radin.progress import Progress, logged
@@ -81,6 +82,7 @@ def cook(
     files_from: str | None = None,
     command: str | None = None,
     progress: Progress | None = None,
+    on_event: OnEvent | None = None,
 ) -> Result:
     """Find the best soup of ``pool`` that ``budget`` validation passes can buy; write it into ``out``.
 
@@ -107,7 +109,8 @@ def cook(
     the member whose files beside the weights (config, tokenizer) a soup's folder takes; by default the one with the
     largest ratio.
     command: what was typed, for the model card. progress: called with (what, done,
-    total or None).
+    total or None). on_event: called with each Event (radin.events): a member evaluated, a question asked or answered,
+    the best changed; such as one of radin.integrations.trackers. An error of its own is said once and ends nothing.
 
     choose_on_half: search on half of the validation examples, drawn by class and seed, and choose on the others, which
     the search never sees: among the soups that the search found best, evaluated on these too, and the members. All
@@ -116,7 +119,7 @@ def cook(
     Raises RadinError (one of its children) for anything the user can mend, before anything long starts where it can be
     known; never overwrites another run.
     """
-    started, progress = time.monotonic(), logged(progress)
+    started, progress, events = time.monotonic(), logged(progress), Events(on_event)
     budget = whole_number("the budget, the number of passes to spend on soups,", budget, 1)
     workers = whole_number("workers, the number of processes that evaluate soups,", workers, 1, _WORKERS)
     seed = whole_number("the seed", seed, 0, None)
@@ -190,7 +193,12 @@ def cook(
         "paths": {member.fingerprint: str(absolute(member.path)) for member in pool},
         "files_from": files_from,
     }
-    with told(Path(out), doing="used"), RunDirectory(Path(out), identity) as directory, evaluator.engine as engine:
+    with (
+        events.failures(),
+        told(Path(out), doing="used"),
+        RunDirectory(Path(out), identity) as directory,
+        evaluator.engine as engine,
+    ):
         recorded = directory.read().get("settings", {})
         if not recorded:
             directory.record(asked)  # before anything else is written: from here on the folder is known as a run's
@@ -202,6 +210,8 @@ def cook(
         ledger = Ledger(directory.ledger, run=directory.run, metric=chosen)
         try:
             job = Job(pool, chosen, directory, ledger, progress, *evaluator.about)
+            job.events = events
+            _started(job, asked, resumed=bool(recorded))
             job.notes += tuple(ledger.notes)
             job.spent("open", time.monotonic() - started)
             engine.progress = job.advance if progress else None
@@ -231,7 +241,43 @@ def cook(
             shutil.rmtree(directory.searched_half, ignore_errors=True)
         write_json(directory.path / "recipe.json", sealed(result.to_json()["best"]))
         write_json(directory.path / "result.json", sealed(result.to_json()))
+        _finished(events, result)
         return result
+
+
+def _started(job: Job, asked: Mapping[str, Any], *, resumed: bool) -> None:
+    """Tell whoever listens what is cooked, and how."""
+    job.events(
+        "started",
+        format=FORMAT,
+        command="cook",
+        run=job.directory.run,
+        out=str(absolute(job.directory.path)),
+        resumed=resumed,
+        members=list(job.names),
+        metric=job.metric.name,
+        higher_is_better=job.metric.higher_is_better,
+        **{name: asked[name] for name in ("budget", "strategy", "options", "seed", "versions")},
+    )
+
+
+def _finished(events: Events, result: Result) -> None:
+    """Tell whoever listens how it ended."""
+    best, single = result.best, result.reference
+    events(
+        "finished",
+        score=best.score,
+        stderr=best.stderr,
+        members=best.recipe.size,
+        single=single.score,
+        gain=result.gain.difference,
+        gain_stderr=result.gain.stderr,
+        splits={split: {"score": score, "stderr": stderr} for split, (score, stderr) in best.splits.items()},
+        spent=result.passes.soups,
+        budget=result.passes.budget,
+        seconds=result.seconds["total"],
+        soup=str(absolute(result.soup)),
+    )
 
 
 def versions() -> dict[str, str]:
@@ -286,6 +332,7 @@ def _spend(
         _decisive(asked, rates),
         best=single,
     )
+    session.tell_best(*_best_known(job, session, None))
     session.spend()
     return Outcome(job, known, session, None)
 
@@ -322,6 +369,7 @@ def _on_halves(
         choose=choose,
         best=_single_to_beat(job, engine, choose),
     )
+    session.tell_best(*_best_known(job, session, choose))
     session.spend()
     told = sorted(session.search.evaluations, key=lambda pair: -job.metric.utility(pair[1]))
     found = [recipe for recipe, score in told if np.isfinite(score)]
@@ -334,6 +382,16 @@ def _single_to_beat(job: Job, engine: Engine, choose: Indices | None) -> float:
     """The utility that a soup must exceed. The best single member is evaluated with its statistics re-estimated too."""
     references.reestimate(job, engine, references.best_of(job, references.singles(job), choose).members[0])
     return references.utility(job, references.to_beat(job, choose), choose)
+
+
+def _best_known(job: Job, session: Session, choose: Indices | None) -> tuple[Recipe, float]:
+    """The best model when a session begins, and its utility: a soup of earlier sessions, or what soups have to beat."""
+    single = references.to_beat(job, choose)
+    found = [(single, references.utility(job, single, choose))]
+    for recipe in session.account.started:
+        if (answer := session.answer(recipe)) is not None:
+            found.append((recipe, job.metric.utility(references.on(answer, choose, job.metric).score)))
+    return max(found, key=lambda pair: pair[1])
 
 
 def _account(job: Job, asked: Mapping[str, Any], rates: Rates) -> Account:

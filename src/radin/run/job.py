@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from radin.errors import RunError
+from radin.events import Events
 from radin.metrics import Metric
 from radin.progress import Progress
 from radin.question import VALIDATION, Answer
@@ -36,6 +37,7 @@ class Job:
     calibrated: bool = False
     notes: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
+    events: Events = field(default_factory=Events)
     _doing: str = ""
 
     @property
@@ -78,6 +80,13 @@ class Job:
     def add(self, recipe: Recipe, split: str, found: Answer) -> None:
         """Record an evaluation that ``known`` is asked about."""
         self.ledger.add(self.identity(recipe), self.to_json(recipe), _kind(recipe), split, found)
+        told = {"score": found.score, "stderr": found.stderr, "examples": found.examples, "seconds": found.seconds}
+        if split != VALIDATION:
+            self.events("split_evaluated", split=split, recipe=self.to_json(recipe), **told)
+            return
+        member = recipe.members[0]
+        name, fingerprint = self.names[member], self.pool.fingerprints[member]
+        self.events("member_evaluated", name=name, fingerprint=fingerprint, reestimated=recipe.reestimated, **told)
 
     def single(self, k: int) -> Answer:
         """A member's evaluation on validation."""

@@ -77,9 +77,16 @@ class Ledger:
     """What one run directory has evaluated. ``read_only``: of a run that is only read; nothing is changed."""
 
     def __init__(
-        self, path: Path, *, run: str | None = None, read_only: bool = False, metric: Metric | None = None
+        self,
+        path: Path,
+        *,
+        run: str | None = None,
+        read_only: bool = False,
+        metric: Metric | None = None,
+        content: bytes | None = None,
     ) -> None:
         """``run``: the run that it must belong to; a new ledger belongs to it. ``metric``: scores totals by position.
+        ``content``: what the file held at one moment, read in its place, without SQLite's locks.
 
         Raises RunError when the file is damaged, not a ledger, in use, another run's, or another version's.
         """
@@ -88,7 +95,10 @@ class Ledger:
         self.notes: list[str] = []
         """What was damaged and is made again."""
         try:
-            if read_only:
+            if content is not None:
+                read_only, self._db = True, sqlite3.connect(":memory:")
+                self._db.deserialize(content)
+            elif read_only:
                 self._db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
             else:
                 self._db = sqlite3.connect(path)

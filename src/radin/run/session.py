@@ -214,11 +214,14 @@ class Session:
                     continue
                 self._in_a_row = 0
                 self._take(question, answer)
-                if question.gradient is None:
-                    self._keep(question.recipe)
+                better = question.gradient is None and self._keep(question.recipe)
                 if answer.gradient is not None:  # the members' columns alone: their order may be another next time
                     answer = replace(answer, gradient=answer.gradient[:, list(question.recipe.members)])
-                self._job.ledger.tell(self._numbers.pop(question), answer)
+                number = self._numbers.pop(question)
+                self._job.ledger.tell(number, answer)
+                self._answered(number, question, answer)
+                if better:
+                    self.tell_best(question.recipe, self._best)
             self._job.spent("soups", time.monotonic() - started)
             if failure is not None and self._in_a_row >= _FAILURES:  # all that came with it is recorded
                 raise RunError(
@@ -256,7 +259,9 @@ class Session:
 
     def _fail(self, question: Question, failure: Failure) -> None:
         self._in_a_row += 1
-        self._job.ledger.fail(self._numbers.pop(question), failure.message)
+        number = self._numbers.pop(question)
+        self._job.ledger.fail(number, failure.message)
+        self._job.events("question_failed", question=number, message=failure.message)
         self._leave(question, failure.message)
 
     def _leave(self, question: Question, why: str) -> None:
@@ -310,12 +315,17 @@ class Session:
 
     # -- the soup on disk, and what is said meanwhile
 
-    def _keep(self, recipe: Recipe) -> None:
-        """Write a soup that is the best so far, before it is recorded: what is recorded as best is there."""
+    def _keep(self, recipe: Recipe) -> bool:
+        """Write a soup that is the best so far, before it is recorded: what is recorded as best is there.
+
+        Returns whether it is the best.
+        """
         found = self.answer(recipe)
-        if found is not None and self._utility(found) > self._best:
-            self._best = self._utility(found)
-            self._put(recipe)
+        if found is None or not self._utility(found) > self._best:
+            return False
+        self._best = self._utility(found)
+        self._put(recipe)
+        return True
 
     def write(self, best: Recipe, *, again: bool = False) -> None:
         """Make sure that the soup on disk is the best recipe's; it is already unless a kill came in between.
@@ -347,8 +357,52 @@ class Session:
         except OSError:
             return False
 
+    def tell_best(self, recipe: Recipe, utility: float) -> None:
+        """Tell whoever listens which model is the best so far, by its utility on the examples that decide."""
+        found = self._job.known(recipe) if recipe.size == 1 else self.answer(recipe)
+        assert found is not None
+        self._job.events(
+            "best_changed",
+            score=utility if self._job.metric.higher_is_better else -utility,
+            stderr=found.stderr if self._choose is None else None,
+            members=recipe.size,
+            recipe=self._job.to_json(recipe),
+            **self._passes(),
+        )
+
+    def _answered(self, number: int, question: Question, answer: Answer) -> None:
+        """Tell whoever listens of an answer; of a soup that is evaluated on all examples now, also that score."""
+        if not self._job.events:
+            return
+        whole = None if question.gradient is not None else self.answer(question.recipe)
+        self._job.events(
+            "question_answered",
+            question=number,
+            score=answer.score,
+            stderr=answer.stderr,
+            examples=answer.examples,
+            seconds=answer.seconds,
+            gradient=question.gradient is not None,
+            soup_score=None if whole is None else whole.score,
+            soup_stderr=None if whole is None else whole.stderr,
+            **self._passes(),
+        )
+
+    def _passes(self) -> dict[str, float]:
+        return {"spent": round(self.account.spent, 9), "budget": self.account.budget}
+
     def _announce(self, question: Question, working: int) -> None:
         """How far the budget is spent, and about how long the rest will take."""
+        self._job.events(
+            "question_asked",
+            question=self._numbers[question],
+            members=question.recipe.size,
+            recipe=self._job.to_json(question.recipe),
+            examples=self.account.rates.examples if question.examples is None else len(question.examples),
+            whole=question.examples is None,
+            gradient=question.gradient is not None,
+            **self._passes(),
+        )
         spent, budget = self.account.spent, self.account.budget
         examples = self.account.rates.examples if question.examples is None else len(question.examples)
         what = "soup" if question.gradient is None else "gradient by the ratios"
