@@ -124,7 +124,9 @@ def check_some_examples_are_answered_as_among_all(case: EngineCase) -> None:
         found = part.numbers
         if found is None or found.shape != whole[chosen].shape:
             raise AssertionError(f"values of some examples: expected shape {whole[chosen].shape}")
-        expect(bool(np.allclose(found, whole[chosen], rtol=0, atol=case.within)), "other values than among all examples")
+        expect(
+            bool(np.allclose(found, whole[chosen], rtol=0, atol=case.within)), "other values than among all examples"
+        )
 
 
 def check_a_gradient_has_a_row_for_each_group(case: EngineCase) -> None:
