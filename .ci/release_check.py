@@ -1,4 +1,4 @@
-"""What is published, checked: built, looked into, installed into an empty environment, its demo run. make release-check"""
+"""make release-check: what is published is built, looked into, installed into an empty environment, its demo run."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def main() -> None:
 
 
 def check_wheel(wheel: Path) -> None:
-    """It holds the package as it is in the repository, what describes it, and nothing else; its page leads somewhere."""
+    """It holds the package as it is in the repository, what describes it, and nothing else; its page leads on."""
     tracked = git("ls-files", "src/radin")
     described = ["METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE"]
     name = "-".join(wheel.name.split("-")[:2])
