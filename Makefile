@@ -5,7 +5,8 @@ RUN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 OLDEST := .venv-oldest
-COVERED := 50
+# Of lines and branches of src, in per cent; about a fifth of the tests alone reach 64.
+COVERED := 64
 
 # What "make oldest" runs: what touches the libraries that constraints-oldest.txt names, and needs no others.
 CORE := tests/stats tests/estimate tests/data tests/outputs/test_files.py tests/outputs/test_outputs.py \

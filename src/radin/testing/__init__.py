@@ -5,14 +5,14 @@ They need no test library: each check is a function that raises AssertionError w
 
 from radin.testing.engines import CHECKS as ENGINE_CHECKS
 from radin.testing.engines import EngineCase, check_engine
-from radin.testing.made import MadePool, TestPool, make_pool
+from radin.testing.made import MadePool, SoupPool, make_pool
 from radin.testing.strategies import check_strategy, checks_of
 
 __all__ = [
     "ENGINE_CHECKS",
     "EngineCase",
     "MadePool",
-    "TestPool",
+    "SoupPool",
     "check_engine",
     "check_strategy",
     "checks_of",

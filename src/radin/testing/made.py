@@ -21,10 +21,8 @@ _HIDDEN, _INPUTS, _CLASSES = 24, 20, 6
 _NOISE = 1.6  # how far examples lie from the middle of their class: about a sixth are told wrongly
 
 
-class TestPool(Protocol):
+class SoupPool(Protocol):
     """What the checks need of a pool: members' outputs, and what their soups truly score."""
-
-    __test__ = False  # pytest: not a test, whatever its name
 
     @property
     def outputs(self) -> Floats:
@@ -55,7 +53,7 @@ class TestPool(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class MadePool:
-    """Networks of one hidden layer, as a TestPool: ``layers`` holds each member's two weights and two biases."""
+    """Networks of one hidden layer, as a SoupPool: ``layers`` holds each member's two weights and two biases."""
 
     outputs: Floats
     targets: Indices

@@ -17,7 +17,7 @@ from radin.recipe import Recipe
 from radin.search import Search
 from radin.search.strategies import get
 from radin.testing.expecting import expect, expect_close, expect_equal
-from radin.testing.made import TestPool, make_pool
+from radin.testing.made import SoupPool, make_pool
 
 _METRICS = ("accuracy", "nll")
 _MOST_QUESTIONS = 1000
@@ -30,24 +30,24 @@ class Hidden(str):
     """The name of a strategy that is to search without outputs, from the members' scores and distances alone."""
 
 
-def check_strategy(name: str, pool: TestPool | None = None) -> None:
+def check_strategy(name: str, pool: SoupPool | None = None) -> None:
     """Run the whole suite on a registered strategy, without outputs too where it needs none.
 
     ``pool``: what to search in; default a small one that is made for it. Raises AssertionError at the first that fails.
     """
-    pool = pool or make_pool()
+    searched: SoupPool = make_pool() if pool is None else pool
     for check, asked in checks_of(name):
-        check(asked, pool)
+        check(asked, searched)
 
 
-def checks_of(name: str) -> Iterator[tuple[Callable[[str, TestPool], None], str]]:
+def checks_of(name: str) -> Iterator[tuple[Callable[[str, SoupPool], None], str]]:
     """The checks that a strategy has to pass, each as (check, name to give it with a pool); to parametrise tests by."""
     yield from ((check, name) for check in (*WHOLE_SOUPS, *PARTS))
     if not get(name).outputs:
         yield from ((check, Hidden(name)) for check in WHOLE_SOUPS)
 
 
-def start(pool: TestPool, name: str, *, metric: str = "accuracy", budget: int = 5, **more: Any) -> Search:
+def start(pool: SoupPool, name: str, *, metric: str = "accuracy", budget: int = 5, **more: Any) -> Search:
     """A search in the pool by the strategy; without its outputs where the name is Hidden."""
     if isinstance(name, Hidden):
         more = {"singles": pool.singles(metric), "keys": pool.keys(), "gram": pool.gram(), **more}
@@ -61,7 +61,7 @@ def ask(search: Search) -> Recipe | None:
     return None if question is None else question.recipe
 
 
-def play(search: Search, pool: TestPool, score: Score | None = None) -> list[Recipe]:
+def play(search: Search, pool: SoupPool, score: Score | None = None) -> list[Recipe]:
     """Ask and tell whole soups to the end; the recipes asked, in order."""
     score = score or (lambda recipe: pool.score(recipe, search.metric.name))
     asked = []
@@ -72,7 +72,7 @@ def play(search: Search, pool: TestPool, score: Score | None = None) -> list[Rec
     return asked
 
 
-def check_at_most_the_budget_is_asked(name: str, pool: TestPool) -> None:
+def check_at_most_the_budget_is_asked(name: str, pool: SoupPool) -> None:
     """The budget is never exceeded, and what spends nothing asks nothing."""
     for budget in (1, 3, 7):
         search = start(pool, name, budget=budget)
@@ -83,7 +83,7 @@ def check_at_most_the_budget_is_asked(name: str, pool: TestPool) -> None:
         expect_equal(ask(search), None, "what is asked after the end")
 
 
-def check_the_same_seed_gives_the_same_answers(name: str, pool: TestPool) -> None:
+def check_the_same_seed_gives_the_same_answers(name: str, pool: SoupPool) -> None:
     """Whatever is random comes from the seed."""
     for metric in _METRICS:
         first = play(start(pool, name, metric=metric, seed=3), pool)
@@ -91,7 +91,7 @@ def check_the_same_seed_gives_the_same_answers(name: str, pool: TestPool) -> Non
         expect_equal(again, first, f"the recipes asked about with the same seed, by {metric}")
 
 
-def check_permuting_the_members_permutes_the_answers(name: str, pool: TestPool) -> None:
+def check_permuting_the_members_permutes_the_answers(name: str, pool: SoupPool) -> None:
     """No answer depends on the order in which the members are listed."""
     for metric in _METRICS:
         for shuffle in (0, 1):
@@ -106,7 +106,7 @@ def check_permuting_the_members_permutes_the_answers(name: str, pool: TestPool) 
             expect_equal(moved.best, (plain.best[0].permuted(order), plain.best[1]), "the best")
 
 
-def check_never_below_the_best_single_member(name: str, pool: TestPool) -> None:
+def check_never_below_the_best_single_member(name: str, pool: SoupPool) -> None:
     """The best is the best of all that was evaluated, the members among it."""
     for metric in _METRICS:
         search = start(pool, name, metric=metric)
@@ -117,14 +117,14 @@ def check_never_below_the_best_single_member(name: str, pool: TestPool) -> None:
         expect_close(pool.score(recipe, metric), score, "the true score of the best recipe")
 
 
-def check_soups_worse_than_every_member_leave_the_best_member(name: str, pool: TestPool) -> None:
+def check_soups_worse_than_every_member_leave_the_best_member(name: str, pool: SoupPool) -> None:
     """Where no soup is any good, the best member is what is left."""
     search = start(pool, name)
     play(search, pool, score=lambda recipe: 0.0)
     _expect_the_best_member(search, pool)
 
 
-def check_resumes_after_any_tell(name: str, pool: TestPool) -> None:
+def check_resumes_after_any_tell(name: str, pool: SoupPool) -> None:
     """A new search that is told what was answered asks what would have been next."""
     for metric in _METRICS:
         whole = play(start(pool, name, metric=metric, budget=7), pool)
@@ -135,14 +135,14 @@ def check_resumes_after_any_tell(name: str, pool: TestPool) -> None:
             expect_equal(play(again, pool), whole[done:], f"the recipes asked about after {done} were told")
 
 
-def check_never_asks_the_same_twice_nor_a_single_member(name: str, pool: TestPool) -> None:
+def check_never_asks_the_same_twice_nor_a_single_member(name: str, pool: SoupPool) -> None:
     """No pass is spent on what is known."""
     asked = play(start(pool, name, budget=60), pool)
     expect_equal(len(set(asked)), len(asked), "different recipes among those asked about")
     expect(not any(recipe.is_single for recipe in asked), "a single member, whose score is known, was asked about")
 
 
-def check_scores_that_are_not_a_number_do_no_harm(name: str, pool: TestPool) -> None:
+def check_scores_that_are_not_a_number_do_no_harm(name: str, pool: SoupPool) -> None:
     """NaN never wins, alone or among good scores."""
     for metric in _METRICS:
         search = start(pool, name, metric=metric)
@@ -161,7 +161,7 @@ def check_scores_that_are_not_a_number_do_no_harm(name: str, pool: TestPool) -> 
         expect(bool(np.isfinite(search.best[1])), "the best score is not finite")
 
 
-def check_each_soup_better_than_the_last_ends_with_the_last(name: str, pool: TestPool) -> None:
+def check_each_soup_better_than_the_last_ends_with_the_last(name: str, pool: SoupPool) -> None:
     """What was told last, and is best, is the best."""
     search = start(pool, name)
     scores = iter(range(1, _MOST_QUESTIONS + 2))
@@ -172,7 +172,7 @@ def check_each_soup_better_than_the_last_ends_with_the_last(name: str, pool: Tes
         _expect_the_best_member(search, pool)
 
 
-def check_small_pools(name: str, pool: TestPool) -> None:
+def check_small_pools(name: str, pool: SoupPool) -> None:
     """One member, two, three: nothing fails, and there are only so many subsets."""
     for members in (1, 2, 3):
         few = pool.permuted(list(range(members)))
@@ -182,7 +182,7 @@ def check_small_pools(name: str, pool: TestPool) -> None:
         expect(all(len(recipe.weights) == members for recipe in asked), "a recipe of another number of members")
 
 
-def check_an_unknown_option_is_refused_with_the_known_ones(name: str, pool: TestPool) -> None:
+def check_an_unknown_option_is_refused_with_the_known_ones(name: str, pool: SoupPool) -> None:
     """Options are those that are declared."""
     expected = f"strategy '{name}' has no option 'colour'; its options: "
     try:
@@ -193,7 +193,7 @@ def check_an_unknown_option_is_refused_with_the_known_ones(name: str, pool: Test
         raise AssertionError("an option that is not declared was accepted")
 
 
-def check_every_option_and_the_strategy_explain_themselves(name: str, pool: TestPool) -> None:
+def check_every_option_and_the_strategy_explain_themselves(name: str, pool: SoupPool) -> None:
     """A summary and a help text for each option, and defaults that fit their own declaration."""
     strategy = get(str(name))
     expect(len(strategy.summary) > 20, f"the first line of the docstring says too little: {strategy.summary!r}")
@@ -202,7 +202,7 @@ def check_every_option_and_the_strategy_explain_themselves(name: str, pool: Test
         expect_equal(option.read(option.default), option.default, f"the default of option {option.name}, read")
 
 
-def check_some_examples_are_counted_one_by_one(name: str, pool: TestPool) -> None:
+def check_some_examples_are_counted_one_by_one(name: str, pool: SoupPool) -> None:
     """Where some of the examples may be asked about: none twice, the budget kept, the best known on all of them."""
     for budget, calibration in ((1, 0), (3, 0), (3, 200)):
         search = start(pool, name, budget=budget, parts=True, calibration=calibration)
@@ -221,7 +221,7 @@ def check_some_examples_are_counted_one_by_one(name: str, pool: TestPool) -> Non
             expect_equal(known, len(pool.targets), "examples on which the best soup was evaluated")
 
 
-def check_several_open_questions_keep_the_budget(name: str, pool: TestPool) -> None:
+def check_several_open_questions_keep_the_budget(name: str, pool: SoupPool) -> None:
     """Questions open at once, answered in any order: what is open counts, and the same order leads to the same end."""
     for parts in (True, False):
         for slots in (2, 3, 7):
@@ -237,7 +237,7 @@ def check_several_open_questions_keep_the_budget(name: str, pool: TestPool) -> N
             expect_equal(ends[1], ends[0], f"the end of the same search again, {slots} questions open")
 
 
-def check_a_dropped_question_is_not_asked_again(name: str, pool: TestPool) -> None:
+def check_a_dropped_question_is_not_asked_again(name: str, pool: SoupPool) -> None:
     """A question that failed costs nothing, and the search goes on without it."""
     search = start(pool, name, budget=3, parts=True)
     first = search.ask()
@@ -250,7 +250,7 @@ def check_a_dropped_question_is_not_asked_again(name: str, pool: TestPool) -> No
     expect(bool(np.isfinite(search.best[1])) and search.best[0] != first.recipe, "a dropped recipe is the best")
 
 
-def check_examples_that_are_not_finite_do_no_harm(name: str, pool: TestPool) -> None:
+def check_examples_that_are_not_finite_do_no_harm(name: str, pool: SoupPool) -> None:
     """Soups of which every value is NaN leave the best member."""
     search = start(pool, name, budget=3, parts=True)
     while (question := search.ask()) is not None:
@@ -284,7 +284,7 @@ PARTS = (
 
 
 def play_parts(
-    search: Search, pool: TestPool, slots: int = 1, rng: np.random.Generator | None = None
+    search: Search, pool: SoupPool, slots: int = 1, rng: np.random.Generator | None = None
 ) -> list[Question]:
     """Keep ``slots`` questions open and answer one of them, drawn by ``rng``, until there are none; all asked."""
     asked: list[Question] = []
@@ -303,16 +303,17 @@ def play_parts(
         search.tell(question, values.mean() if question.examples is None else values[question.examples])
 
 
-def _values(pool: TestPool, recipe: Recipe) -> Floats:
+def _values(pool: SoupPool, recipe: Recipe) -> Floats:
     """1.0 for each example that the soup gets right, (M,)."""
-    return (pool.logits(recipe).argmax(1) == pool.targets).astype(np.float64)
+    right: Floats = (pool.logits(recipe).argmax(1) == pool.targets).astype(np.float64)
+    return right
 
 
-def _examples(question: Question, pool: TestPool) -> list[int]:
+def _examples(question: Question, pool: SoupPool) -> list[int]:
     return list(range(len(pool.targets))) if question.examples is None else question.examples.tolist()
 
 
-def _expect_new_examples(asked: list[Question], pool: TestPool) -> None:
+def _expect_new_examples(asked: list[Question], pool: SoupPool) -> None:
     """No example of a soup asked about twice, each question's ascending, no single member."""
     seen: dict[Recipe, set[int]] = {}
     for question in asked:
@@ -324,13 +325,13 @@ def _expect_new_examples(asked: list[Question], pool: TestPool) -> None:
         known.update(examples)
 
 
-def _expect_a_true_best(search: Search, pool: TestPool) -> None:
+def _expect_a_true_best(search: Search, pool: SoupPool) -> None:
     recipe, score = search.best
     expect_close(score, pool.score(recipe), "the best score, against the true one of its recipe")
     expect(score >= search.singles.max(), "the best is worse than the best member")
 
 
-def _expect_the_best_member(search: Search, pool: TestPool) -> None:
+def _expect_the_best_member(search: Search, pool: SoupPool) -> None:
     singles = search.singles
     best = int(singles.argmax() if search.metric.higher_is_better else singles.argmin())
     expect_equal(search.best, (Recipe.single(best, len(pool.outputs)), singles[best]), "the best, no soup being better")
