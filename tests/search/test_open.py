@@ -11,7 +11,7 @@ from radin import metrics
 from radin.question import Answer
 from radin.recipe import Recipe
 from radin.search import Search
-from radin.search.strategies import get, names
+from radin.search.strategies import names
 
 every_strategy = pytest.mark.parametrize("name", names())
 ACCURACY = metrics.get("accuracy")
@@ -48,27 +48,6 @@ def play(search, zoo, slots, rng, events=None):
         question = open_.pop(int(rng.integers(len(open_))))
         events.append(("tell", question))
         search.tell(question, answer(zoo, question))
-
-
-@every_strategy
-@pytest.mark.parametrize("slots", [2, 3, 7])
-@pytest.mark.parametrize("parts", [True, False])
-def test_the_budget_holds_and_nothing_is_asked_twice(zoo, name, slots, parts):
-    search = start(zoo, name, parts=parts)
-    asked = play(search, zoo, slots, np.random.default_rng(slots))
-    seen: dict[Recipe, set[int]] = {}
-    for question in asked:
-        assert not question.recipe.is_single
-        examples = set(range(800) if question.examples is None else question.examples.tolist())
-        assert examples
-        assert not seen.setdefault(question.recipe, set()) & examples
-        seen[question.recipe] |= examples
-    assert search.spent <= 4 + 1e-9
-    assert search.account.reserved == 0
-    assert bool(asked) == get(name).spends
-    recipe, score = search.best
-    assert score == pytest.approx(zoo.score(recipe), abs=1e-12)
-    assert score >= search.singles.max()
 
 
 @every_strategy
@@ -138,21 +117,6 @@ def test_adaptive_does_not_ask_what_an_open_question_would_tell(zoo):
         search.tell(question, answer(zoo, question))
     assert search.ask() is None
     assert search.spent == 6
-
-
-@every_strategy
-def test_a_dropped_question_costs_nothing_and_is_not_asked_again(zoo, name):
-    search = start(zoo, name, budget=3)
-    first = search.ask()
-    if first is None:
-        assert not get(name).spends
-        return
-    search.drop(first)
-    assert search.account.reserved == 0
-    rest = play(search, zoo, 2, np.random.default_rng(0))
-    assert first.recipe not in [question.recipe for question in rest]
-    assert np.isfinite(search.best[1])
-    assert search.best[0] != first.recipe
 
 
 def test_what_is_enqueued_is_asked_first_and_once(zoo):

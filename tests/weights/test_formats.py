@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import _SIZE as WRITTEN
 from safetensors.torch import save_file, save_model
 from torch import Tensor, nn
 
@@ -64,7 +65,7 @@ def test_reads_every_dtype(tmp_path: Path, suffix: str) -> None:
     expected = {
         name: dtype
         for name, dtype in DTYPES.items()
-        if suffix == ".pt" or dtype != torch.complex128  # the library cannot write it
+        if suffix == ".pt" or dtype in WRITTEN  # what the library can write
     }
     tensors = {name: torch.tensor([0.0, 1.0, 1.0]).to(dtype) for name, dtype in expected.items()}
     path = tmp_path / f"model{suffix}"

@@ -22,6 +22,7 @@ from radin.progress import Progress, silent
 from radin.question import GRADIENT_PASSES
 from radin.recipe import Recipe
 from radin.search.prior import ScorePrior
+from radin.search.strategies.installed import load_installed
 
 MOST_RECIPES = 10**7  # what may be asked for of candidates, and of whatever else is counted
 
@@ -262,6 +263,7 @@ class Strategy:
 
 
 _STRATEGIES: dict[str, Strategy] = {}
+_refused: dict[str, str] | None = None  # of other packages, why they cannot be used; None until they are looked for
 
 
 def strategy(
@@ -277,7 +279,8 @@ def strategy(
 
     Its keyword-only parameters, each ``Annotated[type, "help"] = default``, or with the least value of a whole
     number after the help, are the options; the first line
-    of its docstring is the summary. A registered strategy joins the conformance suite in tests/search.
+    of its docstring is the summary. A registered strategy joins the conformance suite, ``radin.testing``. Packages of
+    others declare theirs as entry points in the group "radin.strategies".
     """
 
     def register(function: Callable[..., Asks]) -> Callable[..., Asks]:
@@ -298,11 +301,28 @@ def strategy(
 
 def names(*, without_outputs: bool = False) -> list[str]:
     """The names of all strategies, sorted; or of those only that need no outputs of the members."""
+    _look_for_others()
     return sorted(name for name, known in _STRATEGIES.items() if not (without_outputs and known.outputs))
 
 
 def get(name: str) -> Strategy:
-    """The strategy of that name. Raises RadinError if there is none."""
+    """The strategy of that name. Raises RadinError if there is none, or it is another package's and cannot be used."""
+    if name not in _STRATEGIES:
+        refused = _look_for_others()
+        if name in refused:
+            raise RadinError(refused[name])
     if name not in _STRATEGIES:
         raise RadinError(f"unknown strategy {name!r}; known: {', '.join(names())}")
     return _STRATEGIES[name]
+
+
+def _look_for_others() -> dict[str, str]:
+    """Import, once, the strategies of other installed packages; why some cannot be used, by name.
+
+    Only where a name is not radin's own, or all are asked for: importing the code of others may take its time.
+    """
+    global _refused
+    if _refused is None:
+        _refused = {}  # a package that asks for strategies while it is imported does not come here again
+        _refused = load_installed(_STRATEGIES)
+    return _refused
