@@ -4,7 +4,8 @@ VENV := .venv
 RUN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint format clean
+# What Sphinx warns of is an error: a link that leads nowhere, a page in no table of contents.
+.PHONY: demo test docs lint format clean
 
 # torch is named in the same command as what depends on it, so that one resolution picks its version.
 $(READY): pyproject.toml constraints.txt
@@ -19,6 +20,9 @@ demo: $(READY)
 test: lint
 	$(RUN)/python -m pytest -n 2
 
+docs: $(READY)
+	$(RUN)/python -m sphinx -q -W --keep-going -b html docs site
+
 lint: $(READY)
 	$(RUN)/ruff check
 	$(RUN)/ruff format --check
@@ -29,4 +33,4 @@ format: $(READY)
 	$(RUN)/ruff format
 
 clean:
-	rm -rf $(VENV) demo-run .pools .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) demo-run site .pools .pytest_cache .mypy_cache .ruff_cache
