@@ -18,6 +18,7 @@ version = release = radin.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "commands", "docstrings", "mathml"]
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
+suppress_warnings = ["myst.header"]  # of the benchmarks' tables, which are programs' output
 exclude_patterns = ["extensions"]
 highlight_language = "sh"  # what is indented and says no language
 html_theme = "furo"

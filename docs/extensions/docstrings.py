@@ -46,8 +46,8 @@ def entries(text: str, names: list[str]) -> str:
     begins = re.compile(rf"(?:^|(?<=[.;)]\s)|(?<=\n\n))(?P<names>(?:{one})(?:, (?:{one}))*(?:=\w+)?)(?::| says| has)\s")
     found: list[str] = []
     for paragraph in re.split(r"\n\s*\n", text):
-        if paragraph.startswith((" ", ".. ")):
-            found.append(paragraph)
+        if paragraph.startswith(" "):  # code
+            found += ["::", paragraph]
             continue
         paragraph = " ".join(paragraph.split())
         starts = [match.start() for match in begins.finditer(paragraph)]
