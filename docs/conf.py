@@ -21,6 +21,7 @@ myst_heading_anchors = 3
 suppress_warnings = ["myst.header"]  # of the benchmarks' tables, which are programs' output
 exclude_patterns = ["extensions"]
 highlight_language = "sh"  # what is indented and says no language
+smartquotes = False  # what is typed stays as it is typed
 html_theme = "furo"
 html_title = "radin"
 html_copy_source = False

@@ -97,13 +97,9 @@ def _option(option: click.Parameter, context: click.Context) -> nodes.definition
 
 
 def _item(term: str, body: Iterable[nodes.Node]) -> nodes.definition_list_item:
-    return nodes.definition_list_item(
-        "", nodes.term("", "", nodes.literal("", term)), nodes.definition("", *body)
-    )
+    return nodes.definition_list_item("", nodes.term("", "", nodes.literal("", term)), nodes.definition("", *body))
 
 
 def _words(text: str) -> list[nodes.Node]:
     """Text with what can be typed in the font of code."""
-    return [
-        nodes.literal("", part) if place % 2 else nodes.Text(part) for place, part in enumerate(_CODE.split(text))
-    ]
+    return [nodes.literal("", part) if place % 2 else nodes.Text(part) for place, part in enumerate(_CODE.split(text))]

@@ -1,7 +1,8 @@
 """radin's docstrings as Sphinx takes them.
 
-They name each argument in running text, "budget: passes spent on soups. out: the run directory", with shapes in brackets,
-then what is raised. Here each of those becomes an entry of its own, by the names in the signature or the class.
+They name each argument in running text, "budget: passes spent on soups. out: the run directory", with shapes in
+brackets, then what is raised. Here each of those becomes an entry of its own, by the names in the signature or the
+class.
 """
 
 from __future__ import annotations
