@@ -61,7 +61,8 @@ class Answer:
     on other sets that came along, by name; reported, never used to choose. totals: (examples, K), of a metric by
     position what it sums over examples; ``values`` then hold for these examples together only. gradient: (1 + groups,
     N), where that was asked, and ``score`` is then the objective's value: its derivatives by the ratio that each member
-    has in the tensors of each group, as if ratios need not sum to 1; NaN for members that are not in the soup.
+    has in the tensors of each group, as if ratios need not sum to 1; NaN for members that are not in the soup. seconds:
+    that the answer took.
     """
 
     score: float

@@ -91,7 +91,8 @@ def doctor(
 
     pool: a Pool, or what Pool.open takes. task: a Task, or what Task.load takes; the members, a few interpolations and
     the uniform soup are scored on the first ``examples`` of validation(), one model in memory at a time. run: a run
-    directory of ``cook`` over this pool. progress: called with (what, done, total or None).
+    directory of ``cook`` over this pool. device, precision, batch_size: as in ``cook``. progress: called with
+    (what, done, total or None).
 
     Raises RadinError (one of its children) for what cannot be examined at all; a bad pool is a finding.
     """

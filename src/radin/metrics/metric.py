@@ -62,7 +62,7 @@ class Metric:
     ``per_position(outputs (P, C), labels (P,)) -> (P,)``: where an example is a sequence or a picture, the mean of one
     number per counted position. ``value(outputs (M, C), targets (M, ...)) -> float``: anything else.
 
-    ``name``: by default the function's. ``higher_is_better`` must be given.
+    ``name``: by default the function's. ``higher_is_better`` must be given. ``about``: what it is, in a few words.
     ``targets``: "classes" (integers in 0..C-1), "values" (numbers shaped like the outputs), "multilabel" (zeros
     and ones shaped like the outputs), "positions" (integers (M, L) or (M, H, W)) or "any" (not checked).
     ``summary(outputs, targets) -> (M, K)`` and ``from_summary(summary, targets) -> float``: for metrics that are

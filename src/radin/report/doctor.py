@@ -30,6 +30,11 @@ def doctor_parts(found: Diagnosis) -> list[RenderableType]:
             parts.append(Text.assemble("  ", (f"{finding.title}: ", "bold"), printable(finding.sentence)))
             if finding.advice:
                 parts.append(Text(f"    → {printable(finding.advice)}"))
+    explained = [finding.page for finding in found.findings if finding.level in ("problem", "warning")]
+    if explained:
+        parts.append(
+            f"explained in the documentation: {', '.join(f'docs/{page}.md' for page in dict.fromkeys(explained))}"
+        )
     parts.append("")
     parts.append(_members(found))
     if found.slice is not None and found.slice.soups is not None:

@@ -37,6 +37,11 @@ class Finding:
     sentence: str
     advice: str | None = None
 
+    @property
+    def page(self) -> str:
+        """The page of the documentation that explains it, in docs: "findings/near-duplicates"."""
+        return "findings/" + self.title.lower().replace("'", "").replace(" ", "-")
+
 
 def findings(diagnosis: Diagnosis) -> tuple[Finding, ...]:
     """All that a doctor has to say, the most serious first."""

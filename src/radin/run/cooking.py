@@ -108,9 +108,12 @@ def cook(
     one number for each in the pool's order. integers_from: the member whose integer tensors the soup takes. files_from:
     the member whose files beside the weights (config, tokenizer) a soup's folder takes; by default the one with the
     largest ratio.
-    command: what was typed, for the model card. progress: called with (what, done,
-    total or None). on_event: called with each Event (radin.events): a member evaluated, a question asked or answered,
-    the best changed; such as one of radin.integrations.trackers. An error of its own is said once and ends nothing.
+    device: where models run, "auto", "cpu", "cuda", "cuda:1", ...; precision: "float32", "bfloat16" or "float16"
+    (autocast). batch_size: what the task's batches are cut to at most. members_at_once: members that share one reading
+    of the data; by default what fits. outputs_dtype: of the members' outputs on disk; "float16" halves them.
+    command: what was typed, for the model card. progress: called with (what, done, total or None). on_event: called with
+    each Event (radin.events): a member evaluated, a question asked or answered, the best changed; such as one of
+    radin.integrations.trackers. An error of its own is said once and ends nothing.
 
     choose_on_half: search on half of the validation examples, drawn by class and seed, and choose on the others, which
     the search never sees: among the soups that the search found best, evaluated on these too, and the members. All

@@ -86,6 +86,12 @@ class Result:
     of the others. ensemble: averaged outputs, None where a run has no outputs. evaluations: the fully evaluated soups.
     paired: the gain with its interval, None where a single member was chosen. optimism: the selection bias of
     the score, None for metrics that are no mean over examples. reasons: why no soup won, None where one did.
+
+    out: the run directory. soup_name: of the soup in it. metric, higher_is_better: what scores are, and which are
+    better. member_names, fingerprints: of the members, (N,), in the pool's order. uniform: the average of all members;
+    its score is None where it was not evaluated. passes: over validation, spent on members and soups. strategy: its
+    name and options. seconds: of each stage. notes: what the user should know, in sentences. versions: of radin,
+    Python and libraries.
     """
 
     out: Path

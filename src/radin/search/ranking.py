@@ -51,7 +51,8 @@ def rank(
     ``outputs``, ``targets``, ``metric``, ``keys``, ``names``, ``estimator``, ``device`` as in ``Search``.
     ``sources``: names in ``sources.SOURCES``; ``default_sources`` if None. ``count``: how many recipes each random
     source draws. Recipes are over the members in the order given. The estimate is the score of the averaged outputs,
-    not the soup's. Raises RadinError for anything that does not fit.
+    not the soup's. ``seed``: of what is drawn. ``progress``: called with (what, done, total). Raises RadinError for
+    anything that does not fit.
     """
     for name, value in (("top", top), ("count", count)):
         whole_number(name, value, 1, MOST_RECIPES)

@@ -76,6 +76,8 @@ class Search:
     shares with others; ``among``: the examples, of all that the account knows, that the outputs are over.
     ``progress``: called with (what, done, total) while estimates that take long are made.
 
+    ``seed``: of all that is drawn at random. ``device``: where estimates are made, "cpu" or a GPU.
+
     The answers depend on the members' content, not on their order. To resume, build the same search and tell
     it what was answered; the next question asked is the one that would have been next.
 

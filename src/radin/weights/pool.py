@@ -111,7 +111,11 @@ class Opened:
 
 
 class Pool(Members[Member]):
-    """N checkpoints with the same tensor names, shapes and kinds of dtype, all finite, no two the same."""
+    """N checkpoints with the same tensor names, shapes and kinds of dtype, all finite, no two the same.
+
+    Made by ``Pool.open``. ``members``: (N,), in the order given. ``duplicates``: pairs of a checkpoint that was dropped
+    and the one with the same weights that was kept. ``found``: sentences on where the files were found.
+    """
 
     @classmethod
     def open(

@@ -36,7 +36,7 @@ _TORCH_METADATA = "archive/radin.json"
 
 
 def save(tensors: Mapping[str, Tensor], path: str | Path, *, metadata: Mapping[str, str] | None = None) -> None:
-    """Write a state dict to .safetensors or .pt/.pth, replacing what was there only once all is on disk.
+    """Write a state dict to ``path``, .safetensors or .pt/.pth, replacing what was there only once all is on disk.
 
     ``metadata`` goes into the safetensors header, or into the torch file as an entry that torch.load ignores. Tied
     tensors are written once: safetensors metadata has {alias: kept name}, as in safetensors.torch.save_model.
