@@ -111,8 +111,8 @@ def cook(
     device: where models run, "auto", "cpu", "cuda", "cuda:1", ...; precision: "float32", "bfloat16" or "float16"
     (autocast). batch_size: what the task's batches are cut to at most. members_at_once: members that share one reading
     of the data; by default what fits. outputs_dtype: of the members' outputs on disk; "float16" halves them.
-    command: what was typed, for the model card. progress: called with (what, done, total or None). on_event: called with
-    each Event (radin.events): a member evaluated, a question asked or answered, the best changed; such as one of
+    command: what was typed, for the model card. progress: called with (what, done, total or None). on_event: called
+    with each Event (radin.events): a member evaluated, a question asked or answered, the best changed; such as one of
     radin.integrations.trackers. An error of its own is said once and ends nothing.
 
     choose_on_half: search on half of the validation examples, drawn by class and seed, and choose on the others, which

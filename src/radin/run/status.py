@@ -18,9 +18,10 @@ from radin.metrics import Metric
 from radin.question import VALIDATION, Answer, Question, Rates
 from radin.recipe import Recipe
 from radin.run.directory import RunDirectory
-from radin.run.ledger import REESTIMATED, Ledger
+from radin.run.ledger import Ledger
 from radin.run.record import _metric
 from radin.run.result import Result
+from radin.run.rows import REESTIMATED
 from radin.search.account import Account
 
 _PATIENCE = 2.0  # seconds to wait for a moment at which nobody writes the ledger
