@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 import toy
-from radin import Pool
+from radin import Pool, Task
 
 BLOCKS = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[1] / "README.md").read_text(), re.DOTALL)
 
@@ -25,9 +26,18 @@ def sweep(toy_folder, tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_the_task_file_defines_what_radin_looks_for():
-    names = set(compile(BLOCKS[0], "task.py", "exec").co_names)
-    assert {"model", "validation", "test", "calibration", "metric"} <= names
+def test_the_task_file_is_one(sweep, monkeypatch):
+    pytest.importorskip("torchvision")
+    (sweep / "my_project.py").write_text("def loader(split, **how):\n    return [(split, how)]\n")
+    (sweep / "task.py").write_text(BLOCKS[0])
+    monkeypatch.syspath_prepend(sweep)
+    monkeypatch.delitem(sys.modules, "my_project", raising=False)
+    task = Task.load("task.py")
+    assert task.metric == "accuracy"
+    assert [task.validation(), task.test()] == [[(split, {"shuffle": False})] for split in ("validation", "test")]
+    assert task.calibration() == [("train", {"batches": 50})]
+    assert task.model().fc.out_features == 10
+    sys.modules.pop("my_project", None)
 
 
 def test_cooking_from_python(sweep, capsys):
