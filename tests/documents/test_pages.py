@@ -17,6 +17,8 @@ import worlds
 from blocks import PAGES, ROOT, Block, blocks, python, run
 from safetensors.torch import load_file
 
+from radin.search.strategies import base
+
 FAST = {"--evaluate 200": "--evaluate 4", "--budget 16": "--budget 3", "--budget 10": "--budget 2"}
 # Where the pages' code runs, on what, and what holds afterwards. ``elsewhere``: by a test of its own.
 ELSEWHERE = {
@@ -39,6 +41,11 @@ def quickstart(names: dict[str, Any]) -> None:
 def choosing(names: dict[str, Any]) -> None:
     assert found("run")["strategy"]["name"] == "pruned"
     assert found("run-half")["examples"] == 300
+
+
+def extending(names: dict[str, Any]) -> None:
+    assert base.get("pairs").options[0].name == "most"
+    del base._STRATEGIES["pairs"], sys.modules["soup_pairs"]  # other tests name all strategies that there are
 
 
 def tasks(names: dict[str, Any]) -> None:
@@ -103,6 +110,7 @@ HERE: dict[str, tuple[worlds.World, Callable[[dict[str, Any]], None]]] = {
     "docs/batchnorm.md": (worlds.sweep, nothing),
     "docs/choosing.md": (worlds.sweep, choosing),
     "docs/doctor.md": (worlds.cooked, nothing),
+    "docs/extending.md": (worlds.empty, extending),
     "docs/figures.md": (worlds.sweep, figures),
     "docs/folders.md": (worlds.folders, folders),
     "docs/how-it-works.md": (worlds.sweep, nothing),
@@ -111,8 +119,10 @@ HERE: dict[str, tuple[worlds.World, Callable[[dict[str, Any]], None]]] = {
     "docs/metrics.md": (worlds.metrics, metrics),
     "docs/quickstart.md": (worlds.empty, quickstart),
     "docs/recipes.md": (worlds.encoder, recipes),
+    "docs/report.md": (worlds.cooked, nothing),
     "docs/tasks.md": (worlds.sweep, tasks),
     "docs/training.md": (worlds.trainings, trainings),
+    "docs/watching.md": (worlds.cooked, nothing),
     "docs/when-soups-fail.md": (worlds.sweep, failing),
 }
 
@@ -123,8 +133,10 @@ def test_every_block_is_run_somewhere_or_says_why_not() -> None:
     assert {block.language for block in code} <= {"sh", "python"}
     left_out = [(block.page, block.reason.split(";")[0]) for block in code if block.reason]
     assert left_out == [
+        ("docs/extending.md", "the engine is the reader's"),
         ("docs/inputs.md", "it needs a bucket and the hub"),
         ("docs/language-models.md", "it needs lm_eval and a language model"),
+        ("docs/watching.md", "standard error goes to a file"),
     ]
 
 

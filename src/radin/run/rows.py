@@ -131,12 +131,14 @@ class SessionEntry:
 
 
 def columns(answer: Answer) -> tuple[float, float, int, float, str, int, bytes | None]:
+    """An answer as the columns from ``score`` to ``example_values``."""
     bits, blob = packed(answer.numbers)
     # SQLite stores NaN as NULL
     return answer.score, answer.stderr, answer.examples, answer.seconds, answer.data, bits, blob
 
 
 def number_of(value: float | None) -> float:
+    """A score as it was: NULL is NaN."""
     return float("nan") if value is None else value
 
 
@@ -152,6 +154,7 @@ def packed(values: Floats | None) -> tuple[int, bytes | None]:
 
 
 def unpacked(bits: int, blob: bytes | None, examples: int) -> Floats | None:
+    """What ``packed`` was given, of so many examples. Raises ValueError, zlib.error for what it never gave."""
     if blob is None:
         return None
     raw = zlib.decompress(blob)
