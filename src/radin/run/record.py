@@ -91,7 +91,7 @@ class RunRecord:
         identity, settings = found["identity"], found["settings"]
         prints = tuple(map(str, identity["members"]))
         names = tuple(printable(name) for name in identity["members"].values())
-        metric = _metric(identity, task)
+        metric = metric_of(identity, task)
         ledger = Ledger(path / "ledger.sqlite", run=found["run"], read_only=True)
         try:
             members = {entry.identity: entry.evaluation for entry in ledger.entries("member", VALIDATION)}
@@ -243,7 +243,7 @@ def _unknown_metric(outputs: Any, targets: Any) -> NoReturn:
     raise RunError("only the run's task can score outputs by this metric: give it with --task")
 
 
-def _metric(identity: Mapping[str, Any], task: Task | None) -> Metric:
+def metric_of(identity: Mapping[str, Any], task: Task | None) -> Metric:
     """The run's metric: radin's own or the task's where they are the same by code, else only its name and direction."""
     name, code = str(identity["metric"]), identity.get("the metric's code")
     offered = [] if task is None else [task.get_metric()]

@@ -19,7 +19,7 @@ from radin.question import VALIDATION, Answer, Question, Rates
 from radin.recipe import Recipe
 from radin.run.directory import RunDirectory
 from radin.run.ledger import Ledger
-from radin.run.record import _metric
+from radin.run.record import metric_of
 from radin.run.result import Result
 from radin.run.rows import REESTIMATED
 from radin.search.account import Account
@@ -146,7 +146,7 @@ def _ledger(path: Path, run: dict[str, Any], held: bool | None) -> dict[str, Any
     content = snapshot(path / "ledger.sqlite")
     if not content and "cached_members" not in settings:  # made, and nothing written yet
         return {"stage": "members", "members_done": outputs}
-    metric = _metric(identity, None)
+    metric = metric_of(identity, None)
     ledger = Ledger(path / "ledger.sqlite", run=run["run"], metric=metric, content=content)
     try:
         singles = {entry.identity: entry.evaluation for entry in ledger.entries("member", VALIDATION)}
