@@ -55,7 +55,7 @@ def _shown(ours: Result, greedy: Result, seconds: Mapping[str, float]) -> list[R
     rows = [
         row("best single", ours.best_single, len(ours.member_names)),
         row("greedy", greedy.best, greedy.passes.total),
-        row("adaptive, the default", ours.best, ours.passes.total),
+        row(f"{ours.strategy['name']}, the default", ours.best, ours.passes.total),
     ]
     columns = ["", "members", "validation", *(name.removeprefix("shifts/") for name in splits), "passes"]
     return [
