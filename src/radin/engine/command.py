@@ -7,7 +7,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from radin.engine.sources import named_files
 from radin.engine.template import Template
 from radin.errors import RadinError
 from radin.metrics import Metric
-from radin.question import VALIDATION, Answer, Failure, Question, Rates
+from radin.question import VALIDATION, Answer, Failure, Floats, Question, Rates
 from radin.recipe import Recipe
 from radin.weights import Pool, batchnorm_layers, integer_source
 from radin.weights.alike import suffix_of
@@ -150,13 +150,8 @@ class CommandEngine(Engine):
         }
 
     def submit(self, question: Question) -> None:
-        """Raises RadinError when all slots are in work, and for a split: a command scores one set."""
-        if question.split != VALIDATION:
-            raise RadinError(f"a command scores one set; it cannot be asked about {question.split!r}")
-        if question.examples is not None and "examples" not in self._template.placeholders:
-            raise RadinError("the command cannot score some of the examples: it has no {examples}")
-        if self._stop.is_set():
-            raise RadinError("the engine is closed")
+        """Raises RadinError when all slots are in work, and for what ``check`` refuses."""
+        self.check(question)
         self._files.prepare()
         with self._lock:
             if not self._free:
@@ -165,6 +160,15 @@ class CommandEngine(Engine):
             thread = threading.Thread(target=self._work, args=(question, slot), name=f"radin slot {slot}")
             self._threads[question] = thread
         thread.start()
+
+    def check(self, question: Question) -> None:
+        """Raise RadinError for what the command cannot be asked: a split, since it scores one set, or some examples."""
+        if question.split != VALIDATION:
+            raise RadinError(f"a command scores one set; it cannot be asked about {question.split!r}")
+        if question.examples is not None and "examples" not in self._template.placeholders:
+            raise RadinError("the command cannot score some of the examples: it has no {examples}")
+        if self._stop.is_set():
+            raise RadinError("the engine is closed")
 
     def wait(self, timeout: float | None = None) -> list[tuple[Question, Answer | Failure]]:
         """What has been answered. What makes further questions pointless is raised after the answers at hand."""
@@ -259,14 +263,14 @@ class CommandEngine(Engine):
             raise _AttemptError(f"the command failed: {_ending(finished.code)}", line, finished)
         try:
             parsed = parse(finished.stdout, whole=finished.whole)
-            self._check(question, parsed)
+            self.learn(question, parsed.values)
         except AnswerError as error:
             raise _AttemptError(f"the command gave no answer: {error}", line, finished, nonsense=True) from None
         return parsed
 
-    def _check(self, question: Question, parsed: Parsed) -> None:
+    def learn(self, question: Question, values: Sequence[float] | Floats | None) -> None:
         """Raise AnswerError when the values are not those that were asked for; learn M from the first that are."""
-        given = None if parsed.values is None else len(parsed.values)
+        given = None if values is None else len(values)
         if question.examples is not None:
             if given != len(question.examples):
                 what = 'no "values"' if given is None else f'{given:,} "values"'

@@ -1,8 +1,8 @@
-"""This machine: questions answered in this process, or by worker processes beside it."""
+"""A task's model: questions answered in this process, or by a crew of workers beside it or elsewhere."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,11 @@ from radin.data.batches import DataFingerprint, read
 from radin.data.readings import check_same
 from radin.data.task import Task, TaskText
 from radin.engine.base import Engine
+from radin.engine.crew import Crew, Plan, Work
 from radin.engine.device import Device
 from radin.engine.evaluate import Evaluator
-from radin.engine.processes import Workers
-from radin.engine.worker import Statistics, Worker
+from radin.engine.processes import Processes
+from radin.engine.worker import MemberRows, Statistics, Worker
 from radin.errors import TaskError
 from radin.objectives import objectives
 from radin.question import VALIDATION, Answer, Failure, Question, Rates
@@ -23,10 +24,12 @@ from radin.weights.beside import are_folders
 
 
 class LocalEngine(Engine):
-    """Runs the user's model here. ``workers``: processes, each with a model of its own; 1: this process.
+    """Runs the user's model. ``workers``: processes here, each with a model of its own; 1: this process.
 
-    ``spec``: where the task comes from, so that worker processes can load it too; None for a Task made in Python, which
+    ``spec``: where the task comes from, so that workers can load it too; None for a Task made in Python, which
     must then be one that can be pickled. files_from: the member whose files beside the weights a soup's folder takes.
+    crew: starts workers elsewhere, ``workers`` of them, on ``asked``, a device as ``Device.create`` takes it; this
+    process then only writes soups.
     """
 
     def __init__(
@@ -39,6 +42,8 @@ class LocalEngine(Engine):
         integers_from: str | None = None,
         files_from: str | None = None,
         workers: int = 1,
+        crew: Callable[[Plan], Crew] | None = None,
+        asked: str = "auto",
     ) -> None:
         self.pool = pool
         self.task = task
@@ -50,12 +55,14 @@ class LocalEngine(Engine):
         self.gradients = bool(objectives(self.metric))
         self.splits = (*(("test",) if task.test is not None else ()), *(f"shifts/{n}" for n in task.shift_sources()))
         self.data: dict[str, str] = {}
-        self._spec = spec
+        source: Task | TaskText | str = task if spec is None else str(spec) if isinstance(spec, Path) else spec
+        self._plan = Plan(pool, source, asked, device.precision, device.batch_size, integers_from)
+        self._elsewhere = crew
         self.integers_from = integers_from
         self._files_from = files_from
         self.soup_name = "soup" if are_folders(pool) else "soup.safetensors"
         self._worker = Worker(pool, self.evaluator, integers_from=integers_from, data=self.data)
-        self._workers: Workers | None = None
+        self._crew: Crew | None = None
         self._statistics: dict[Recipe, Statistics] = {}
         self._queue: list[Question] = []
 
@@ -65,8 +72,21 @@ class LocalEngine(Engine):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """How the data are read, and what did not fit on the device."""
-        return self.evaluator.notes
+        """How the data are read, what did not fit on the device, what happened to workers."""
+        return (*self.evaluator.notes, *(() if self._crew is None else self._crew.notes))
+
+    @property
+    def crew(self) -> Crew | None:
+        """Workers that make the members' outputs too, started when first asked for; None where this process does."""
+        return None if self._elsewhere is None else self._workers()
+
+    def _workers(self) -> Crew:
+        if self._crew is None:
+            if self._elsewhere is not None:
+                self._crew = self._elsewhere(self._plan)
+            else:
+                self._crew = Processes(self.slots, self._plan, self.device)
+        return self._crew
 
     def identity(self) -> Mapping[str, Any]:
         """The precision that models run in, and which member gives the integer tensors."""
@@ -84,26 +104,30 @@ class LocalEngine(Engine):
 
     def submit(self, question: Question) -> None:
         """Start to work on a question."""
-        if self.slots == 1:
+        if self.slots == 1 and self._elsewhere is None:
             self._queue.append(question)
             return
-        if self._workers is None:
-            self._workers = Workers(self.slots, self.pool, self.task, self._spec, self.device, self.integers_from)
-        self._workers.submit(question, self._statistics.get(question.recipe), dict(self.data))
+        self._workers().submit(Work(question, None, self._statistics.get(question.recipe), dict(self.data)))
 
     def wait(self, timeout: float | None = None) -> list[tuple[Question, Answer | Failure]]:
         """What has been answered. The user's own errors are raised, once the answers that came with them are taken.
 
         They would meet every further question too.
         """
-        if self._workers is None:
+        done: list[tuple[Question, Answer | Failure, Statistics | None]] = []
+        if self._crew is None:
             if not self._queue:
                 return []
             question = self._queue.pop(0)
             answer, estimated = self._worker.answer(question, self._statistics.get(question.recipe), self.progress)
-            done = [(question, answer, estimated)]
+            done.append((question, answer, estimated))
         else:
-            done = self._workers.wait(timeout)
+            for work, reply in self._crew.wait(timeout):
+                assert work.question is not None
+                assert not isinstance(reply.found, MemberRows)
+                for key, note in reply.said.items():
+                    self.device.say(key, note)
+                done.append((work.question, reply.found, reply.estimated))
         for question, answer, estimated in done:
             if isinstance(answer, Failure):
                 continue
@@ -117,13 +141,13 @@ class LocalEngine(Engine):
     def write(self, recipe: Recipe, path: Path) -> None:
         """Write the soup, by whichever worker has it in memory; a folder where the members are folders."""
         kept = self._statistics.get(recipe)
-        if self._workers is not None and self._workers.write(recipe, path, kept, self._files_from):
+        if self._crew is not None and self._crew.write(recipe, path, kept, self._files_from):
             return
         self._worker.write(recipe, path, kept, self._files_from)
 
     def close(self) -> None:
-        """End the worker processes."""
+        """End the workers."""
         self._queue.clear()
-        if self._workers is not None:
-            self._workers.close()
-            self._workers = None
+        if self._crew is not None:
+            self._crew.close()
+            self._crew = None

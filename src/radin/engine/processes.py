@@ -7,7 +7,7 @@ import os
 import pickle
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing import resource_tracker
@@ -19,66 +19,53 @@ from typing import Any
 import torch
 
 from radin import interrupts
-from radin.data.task import Task, TaskText
+from radin.engine.crew import Crew, Plan, ProgramWorker, Reply, TaskWorker, Work
 from radin.engine.device import Device
-from radin.engine.worker import Statistics, Worker
+from radin.engine.worker import Statistics
 from radin.errors import RadinError, TaskError
-from radin.question import Answer, Failure, Question
 from radin.recipe import Recipe
-from radin.weights import Pool
 
 _TRIES = 2  # processes that may die over one question
 _PATIENCE = 5.0  # seconds that a process has to end by itself
 _CLOSING = 0.3  # the same for one that has nothing to do, once its pipe is closed
 
-Done = tuple[Question, Answer | Failure, Statistics | None]
-
 
 @dataclass
 class _Process:
-    """A worker process, the question it works on, and the recipe that it built last."""
+    """A worker process, what it works on, and the recipe that it built last."""
 
     process: BaseProcess
     pipe: Connection
     device: Device
-    question: Question | None = None
-    sent: Any = None
+    work: Work | None = None
     built: Recipe | None = None
     deaths: int = 0
 
 
-class Workers:
-    """``count`` worker processes, started when first needed. On several GPUs they share them out.
+class Processes(Crew):
+    """``size`` worker processes. On several GPUs they share them out.
 
-    Each loads the task anew from ``spec``; a Task made in Python is sent as it is. Raises TaskError when it cannot be.
+    Each loads the task anew from the plan; a Task made in Python is sent as it is. Raises TaskError when it cannot be.
     """
 
-    def __init__(
-        self,
-        count: int,
-        pool: Pool,
-        task: Task,
-        spec: str | Path | TaskText | None,
-        device: Device,
-        integers_from: str | None,
-    ) -> None:
+    def __init__(self, size: int, plan: Plan, device: Device) -> None:
+        self.size = size
         self._context = multiprocessing.get_context("spawn")
-        source: Task | TaskText | str = task if spec is None else str(spec) if isinstance(spec, Path) else spec
         try:
-            pickle.dumps(source)
+            pickle.dumps(plan.source)
         except Exception as error:
             raise TaskError(
                 f"this task cannot be sent to worker processes ({error}): give it as a file or a module, or use one "
                 "worker"
             ) from None
-        threads = max(1, torch.get_num_threads() // count)
-        self._start = (pool, source, integers_from, threads)
+        self._start = (plan, max(1, torch.get_num_threads() // size))
         self._processes: list[_Process] = []
+        self._waiting: list[Work] = []
         self._error: Exception | None = None
         self._last = ExitStack()
         self._last.enter_context(interrupts.at_once(self._kill))
         try:
-            for k in range(count):
+            for k in range(size):
                 self._processes.append(self._begin(_share(device, k)))
         except BaseException:
             self.close()
@@ -92,30 +79,33 @@ class Workers:
         theirs.close()
         return _Process(process, mine, device)
 
-    def submit(self, question: Question, kept: Statistics | None, data: Mapping[str, str]) -> None:
-        """Give a question to a free process, rather to the one that has its soup."""
-        free = [worker for worker in self._processes if worker.question is None]
-        chosen = next((worker for worker in free if worker.built == question.recipe), free[0])
-        self._send(chosen, question, (question, kept, dict(data)))
+    def submit(self, work: Work) -> None:
+        """Give work to a free process, rather to the one that has its soup; without one it waits."""
+        free = [worker for worker in self._processes if worker.work is None]
+        if not free:
+            self._waiting.append(work)
+            return
+        recipe = None if work.question is None else work.question.recipe
+        self._send(next((worker for worker in free if worker.built == recipe), free[0]), work)
 
-    def _send(self, worker: _Process, question: Question, message: Any) -> None:
-        worker.question, worker.sent = question, message
+    def _send(self, worker: _Process, work: Work) -> None:
+        worker.work = work
         try:
-            _send(worker.pipe, ("answer", message))
+            _send(worker.pipe, ("do", work))
         except OSError:
             self._replace(worker)
 
-    def wait(self, timeout: float | None) -> list[Done]:
-        """Answers that are there, at least one unless the time is over; [] when nothing is in work.
+    def wait(self, timeout: float | None = None) -> list[tuple[Work, Reply]]:
+        """What is done, at least one unless the time is over; [] when nothing is in work.
 
-        An error is raised when no answer came with it, else by the next call.
+        An error is raised when nothing came with it, else by the next call.
         """
         if self._error is not None:
             raise self._error
-        busy = {worker.pipe: worker for worker in self._processes if worker.question is not None}
+        busy = {worker.pipe: worker for worker in self._processes if worker.work is not None}
         if not busy:
             return []
-        done: list[Done] = []
+        done: list[tuple[Work, Reply]] = []
         for pipe in wait(list(busy), timeout):
             assert isinstance(pipe, Connection)
             worker = busy[pipe]
@@ -127,16 +117,16 @@ class Workers:
                 except RadinError as error:
                     self._error = error
                 continue
-            question, worker.question, worker.sent = worker.question, None, None
+            work, worker.work = worker.work, None
             if kind == "error":
                 self._error = value
                 continue
-            answer, estimated, said = value
-            for key, note in said.items():
-                worker.device.say(key, note)
-            assert question is not None
-            worker.built, worker.deaths = question.recipe if question.gradient is None else None, 0
-            done.append((question, answer, estimated))
+            assert work is not None
+            question, worker.deaths = work.question, 0
+            worker.built = question.recipe if question is not None and question.gradient is None else None
+            done.append((work, value))
+            if self._waiting:
+                self._send(worker, self._waiting.pop(0))
         if self._error is not None and not done:
             raise self._error
         return done if done or timeout is not None else self.wait(None)
@@ -145,7 +135,7 @@ class Workers:
         """A process died: another takes up its question, once."""
         worker.process.join(_PATIENCE)
         code = worker.process.exitcode
-        question, message = worker.question, worker.sent
+        work = worker.work
         worker.deaths += 1
         if worker.deaths >= _TRIES:
             how = f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
@@ -157,13 +147,13 @@ class Workers:
         worker.pipe.close()
         new = self._begin(worker.device)
         worker.process, worker.pipe, worker.built = new.process, new.pipe, None
-        if question is not None:
-            self._send(worker, question, message)
+        if work is not None:
+            self._send(worker, work)
 
-    def write(self, recipe: Recipe, path: Path, kept: Statistics | None, files_from: str | None = None) -> bool:
+    def write(self, recipe: Recipe, path: Path, kept: Statistics | None, files_from: str | None) -> bool:
         """Have the process that built this recipe last write it; False when none that is free did."""
         for worker in self._processes:
-            if worker.question is None and worker.built == recipe:
+            if worker.work is None and worker.built == recipe:
                 try:
                     _send(worker.pipe, ("write", (recipe, path, kept, files_from)))
                     kind, value = _receive(worker.pipe)
@@ -179,7 +169,7 @@ class Workers:
         self._last.close()
         for worker in self._processes:
             worker.pipe.close()
-            if worker.question is not None:
+            if worker.work is not None:
                 worker.process.terminate()
         until = time.monotonic() + _CLOSING
         for worker in self._processes:
@@ -226,9 +216,7 @@ def _terminal_held_off() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _work(
-    pipe: Connection, device: Device, pool: Pool, source: Task | TaskText | str, integers_from: str | None, threads: int
-) -> None:
+def _work(pipe: Connection, device: Device, plan: Plan, threads: int) -> None:
     """What a worker process does until its pipe is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's interrupt is for the process that asks
     if hasattr(signal, "pthread_sigmask"):
@@ -237,7 +225,7 @@ def _work(
     multiprocessing.process.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
     os.environ["OMP_NUM_THREADS"] = str(threads)
     torch.set_num_threads(threads)
-    worker: Worker | None = None
+    worker: TaskWorker | ProgramWorker | None = None
     while True:
         try:
             kind, message = _receive(pipe)
@@ -245,14 +233,13 @@ def _work(
             return
         try:
             if worker is None:
-                worker = Worker.create(pool, Task.load(source), device, integers_from)
+                worker = plan.worker(device)
             if kind == "write":
+                assert isinstance(worker, TaskWorker)
                 worker.write(*message)
                 reply: Any = ("done", None)
             else:
-                question, kept, data = message
-                worker.data.update(data)
-                reply = ("done", (*worker.answer(question, kept), device.said))
+                reply = ("done", worker.do(message))
         except RadinError as error:
             reply = ("error", error)
         except Exception as error:

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from radin.data.batches import Batch
+from radin.data.batches import Batch, DataFingerprint
+from radin.data.readings import check_same
 from radin.data.task import Task
 from radin.engine.batchnorm import statistics, statistics_layers
 from radin.engine.device import Device, TooLittleMemoryError
 from radin.engine.evaluate import Evaluator
+from radin.engine.forward import check_finite
 from radin.engine.gradient import accumulated
 from radin.engine.load import names_in
+from radin.engine.rows import joined
 from radin.errors import TaskError
 from radin.question import VALIDATION, Answer, Failure, Floats, Gradient, Question, answer_from_numbers
 from radin.recipe import Recipe, group_of
@@ -28,6 +32,15 @@ from radin.weights.layout import is_averaged
 from radin.weights.products import inner_products
 
 Statistics = Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class MemberRows:
+    """A member's outputs: ``rows`` (R, C) float32, and the fingerprint and number of the examples they are over."""
+
+    rows: NDArray[np.float32]
+    data: str
+    examples: int
 
 
 class Worker:
@@ -86,6 +99,30 @@ class Worker:
             self.data.setdefault(question.split, found.data)
         estimated = statistics(model) if kept is None and self._calibrates(question.recipe, model) else None
         return replace(found, seconds=time.monotonic() - started), estimated
+
+    def outputs(self, member: int) -> MemberRows:
+        """A member's outputs over validation(), as it is.
+
+        Raises TaskError when the data are not those expected, OutputsError when the outputs are not finite.
+        """
+        self._built = None
+        evaluator, name = self._evaluator, self._pool[member].name
+        rows_of, by_position = evaluator.rows, evaluator.metric.by_position
+        model, final = evaluator.prepare(self._pool.tensors(member), name, calibrate=False)
+        del final
+        data, parts = DataFingerprint(), []
+        for batch in evaluator.readings.whole(VALIDATION, data=data, models=1):
+            first = data.examples - batch.size
+            labels = rows_of.targets(batch, first)
+            (rows,) = evaluator.engine.outputs([model], batch, rows_of)
+            check_finite(name, rows, labels[:, 1] if by_position else first)
+            evaluator.metric.check_batch(labels, rows.shape[1])
+            parts.append(rows.numpy())
+        if not parts:
+            raise TaskError("validation() gave no batches")
+        now = data.hexdigest()
+        check_same(VALIDATION, now, data.examples, self.data.setdefault(VALIDATION, now))
+        return MemberRows(joined(parts, evaluator.metric), now, data.examples)
 
     def _gradient(
         self, question: Question, asked: Gradient, progress: Callable[[float, float | None], None] | None

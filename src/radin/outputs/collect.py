@@ -12,17 +12,20 @@ import torch
 from numpy.typing import NDArray
 
 from radin.data.batches import DataFingerprint
-from radin.data.readings import Readings
+from radin.data.readings import Readings, check_same
 from radin.data.task import Task
+from radin.engine.crew import Crew, Work
 from radin.engine.device import Device, TooLittleMemoryError
 from radin.engine.forward import OutOfMemoryError, check_finite, lacks_memory
 from radin.engine.load import load_weights
 from radin.engine.rows import Rows, widened
+from radin.engine.worker import MemberRows
 from radin.errors import OutputsError, RadinError, TaskError
 from radin.files import told
 from radin.metrics import Metric
 from radin.outputs.store import OutputStore, PendingOutputs
 from radin.progress import Progress
+from radin.question import Failure
 from radin.weights import Pool
 
 
@@ -50,12 +53,14 @@ def collect_outputs(
     expected_data: str | None = None,
     progress: Progress | None = None,
     readings: Readings | None = None,
+    crew: Crew | None = None,
 ) -> MemberOutputs:
     """Every member's outputs over validation(), from the cache where they are, else computed.
 
     Members that fit in memory together share one reading of the data. When all outputs are cached the data is still
     read once, without any model, to make sure that it is the same data. ``expected_data``: a data fingerprint recorded
-    earlier. ``readings``: an Evaluator's, which then need not read the data again. Raises TaskError when the data
+    earlier. ``readings``: an Evaluator's, which then need not read the data again. ``crew``: workers that make those
+    that are missing, one member at a time, while the data are read here without a model. Raises TaskError when the data
     differs from it or between two readings, and OutputsError when outputs are not finite, naming the member.
     """
     started = time.monotonic()
@@ -67,6 +72,10 @@ def collect_outputs(
     targets: NDArray[Any] | None = None
     readings = readings or Readings(task, engine.batch_size, share=0.0)
     left, done, fitted = list(missing), 0, 0
+    if crew is not None and missing:
+        for k in missing:
+            crew.submit(Work(member=k))
+        left = []
     while left or targets is None:
         members = left[:group]
         count = done + -(-len(left) // group)
@@ -87,6 +96,8 @@ def collect_outputs(
         engine.say("members", f"the members' outputs were made {fitted} at a time: more did not fit in memory")
     assert expected_data is not None
     assert targets is not None
+    if crew is not None and missing:
+        _gather(crew, pool, len(missing), store, engine, expected_data, progress)
     for k, member in enumerate(pool):
         found = store.get(member.fingerprint)
         assert found is not None
@@ -101,6 +112,34 @@ def collect_outputs(
     store.save_targets(targets, expected_data)
     in_order = tuple(stored[k].array() for k in range(len(pool)))
     return MemberOutputs(in_order, targets, expected_data, len(missing), time.monotonic() - started)
+
+
+def _gather(
+    crew: Crew, pool: Pool, left: int, store: OutputStore, engine: Device, data: str, progress: Progress | None
+) -> None:
+    """Store the outputs of ``left`` members as workers give them back; where some fail, the others' first."""
+    what, count, failed = f"outputs of {left} members, on workers", left, []
+    while left:
+        if progress:
+            progress(what, count - left, count)
+        for work, reply in crew.wait():
+            left -= 1
+            assert work.member is not None
+            for key, note in reply.said.items():
+                engine.say(key, note)
+            name = pool[work.member].name
+            if isinstance(reply.found, MemberRows):
+                check_same("validation", reply.found.data, reply.found.examples, data)
+                store.put(pool[work.member].fingerprint, reply.found.rows, data)
+            else:
+                assert isinstance(reply.found, Failure)
+                failed.append(f"{name}: {reply.found.message}")
+    if failed:
+        raise OutputsError(
+            f"{len(failed)} of {count} members could not be evaluated; the outputs of the others are kept. "
+            + "\n".join(failed[:5])
+            + "\nThe same command tries these again; without them, leave their files out."
+        )
 
 
 def stream_outputs(

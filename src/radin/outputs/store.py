@@ -29,7 +29,17 @@ from safetensors.numpy import save
 from radin.checksums import BLANK, KEY, damage, opened, seal, sealed, sealed_header
 from radin.data.batches import DataFingerprint
 from radin.errors import OutputsError
-from radin.files import attributed, hidden_error, open_regular, read_json, replacing, sync, sync_folder, write_json
+from radin.files import (
+    attributed,
+    hidden_error,
+    open_regular,
+    read_json,
+    replacing,
+    sync,
+    sync_folder,
+    told,
+    write_json,
+)
 
 _TENSOR = "outputs"
 _HEADER_BYTES = 4096  # reserved at the head of a partial file, so that finishing it moves no data
@@ -156,6 +166,13 @@ class OutputStore:
         self._whole[member] = stored
         return stored
 
+    def put(self, member: str, rows: NDArray[np.float32], data: str) -> None:
+        """Store outputs (R, C) that were made elsewhere, over data of this fingerprint; whole or not at all."""
+        pending = PendingOutputs(self, [member], resume=False)
+        with told(self.folder, needs=rows.size * self.dtype.itemsize):
+            pending.write([torch.from_numpy(rows)])
+            pending.finish(data)
+
     def save_targets(self, targets: NDArray[Any], data: str) -> None:
         """Write targets.safetensors beside the outputs, whole or not at all."""
         with replacing(self.folder / "targets.safetensors") as temporary:
@@ -229,6 +246,14 @@ class PendingOutputs:
 
     def append(self, outputs: Sequence[torch.Tensor], data: DataFingerprint) -> None:
         """Add each member's rows of the examples up to here in ``data``; now and then make them safe."""
+        self.write(outputs)
+        self.examples = data.examples
+        if time.monotonic() - self._saved_at > _SAFE_EVERY:
+            self._save(data)
+            self._saved_at = time.monotonic()
+
+    def write(self, outputs: Sequence[torch.Tensor]) -> None:
+        """Add each member's rows. Raises OutputsError for numbers that the files' dtype cannot hold."""
         widen = self._widen
         columns = outputs[0].shape[1]
         if widen is not None and self._rows:
@@ -250,10 +275,6 @@ class PendingOutputs:
                 file.write(written)
             digest.update(written)
         self._rows += len(outputs[0])
-        self.examples = data.examples
-        if time.monotonic() - self._saved_at > _SAFE_EVERY:
-            self._save(data)
-            self._saved_at = time.monotonic()
 
     def _rewrite(self, columns: int, widen: Widen) -> None:
         """Give the rows written so far more columns. A kill in between leaves a note that does not fit: no resuming."""

@@ -6,6 +6,7 @@ import platform
 import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from radin.checksums import sealed
 from radin.data.task import Task, TaskText
 from radin.engine.base import Engine
 from radin.engine.command import Command, CommandEngine
+from radin.engine.crew import Cluster, CrewCommandEngine
 from radin.errors import RadinError, RunError
 from radin.events import FORMAT, Events, OnEvent
 from radin.files import told, write_json
@@ -69,6 +71,7 @@ def cook(
     uniform: bool | None = None,
     choose_on_half: bool = False,
     workers: int = 1,
+    engine: Cluster | None = None,
     device: str = "auto",
     precision: str = "float32",
     batch_size: int | None = None,
@@ -99,7 +102,8 @@ def cook(
     stopped. strategy, options: see radin.search.strategies; by default ``learned-by-layer`` where a task's model or an
     engine gives gradients and the budget is 8 or more, else ``adaptive``. uniform: whether to spend a pass on the
     average of all members first; by default from a budget of 8 on. workers: processes on this machine that evaluate
-    soups side by side (a Command has its ``jobs``).
+    soups side by side (a Command has its ``jobs``). engine: workers elsewhere, which make the members' outputs too and
+    run a Command: ``radin.Ray(...)``, ``radin.Slurm(...)``; by default all is done on this machine.
     outputs: a folder for the members' outputs that several runs share, so that a member added later costs one pass and
     not N; default inside ``out``. With a Command: a folder of outputs that were saved elsewhere, from which recipes are
     estimated by ``metric``. keep_outputs=False compiles outputs as they are made and stores none: for accuracy, top-k,
@@ -154,8 +158,17 @@ def cook(
         if scores is not None and not isinstance(scores, str | Path) and len(scores) == len(pool):
             scores = [scores[k] for k in order]
     evaluator: Evaluator
+    crew = None
+    if engine is not None:
+        crew = partial(engine.crew, folder=Path(out))
+        if workers > 1 or isinstance(task, Engine):
+            raise RadinError("engine says where workers are: give no others beside it, and no engine of your own")
     if isinstance(task, Command):
-        task = CommandEngine(pool, task, Path(out) / "scratch", integers_from, files_from=files_from)
+        scratch = Path(out) / "scratch"
+        if engine is not None and crew is not None:
+            task = CrewCommandEngine(pool, task, scratch, crew, engine.workers, integers_from, files_from)
+        else:
+            task = CommandEngine(pool, task, scratch, integers_from, files_from=files_from)
     if isinstance(task, Engine):
         evaluator = EngineEvaluator(pool, task, scores=scores, outputs=outputs, metric=metric)
     else:
@@ -165,7 +178,7 @@ def cook(
             pool,
             task,
             spec,
-            workers=workers,
+            workers=workers if engine is None else engine.workers,
             device=device,
             precision=precision,
             batch_size=batch_size,
@@ -175,6 +188,7 @@ def cook(
             keep_outputs=keep_outputs,
             integers_from=integers_from,
             files_from=files_from,
+            crew=crew,
         )
     if choose_on_half:
         evaluator.require_halves()
@@ -200,7 +214,7 @@ def cook(
         events.failures(),
         told(Path(out), doing="used"),
         RunDirectory(Path(out), identity) as directory,
-        evaluator.engine as engine,
+        evaluator.engine as answers,
     ):
         recorded = directory.read().get("settings", {})
         if not recorded:
@@ -217,7 +231,7 @@ def cook(
             _started(job, asked, resumed=bool(recorded))
             job.notes += tuple(ledger.notes)
             job.spent("open", time.monotonic() - started)
-            engine.progress = job.advance if progress else None
+            answers.progress = job.advance if progress else None
             evaluator.verify(job, asked)
             if "cached_members" not in asked:
                 asked["cached_members"] = evaluator.cached(job)
@@ -227,13 +241,13 @@ def cook(
             rates = _rates(recorded, evaluator.bind(job, known, asked))
             asked["rates"] = vars(rates)
             directory.record(asked)
-            outcome = _spend(job, engine, evaluator, known, rates, asked, choose_on_half)
-            outcome.reestimate(engine)
+            outcome = _spend(job, answers, evaluator, known, rates, asked, choose_on_half)
+            outcome.reestimate(answers)
             outcome.session.write(outcome.best(), again=recorded.get("files_from", files_from) != files_from)
             _check_members(job, outcome.best())
-            outcome.evaluate_splits(engine.splits)
+            outcome.evaluate_splits(answers.splits)
             evaluator.bind_splits(job, asked)
-            job.notes += tuple(note for note in engine.notes if note not in job.notes)
+            job.notes += tuple(note for note in answers.notes if note not in job.notes)
             if outcome.session.soup.is_dir():
                 job.notes += of_folders(pool, outcome.best(), files_from)
             result = outcome.result(asked).reordered(listed)

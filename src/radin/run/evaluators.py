@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 from radin import metrics
 from radin.data.task import Task, TaskText
 from radin.engine.base import Engine
+from radin.engine.crew import Crew, Plan
 from radin.engine.device import Device
 from radin.engine.local import LocalEngine
 from radin.engine.scores import read_scores
@@ -101,13 +102,22 @@ class TaskEvaluator(Evaluator):
         keep_outputs: bool,
         integers_from: str | None,
         files_from: str | None = None,
+        crew: Callable[[Plan], Crew] | None = None,
     ) -> None:
         self.metric = task.get_metric()
-        placed = Device.create(device, precision, batch_size, members_at_once)
+        placed = Device.create(device if crew is None else "auto", precision, batch_size, members_at_once)
         self.engine = LocalEngine(
-            pool, task, placed, spec=spec, integers_from=integers_from, files_from=files_from, workers=workers
+            pool,
+            task,
+            placed,
+            spec=spec,
+            integers_from=integers_from,
+            files_from=files_from,
+            workers=workers,
+            crew=crew,
+            asked=device,
         )
-        self.device = placed.name
+        self.device = placed.name if crew is None else None
         self._task = task
         self._ready = spec.model if isinstance(spec, TaskText) else None
         self._outputs, self._dtype, self._keep = outputs, outputs_dtype, keep_outputs
@@ -123,6 +133,8 @@ class TaskEvaluator(Evaluator):
                 "outputs need not be kept for accuracy, top-k, token and pixel accuracy and mean IoU only; metric "
                 f"{self.metric.name!r} needs them"
             )
+        if not keep_outputs and crew is not None:
+            raise RadinError("workers elsewhere give the members' outputs to be kept: leave out --no-keep-outputs")
 
     def require_halves(self) -> None:
         """Takes a metric that is a mean or by position, and the outputs kept."""

@@ -75,6 +75,7 @@ def stored_outputs(job: Job, engine: LocalEngine, first: FirstBatch, store: Outp
             expected_data=job.directory.identity[VALIDATION],
             progress=job.progress,
             readings=engine.evaluator.readings,
+            crew=engine.crew,
         )
     job.metric.check(cached.targets, cached.outputs[0].shape[1])
     _score_members(job, cached)

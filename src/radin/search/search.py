@@ -141,6 +141,8 @@ class Search:
         whole = rates.examples + rates.calibration
         self._unit = (mine.examples + mine.calibration) / whole if whole else 1.0
         self._told: dict[Recipe, float] = {}
+        self._places: dict[Recipe, int] = {}  # in the order in which they were last asked about
+        self._asks = 0
         self._no_gradient: set[Asked] = set()
         self._known = {Recipe.single(k, members.count): float(u) for k, u in enumerate(members.utilities)}
         self._queue: list[Recipe] = []
@@ -293,7 +295,12 @@ class Search:
             return None
         question = Question(recipe, asked)
         self.account.reserve(question)
+        self._place(recipe)
         return question
+
+    def _place(self, recipe: Recipe) -> None:
+        self._asks += 1
+        self._places[recipe] = self._asks
 
     def _lacking(self, recipe: Recipe, part: Slice | None) -> bool:
         """Whether something of what is asked is neither known nor asked about already."""
@@ -369,6 +376,8 @@ class Search:
             score = answer.score if np.isnan(answer.score) else self._score(recipe)
             if score is not None:
                 self._told[recipe] = score
+                if recipe not in self._places:
+                    self._place(recipe)
                 self._known[recipe] = self._members.utility(score)
         self._deliver()
 
@@ -422,13 +431,15 @@ class Search:
     def best(self) -> tuple[Recipe, float]:
         """The best recipe known and its score.
 
-        Of equal scores the single member comes first, then the soup told first; the soup told last where the
-        strategy's option ``accept`` is "ties", since it then keeps what it tried last.
+        Of equal scores the single member comes first, then the soup asked about first, in whatever order the answers
+        came; the one asked about last where the strategy's option ``accept`` is "ties", since it then keeps what it
+        tried last.
         """
         first = int(self._members.order[0])
         best, score = Recipe.single(first, self._members.count), float(self.singles[first])
         ties = self.settings.get("accept") == "ties"
-        for recipe, told in self._told.items():
+        for recipe in sorted(self._told, key=self._places.__getitem__):
+            told = self._told[recipe]
             gain = self._known[recipe] - self._known[best]
             if gain > 0 or (gain == 0 and ties and not best.is_single):
                 best, score = recipe, told
