@@ -176,11 +176,15 @@ class Crew(ABC):
 class Cluster(ABC):
     """Where workers run, other than in this process; what ``cook(engine=...)`` takes. Holds settings alone.
 
-    name: as it is called on the command line. workers: how many.
+    name: as it is called on the command line. workers: how many; None: as many as there is room for.
     """
 
     name: str
-    workers: int
+    workers: int | None
+
+    def count(self) -> int:
+        """How many workers there will be at most. Raises RadinError where that takes asking and nobody answers."""
+        return self.workers or 1
 
     @abstractmethod
     def crew(self, plan: Plan, folder: Path) -> Crew:

@@ -166,7 +166,7 @@ def cook(
     if isinstance(task, Command):
         scratch = Path(out) / "scratch"
         if engine is not None and crew is not None:
-            task = CrewCommandEngine(pool, task, scratch, crew, engine.workers, integers_from, files_from)
+            task = CrewCommandEngine(pool, task, scratch, crew, engine.count(), integers_from, files_from)
         else:
             task = CommandEngine(pool, task, scratch, integers_from, files_from=files_from)
     if isinstance(task, Engine):
@@ -178,7 +178,7 @@ def cook(
             pool,
             task,
             spec,
-            workers=workers if engine is None else engine.workers,
+            workers=workers if engine is None else engine.count(),
             device=device,
             precision=precision,
             batch_size=batch_size,
