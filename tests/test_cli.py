@@ -182,6 +182,7 @@ def test_every_command_has_a_file_and_explains_itself(radin_command):
         "group",
         "log",
         "shared",
+        "clusters",
         "streams",
     }
     assert names == files

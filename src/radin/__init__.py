@@ -20,10 +20,12 @@ _PLACES = {
     "PoolError": "radin.errors",
     "Question": "radin.question",
     "RadinError": "radin.errors",
+    "Ray": "radin.engine.ray_cluster",
     "Recipe": "radin.recipe",
     "Result": "radin.run",
     "RunError": "radin.errors",
     "Search": "radin.search",
+    "Slurm": "radin.engine.slurm",
     "Task": "radin.data.task",
     "TaskError": "radin.errors",
     "average": "radin.weights",
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
     from radin.diagnose.doctor import doctor
     from radin.engine.base import Engine
     from radin.engine.command import Command
+    from radin.engine.ray_cluster import Ray
+    from radin.engine.slurm import Slurm
     from radin.errors import CheckpointError, OutputsError, PoolError, RadinError, RunError, TaskError
     from radin.metrics import Metric
     from radin.question import Answer, Failure, Question
@@ -64,10 +68,12 @@ __all__ = [
     "PoolError",
     "Question",
     "RadinError",
+    "Ray",
     "Recipe",
     "Result",
     "RunError",
     "Search",
+    "Slurm",
     "Task",
     "TaskError",
     "__version__",

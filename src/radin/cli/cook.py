@@ -9,6 +9,7 @@ import click
 
 from radin.checks import whole_number
 from radin.cli import log
+from radin.cli.clusters import cluster, cluster_options
 from radin.cli.shared import (
     BASE,
     FILES_FROM,
@@ -105,6 +106,7 @@ from radin.errors import RadinError
 @BASE
 @PUSH
 @KEY
+@cluster_options
 @engine_options
 @LOG
 @JSON
@@ -139,6 +141,12 @@ def cook(
     base_model: Path | None,
     repository: str | None,
     key: str | None,
+    engine: str,
+    workers: int | None,
+    address: str | None,
+    gpus_per_worker: float | None,
+    cpus_per_worker: float | None,
+    engine_settings: tuple[str, ...],
     device: str,
     precision: str,
     batch_size: int | None,
@@ -179,6 +187,9 @@ def cook(
 
     if strategy is not None:
         base.get(strategy).settings(given)
+    elsewhere = cluster(engine, workers, address, gpus_per_worker, cpus_per_worker, engine_settings)
+    if elsewhere is not None and jobs > 1:
+        raise RadinError("--jobs is for this machine; with --engine, --workers says how many work at once")
     program = None if command is None else radin.Command(command, not lower_is_better, jobs, timeout, retries)
     with console_progress() as progress:
         pool = open_pool(paths, key, progress, base_model)
@@ -195,6 +206,7 @@ def cook(
             uniform=uniform,
             choose_on_half=choose_on_half,
             workers=jobs if command is None else 1,
+            engine=elsewhere,
             device=device,
             precision=precision,
             batch_size=batch_size,
