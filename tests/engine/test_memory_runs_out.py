@@ -6,7 +6,6 @@ import json
 import os
 import pickle
 import re
-import resource
 import subprocess
 import sys
 from dataclasses import replace
