@@ -20,7 +20,7 @@ def figure(result: Result, number: str) -> Any:
     values = FIGURES[number](RunRecord.read(result.out))
     if isinstance(values, Unavailable):
         raise RadinError(values.why)
-    return alt.Chart.from_dict(chart(values))  # type: ignore[arg-type]
+    return alt.Chart.from_dict(chart(values))
 
 
 def frame(result: Result) -> Any:
