@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+import forking
 import torchvision_on_cpu
 import toy
 from radin import Pool, Task
@@ -56,13 +57,26 @@ def toy_task() -> Task:
 
 
 @pytest.fixture(scope="session")
-def radin_command() -> Any:
-    """Run the command line in a process of its own: radin_command("check", path, ...) -> CompletedProcess."""
-    places = [str(Path(toy.__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(places)}
+def radin_command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Run the command line in a process of its own: radin_command("check", path, ...) -> CompletedProcess.
 
-    def run(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    Where processes can be forked it is the fork of one that has imported torch, which takes seconds; else, and with
+    ``started=True``, it is started.
+    """
+    environment = _with_tests_on_path()
+    commands = forking.Commands(environment, tmp_path_factory.mktemp("commands"))
+
+    def run(*arguments: object, cwd: Path | None = None, started: bool = False) -> subprocess.CompletedProcess[str]:
+        if sys.platform == "linux" and not started:
+            return commands.run([*map(str, arguments)], cwd)
         command = [sys.executable, "-m", "radin", *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cwd, check=False)
+        whole = os.environ | environment
+        return subprocess.run(command, capture_output=True, text=True, env=whole, cwd=cwd, check=False)
 
-    return run
+    yield run
+    commands.close()
+
+
+def _with_tests_on_path() -> dict[str, str]:
+    places = [str(Path(toy.__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {"PYTHONPATH": os.pathsep.join(places)}

@@ -7,7 +7,6 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -192,11 +191,13 @@ def test_every_command_has_a_file_and_explains_itself(radin_command):
 
 def test_help_is_quick_and_importing_radin_leaves_torch_alone(radin_command):
     def seconds():
-        started = time.perf_counter()
-        assert radin_command("--help").returncode == 0
-        return time.perf_counter() - started
+        """Of the processor, which other processes do not lengthen as they do those of the clock."""
+        before = os.times()
+        assert radin_command("--help", started=True).returncode == 0
+        after = os.times()
+        return after.children_user + after.children_system - before.children_user - before.children_system
 
-    assert min(seconds() for _ in range(5)) < 0.3
+    assert min(seconds() for _ in range(5)) < 0.6  # 0.25 on a busy machine, where importing torch takes 5
     code = "import radin, radin.cli, sys; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     # ... and the check can fail: using the names does load torch

@@ -19,7 +19,7 @@ from radin import interrupts
 
 READY = "import radin.__main__, sys\nfrom radin import interrupts\n"
 READY += "with interrupts.handled():\n    print('ready', flush=True)\n"
-SEVERAL = 24  # moments of a start
+SEVERAL = 12  # moments of a start, a third of them for each signal
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 
 
@@ -107,10 +107,10 @@ def test_it_ends_with_the_batch_in_flight_and_gives_the_whole_command(start, toy
     arguments, mark = marked(tmp_path, toy_folder, "time.sleep(0.3)")
     process = start(*arguments)
     wait_for(lambda: mark.exists() and mark.stat().st_size > 3, process)
-    before = time.monotonic()
+    seen = mark.stat().st_size
     process.send_signal(number)
     _, err = process.communicate(timeout=30)
-    assert time.monotonic() - before < 2  # a second, and what a busy machine adds
+    assert mark.stat().st_size <= seen + 2  # the batch in flight, and one that began before the signal came
     assert process.returncode == CODES[number]
     command = " ".join(map(str, ["radin", *arguments]))
     assert err.strip().splitlines()[-1].endswith(f"the same command continues from here: {command}")
@@ -126,10 +126,8 @@ def test_a_second_signal_ends_at_once(start, toy_folder, tmp_path):
     process.send_signal(signal.SIGINT)
     time.sleep(0.6)
     assert process.poll() is None
-    before = time.monotonic()
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
-    assert time.monotonic() - before < 1
+    _, err = process.communicate(timeout=10)  # and not when the sleep is over
     assert process.returncode == 130
     assert "continues from here" in err
 
@@ -190,7 +188,7 @@ def test_programs_end_with_it_even_those_that_do_not_listen(start, toy_folder, t
         process.send_signal(signal.SIGINT)
         time.sleep(0.25)
     _, err = process.communicate(timeout=30)
-    assert time.monotonic() - before < 3
+    assert time.monotonic() - before < 4.5  # less than the 5 s that a program has whose time is over
     assert process.returncode == 130
     assert "Traceback" not in err
     _, alive = psutil.wait_procs(found, timeout=3)

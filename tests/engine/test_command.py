@@ -251,11 +251,12 @@ def test_nonsense_is_shown_with_what_was_expected(engine, toy_pool, script):
     ]  # fmt: skip
 
 
-def test_a_program_that_hangs_is_ended_at_its_time(engine, toy_pool, script, tmp_path):
+def test_a_program_that_hangs_is_ended_at_its_time(engine, toy_pool, script, tmp_path, monkeypatch):
+    monkeypatch.setattr(process, "GRACE", 60.0)  # which nothing here waits for
     command = script(f"sleep 100 & echo $! > {tmp_path}/pid; echo waiting >&2; wait") + " {soup}"
     started = time.monotonic()
     message = failure(engine(command, timeout=0.5), toy_pool)
-    assert 0.5 < time.monotonic() - started < 5
+    assert 0.5 < time.monotonic() - started < 30
     assert message.startswith("the command gave no answer within 0.5 s and was ended\n")
     assert message.endswith("    waiting")
     assert is_gone(tmp_path / "pid")
@@ -266,7 +267,7 @@ def test_a_program_deaf_to_sigterm_is_killed(engine, toy_pool, script, tmp_path,
     deaf = f"trap '' TERM; echo $$ > {tmp_path}/pid; while true; do sleep 0.2; done"
     started = time.monotonic()
     assert "within 0.2 s" in failure(engine(script(deaf) + " {soup}", timeout=0.2), toy_pool)
-    assert 0.7 <= time.monotonic() - started < 5
+    assert 0.7 <= time.monotonic() - started < 30
     assert is_gone(tmp_path / "pid")
 
 
@@ -307,7 +308,8 @@ def test_a_hundred_megabytes_of_output_take_no_memory(engine, stream):
     assert peak[0] - before < (8 << 20 if stream == 2 else 120 << 20)
 
 
-def test_what_a_finished_program_leaves_running_is_ended(engine, script, tmp_path):
+def test_what_a_finished_program_leaves_running_is_ended(engine, script, tmp_path, monkeypatch):
+    monkeypatch.setattr(process, "GRACE", 60.0)  # which nothing here waits for
     made = engine(script(f"sleep 100 > /dev/null 2>&1 & echo $! > {tmp_path}/pid; echo 0.5") + " {soup}")
     assert ask(made, Recipe.single(0, 6)).score == 0.5
     assert is_gone(tmp_path / "pid")
@@ -315,11 +317,12 @@ def test_what_a_finished_program_leaves_running_is_ended(engine, script, tmp_pat
     made = engine(script(f"sleep 100 & echo $! > {tmp_path}/pid; echo 0.5", "holding.sh") + " {soup}")
     started = time.monotonic()
     assert ask(made, Recipe.single(0, 6)).score == 0.5
-    assert time.monotonic() - started < 4
+    assert time.monotonic() - started < 30
     assert is_gone(tmp_path / "pid")
 
 
-def test_closing_ends_what_runs_with_its_grandchildren(engine, script, tmp_path):
+def test_closing_ends_what_runs_with_its_grandchildren(engine, script, tmp_path, monkeypatch):
+    monkeypatch.setattr(process, "GRACE", 60.0)  # which nothing here waits for
     tree = script(f"sh -c 'sleep 100 & echo $! > {tmp_path}/grandchild; wait' & echo $$ > {tmp_path}/child; wait")
     made = engine(tree + " {soup}", retries=5)
     made.submit(Question(Recipe.uniform([0, 1], 6)))
@@ -327,7 +330,7 @@ def test_closing_ends_what_runs_with_its_grandchildren(engine, script, tmp_path)
     assert made.wait(timeout=0.05) == []
     started = time.monotonic()
     made.close()
-    assert time.monotonic() - started < 4
+    assert time.monotonic() - started < 30
     assert is_gone(tmp_path / "child")
     assert is_gone(tmp_path / "grandchild")
     assert not (tmp_path / "scratch").exists()

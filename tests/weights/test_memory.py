@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-MEMBERS = 24
+MEMBERS = 12
 MEMBER_BYTES = 100 << 20
 LIMIT = 600 << 20
 

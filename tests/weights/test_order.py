@@ -262,4 +262,4 @@ def test_reading_ends_at_once_when_it_is_interrupted(files: list[Path], monkeypa
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 4  # each of them takes five

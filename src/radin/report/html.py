@@ -1,4 +1,4 @@
-"""A result and a recipe as small HTML tables of their own, for notebooks. Everything that was given is escaped."""
+"""A result, a recipe and a pool as small HTML tables of their own, for notebooks. What was given is escaped."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from radin.errors import printable
 from radin.recipe import Recipe
 from radin.report.tables import chosen_row, closing_rows, closing_sentences, ratio_rows
 from radin.run.result import Result
+from radin.weights import Pool
 
+_ROWS = 50  # members that a table of a pool shows
 _CELL = "padding:2px 10px;text-align:{side};white-space:nowrap"
 
 
@@ -33,6 +35,16 @@ def recipe_html(recipe: Recipe, names: Sequence[str] | None = None) -> str:
     rows = [[names[k] if names else f"#{k}", f"{recipe.weights[k]:.4g}"] for k in recipe.members]
     title += ", BatchNorm statistics re-estimated" if recipe.reestimated else ""
     return table_html(title, ["member", "ratio"], rows)
+
+
+def pool_html(pool: Pool) -> str:
+    """The members with their files, sizes and the beginnings of their fingerprints, and the pool's notes."""
+    rows = [[m.name, str(m.path), f"{m.bytes / 1e6:,.1f} MB", m.fingerprint[:12]] for m in pool.members[:_ROWS]]
+    if len(pool) > _ROWS:
+        rows.append([f"and {len(pool) - _ROWS} more", "", "", ""])
+    title = f"pool of {len(pool)} members, {pool.parameters:,} parameters each"
+    notes = "".join(f"<div>{escape(printable(note))}</div>" for note in pool.notes)
+    return f"<div>{table_html(title, ['member', 'file', 'size', 'fingerprint'], rows)}{notes}</div>"
 
 
 def table_html(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], bold: set[int] | None = None) -> str:

@@ -158,6 +158,40 @@ class Result:
 
         return result_html(self)
 
+    def plot_budget(self) -> Any:
+        """Score by budget beside greedy, top-k and the uniform soup (the paper's Figure 4): a chart of Altair.
+
+        A notebook shows it; ``.save("budget.svg")``, or png, html, json, writes it without a browser. The same holds
+        for the other plots. Raises RadinError where the run cannot show it, or Altair is missing.
+        """
+        return self._figure("4")
+
+    def plot_estimates(self) -> Any:
+        """Estimate against truth of the soups evaluated, their size marked (the paper's Figure 2): as plot_budget."""
+        return self._figure("2")
+
+    def plot_candidates(self) -> Any:
+        """Candidates by rank of their estimate, those evaluated marked (the paper's Figure 3): as plot_budget."""
+        return self._figure("3")
+
+    def plot_sizes(self) -> Any:
+        """Score by number of members (the paper's Figure 6): as plot_budget."""
+        return self._figure("6")
+
+    def _figure(self, number: str) -> Any:
+        from radin.report.notebook import figure
+
+        return figure(self, number)
+
+    def to_pandas(self) -> Any:
+        """A DataFrame: a row for each model reported, then for each soup evaluated, with scores and mixing ratios.
+
+        Raises RadinError where pandas is missing.
+        """
+        from radin.report.notebook import frame
+
+        return frame(self)
+
     def reordered(self, order: Sequence[int]) -> Result:
         """The same result over the members in another order: new place i holds the member that was at ``order[i]``."""
 

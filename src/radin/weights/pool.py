@@ -172,6 +172,11 @@ class Pool(Members[Member]):
     def __repr__(self) -> str:
         return f"<Pool of {len(self)} members, {self.parameters:,} parameters each>"
 
+    def _repr_html_(self) -> str:
+        from radin.report.html import pool_html
+
+        return pool_html(self)
+
     @property
     def names(self) -> tuple[str, ...]:
         """Tensor names, sorted, tied ones included. Not the members' names: see ``member_names``."""
