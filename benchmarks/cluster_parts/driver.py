@@ -40,7 +40,8 @@ class Phase:
 
     ``ideal``: all work shared by all workers, no worker starting a pass that ends after the others' by more than one
     pass; of a sequential strategy the sum of its passes. ``first``: until the first question. ``useful``, ``wasted``:
-    of all workers together. ``parts``: the driver's seconds by part, those of parts inside it taken out.
+    of all workers together. ``driver``: processor seconds; ``parts``: the same by part, those of parts inside it taken
+    out. ``commits``: of the ledger, and ``waited`` the seconds that the disk was taken to need for them.
     """
 
     questions: int
@@ -52,6 +53,8 @@ class Phase:
     ideal: float
     parts: dict[str, float]
     workers: int
+    commits: int
+    waited: float
 
     @property
     def utilisation(self) -> float:
@@ -65,8 +68,8 @@ class Phase:
 
     @property
     def ms(self) -> float:
-        """Milliseconds of the driver for each question, after the first was asked."""
-        return 1000 * (self.driver - self.first) / max(self.questions, 1)
+        """Milliseconds of the driver's processor for each question, from the first on."""
+        return 1000 * max(self.driver - self.first, 0.0) / max(self.questions, 1)
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,7 @@ def simulated(
     parts: bool = True,
     options: dict[str, Any] | None = None,
     real: bool = True,
+    commit: float = 0.0,
     out: Path | None = None,
 ) -> Run:
     """Members' passes, then soups. ``outputs``: whether the members' outputs are at hand; ``real``: see ``Clock``."""
@@ -105,7 +109,9 @@ def simulated(
             try:
                 job = Job(pool.listed, metric, directory, ledger)
                 with _watched() as seconds:
-                    first, engine = _timed(pool, workers, real, seconds, lambda e: asked_scores(job, e, None))
+                    clock = Clock(real=real, commit=commit)
+                    _count_commits(ledger, clock)
+                    first, engine = _timed(pool, workers, clock, seconds, lambda e: asked_scores(job, e, None))
                     singles = np.array([job.single(k).score for k in range(count)])
                     given: dict[str, Any] = {
                         "metric": metric,
@@ -129,7 +135,9 @@ def simulated(
                         sessions[-1].spend()
 
                     sequential = strategy in SEQUENTIAL
-                    second, engine = _timed(pool, workers, real, seconds, spend, sequential=sequential)
+                    clock = Clock(real=real, commit=commit)
+                    _count_commits(ledger, clock)
+                    second, engine = _timed(pool, workers, clock, seconds, spend, sequential=sequential)
                 session = sessions[0]
                 told = [asked for asked in ledger.questions() if asked.answer is not None]
                 scores = dict(session.search.evaluations)
@@ -141,13 +149,12 @@ def simulated(
 def _timed(
     pool: SimulatedPool,
     workers: Workers,
-    real: bool,
+    clock: Clock,
     parts: Counter[str],
     work: Callable[[SimulatedEngine], object],
     *,
     sequential: bool = False,
 ) -> tuple[Phase, SimulatedEngine]:
-    clock = Clock(real=real)
     engine = SimulatedEngine(metrics.get("accuracy"), pool.values, workers, clock)
     parts.clear()
     work(engine)
@@ -168,8 +175,15 @@ def _timed(
         ideal,
         found,
         workers.count,
+        clock.commits,
+        clock.waited,
     )
     return phase, engine
+
+
+def _count_commits(ledger: Ledger, clock: Clock) -> None:
+    """Let the clock know of each commit of the ledger, by SQLite's own word."""
+    ledger._db.set_trace_callback(lambda statement: clock.committed() if statement == "COMMIT" else None)
 
 
 class _watched:
@@ -190,11 +204,11 @@ class _watched:
         @wraps(method)
         def timed(*args: Any, **kwargs: Any) -> Any:
             stack.append(0.0)
-            started = time.perf_counter()
+            started = time.process_time()
             try:
                 return method(*args, **kwargs)
             finally:
-                took = time.perf_counter() - started
+                took = time.process_time() - started
                 self.seconds[part] += took - stack.pop()
                 if stack:
                     stack[-1] += took

@@ -226,6 +226,8 @@ class Ledger:
                 with self._db:
                     yield
                 return
+            if not self._db.in_transaction:  # else the first savepoint would be a transaction of its own
+                self._db.execute("BEGIN")
             self._db.execute("SAVEPOINT record")
             try:
                 yield

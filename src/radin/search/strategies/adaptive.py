@@ -39,7 +39,7 @@ _ROWS = 64
 _TINY = 1e-18  # of variances, which are divided by
 
 _State = tuple[list[int], Floats, Floats, Floats]
-_REFITTED = 8  # answers, or an eighth of those there are, after which a process with open evaluations is fitted anew
+_REFITTED = 8  # answers after which a process with open evaluations is fitted anew; see ``_Beliefs``
 
 
 @strategy("adaptive", geometry=True)
@@ -151,6 +151,8 @@ class _Race:
         self._over_budget: set[int] = set()
         self._unknown = (0.1 * process.scale) ** 2
         self._observed: dict[int, tuple[float, float]] = {}  # what is believed of each is made of these
+        self._levels = np.zeros(len(weights), dtype=int)
+        self._observations: tuple[list[int], Floats, Floats] | None = None
         self._state: _State | None = None
         self.may_start = True
         """Whether the budget allows to start another soup."""
@@ -164,8 +166,7 @@ class _Race:
         return not self._level(candidate)
 
     def _level(self, candidate: int) -> int:
-        reading = self._slices.readings.get(candidate)
-        return 0 if reading is None else reading.level
+        return int(self._levels[candidate])
 
     def collect(self) -> None:
         """Take in what has been answered."""
@@ -178,7 +179,10 @@ class _Race:
                 self._continued(candidate, values)
         if answered:
             self._slices.changed()
+            self._observations = None
             for candidate in answered:
+                reading = self._slices.readings.get(candidate)
+                self._levels[candidate] = 0 if reading is None else reading.level
                 self._learned(candidate)
         self._state = None
 
@@ -213,9 +217,7 @@ class _Race:
     def next(self) -> int | None:
         """The soup whose next slice has the largest knowledge gradient for its cost; None when nothing is left."""
         last = len(self._slices.sizes)
-        level = np.zeros(len(self.weights), dtype=int)
-        for candidate, reading in self._slices.readings.items():
-            level[candidate] = reading.level
+        level = self._levels
         open_ = (level < last) & ~self._singles & ~self._broken
         open_[list(self._slices.complete)] = False
         open_[list(self.pending)] = False
@@ -252,7 +254,9 @@ class _Race:
         Where a slice is open, its predicted result stands in for it.
         """
         if self._state is None:
-            seen, found, noise = self._slices.observations()
+            if self._observations is None:
+                self._observations = self._slices.observations()
+            seen, found, noise = self._observations
             if not self._believed.holds(len(seen)):  # begun anew: from here on news are added to this
                 self._observed = dict(zip(seen, zip(found.tolist(), noise.tolist(), strict=True), strict=True))
             mean, variance = self._believed.given(
@@ -303,7 +307,7 @@ class _Race:
     def leader(self, *, among_pending: bool = True) -> int | None:
         """The best of the soups started that can still be evaluated on all examples; None when there is none."""
         seen, _, mean, _ = self._beliefs()
-        left = [k for k in seen if self._level(k) and k not in self._slices.complete and k not in self._over_budget]
+        left = [k for k in seen if self._levels[k] and k not in self._slices.complete and k not in self._over_budget]
         if not among_pending:
             left = [k for k in left if k not in self.pending]
         if not left:
@@ -354,7 +358,7 @@ class _Beliefs:
     """Means and variances given what was told and what is open.
 
     Where nothing is open they are made anew for every answer. Where many questions are, that would take longer the more
-    is known, for every answer: they are added to, and made anew when answers have grown by an eighth.
+    is known, for every answer: they are added to, and made anew when answers have grown by an eighth, or by half as many as are open.
     """
 
     def __init__(self, model: _Model) -> None:
@@ -371,7 +375,7 @@ class _Beliefs:
         """Means and variances (K,). ``open_``: the variance of what each open evaluation will say."""
         if not self.holds(len(seen)):
             self._told = self._model.posterior(seen, truth, noise)
-            self._next = len(seen) + max(_REFITTED, len(seen) // 8)
+            self._next = len(seen) + max(_REFITTED, len(seen) // 8, len(open_) // 2)
             self._all = self._told.copy() if open_ else None
             for candidate, variance in open_.items():
                 assert self._all is not None
