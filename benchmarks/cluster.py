@@ -1,7 +1,7 @@
 """The driver over many workers: how busy they are kept, and what it takes for each question.
 
     python benchmarks/cluster.py --quick --json     the two figures below; a few minutes of one core
-    python benchmarks/cluster.py --write            1 to 512 workers, up to 10,000 members; benchmarks/results/cluster.md
+    python benchmarks/cluster.py --write            1 to 512 workers, up to 10,000 members, to results/cluster.md
     python benchmarks/cluster.py --one 72 64 adaptive 256      one run: members, workers, strategy, budget
 
 The workers are simulated (cluster_parts/): the search, session, account and ledger are the real ones, and their work
@@ -75,7 +75,13 @@ def one(members: int, workers: int, strategy: str, budget: int, commit: float) -
     name, _, hidden = strategy.partition(", ")
     pool = SimulatedPool.made(members, examples=500 if members <= 1000 else 100)
     run = simulated(
-        pool, Workers(workers, SECONDS), strategy=name, budget=budget, outputs=not hidden, parts=not hidden, commit=commit
+        pool,
+        Workers(workers, SECONDS),
+        strategy=name,
+        budget=budget,
+        outputs=not hidden,
+        parts=not hidden,
+        commit=commit,
     )
     return {"members": _told(run.members), "soups": _told(run.soups)}
 
@@ -105,8 +111,8 @@ def apart(row: tuple[Any, ...], commit: float, patience: float) -> dict[str, Any
 def table(found: dict[tuple[Any, ...], dict[str, Any] | None]) -> list[str]:
     """A line for each run."""
     lines = [
-        "| members | workers | strategy | budget | questions | utilisation | makespan / ideal | first, s | ms a question "
-        "| search, account, ledger, session, ms | commits |",
+        "| members | workers | strategy | budget | questions | utilisation | makespan / ideal | first, s | "
+        "ms a question | search, account, ledger, session, ms | commits |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row, run in found.items():
@@ -152,9 +158,9 @@ def main() -> None:
     if given.write:
         machine = f"{platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}"
         about = (
-            f"`python benchmarks/cluster.py --write`; {machine}, numpy {np.__version__}, one thread. Simulated workers,\n"
-            f"passes of {SECONDS:.0f} s; the driver's own work by the processor, and {1000 * commit:.0f} ms for each "
-            "commit of the ledger,\nas measured on the disk. Utilisation: from the first question to the last answer."
+            f"`python benchmarks/cluster.py --write`; {machine}, numpy {np.__version__}, one thread.\n"
+            f"Simulated workers, passes of {SECONDS:.0f} s; the driver's own work by the processor, and {1000 * commit:.0f} ms for "
+            "each commit of the ledger,\nas measured on the disk. Utilisation: from the first question to the last answer."
         )
         notes = RESULT.read_text().partition("\n## ")[1:] if RESULT.exists() else ()
         RESULT.write_text("\n".join(["# Many workers", "", about, "", *lines, ""]) + "".join(notes))

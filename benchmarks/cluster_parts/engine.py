@@ -126,6 +126,7 @@ class SimulatedEngine(Engine):
         self._in_work: list[_Pass] = []
         self._events: list[tuple[float, int, str, int, _Pass | None]] = []  # (when, order, what, worker, pass)
         self._order = 0
+        self._done: list[tuple[Question, float]] = []
         self._ratios: list[float] = []
         self.answered: list[Question] = []
         self.useful = self.wasted = 0.0
@@ -166,8 +167,6 @@ class SimulatedEngine(Engine):
                 self._until(self.clock.now())
             found, self._done = self._done, []
             return [(question, self._answer(question, seconds)) for question, seconds in found]
-
-    _done: list[tuple[Question, float]] = []
 
     def _given_up(self, why: str) -> list[tuple[Question, Answer | Failure]]:
         left, self._in_work = self._in_work, []
@@ -212,7 +211,7 @@ class SimulatedEngine(Engine):
             self.wasted += now - since
             self._idle.append(other)
         self.answered.append(work.question)
-        self._done = [*self._done, (work.question, seconds)]
+        self._done.append((work.question, seconds))
 
     def _die(self, worker: int, now: float) -> None:
         self.died += 1

@@ -76,6 +76,8 @@ class SimulatedPool:
             mixed = np.tensordot(ratios, self.outputs[list(recipe.members)], 1)
             if recipe.size > 1:
                 seed = int(recipe.identity(self.listed.fingerprints)[:12], 16)
-                mixed = mixed + 0.3 * (1 - float(ratios @ ratios)) * np.random.default_rng(seed).normal(size=mixed.shape)
+                mixed = mixed + 0.3 * (1 - float(ratios @ ratios)) * np.random.default_rng(seed).normal(
+                    size=mixed.shape
+                )
             self._known[recipe] = (mixed.argmax(axis=1) == self.targets).astype(np.float64)
         return self._known[recipe]

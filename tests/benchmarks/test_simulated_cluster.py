@@ -26,7 +26,7 @@ def test_constant_passes_take_what_one_computes_by_hand(pool: SimulatedPool) -> 
 
 
 def test_a_slow_worker_does_not_hold_the_others(pool: SimulatedPool) -> None:
-    """Four workers, one of which takes 5 times as long: the others start all else by 20 s, then two have nothing to do."""
+    """Four workers, one of which takes 5 times as long: by 20 s two others have nothing left to do."""
     slow = {"slow": {0: 5.0}, "seconds": 10.0}
     held = simulated(pool, Workers(4, **slow), strategy="random", budget=8, real=False)
     assert held.soups.seconds == 50.0

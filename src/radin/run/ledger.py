@@ -243,7 +243,7 @@ class Ledger:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """All that is recorded inside by one commit, on disk at the end; also where an error ends it, as far as it went."""
+        """All that is recorded inside by one commit, on disk at the end; as far as it went where an error ends it."""
         self._together = True
         try:
             yield

@@ -358,7 +358,7 @@ class _Beliefs:
     """Means and variances given what was told and what is open.
 
     Where nothing is open they are made anew for every answer. Where many questions are, that would take longer the more
-    is known, for every answer: they are added to, and made anew when answers have grown by an eighth, or by half as many as are open.
+    is known: they are added to, and made anew when answers have grown by an eighth, or by half as many as are open.
     """
 
     def __init__(self, model: _Model) -> None:
