@@ -159,8 +159,8 @@ def main() -> None:
         machine = f"{platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}"
         about = (
             f"`python benchmarks/cluster.py --write`; {machine}, numpy {np.__version__}, one thread.\n"
-            f"Simulated workers, passes of {SECONDS:.0f} s; the driver's own work by the processor, and {1000 * commit:.0f} ms for "
-            "each commit of the ledger,\nas measured on the disk. Utilisation: from the first question to the last answer."
+            f"Simulated workers, passes of {SECONDS:.0f} s; the driver's work by the processor, and for each commit of the\n"
+            f"ledger {1000 * commit:.0f} ms, as measured on the disk. Utilisation: from the first question to the last answer."
         )
         notes = RESULT.read_text().partition("\n## ")[1:] if RESULT.exists() else ()
         RESULT.write_text("\n".join(["# Many workers", "", about, "", *lines, ""]) + "".join(notes))

@@ -25,7 +25,7 @@ from radin.search import Search
 from radin.search.account import Account
 
 _FAILURES = 3  # questions in a row without an answer, after which a run stops
-_GATHERED = 0.02  # seconds for which questions are gathered, to be recorded by one commit
+_GATHERED = 0.25  # seconds for which questions are gathered, to be recorded by one commit
 
 Event = tuple[int, str, Asked | None]
 
