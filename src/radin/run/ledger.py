@@ -1,6 +1,7 @@
 """The ledger: what was asked and what was told, on disk the moment it is known, so that no answer is paid for twice.
 
-SQLite. Every call that writes is committed and synced before it returns. Questions and answers share one sequence of
+SQLite. Every call that writes is committed and synced before it returns, or with others at the end of ``together``: a
+commit takes tens of milliseconds on many disks, whatever it holds. Questions and answers share one sequence of
 numbers, so that a run with several open questions can be replayed in the order in which things happened. Every row has
 a checksum of its other columns; all are compared when the file is opened.
 """
@@ -94,6 +95,7 @@ class Ledger:
         self._metric = metric
         self.notes: list[str] = []
         """What was damaged and is made again."""
+        self._together = False
         try:
             if content is not None:
                 read_only, self._db = True, sqlite3.connect(":memory:")
@@ -218,10 +220,41 @@ class Ledger:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        """All of it on disk at the end, or nothing."""
+        """All of it on disk at the end, or nothing; inside of ``together``, at the end of that."""
         try:
-            with self._db:
+            if not self._together:
+                with self._db:
+                    yield
+                return
+            if not self._db.in_transaction:  # else the first savepoint would be a transaction of its own
+                self._db.execute("BEGIN")
+            self._db.execute("SAVEPOINT record")
+            try:
                 yield
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK TO record")
+                raise
+            finally:
+                if self._db.in_transaction:
+                    self._db.execute("RELEASE record")
+        except sqlite3.Error as error:
+            raise self._failed(error) from None
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """All that is recorded inside by one commit, on disk at the end; as far as it went where an error ends it."""
+        self._together = True
+        try:
+            yield
+        finally:
+            self._together = False
+            self.settle()
+
+    def settle(self) -> None:
+        """Commit what was recorded so far inside of ``together``: something that takes long comes before its end."""
+        try:
+            self._db.commit()
         except sqlite3.Error as error:
             raise self._failed(error) from None
 
