@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
@@ -31,6 +30,7 @@ from radin.data.batches import DataFingerprint
 from radin.disks import is_network, read_part
 from radin.errors import OutputsError
 from radin.files import attributed, hidden_error, open_regular, read_json, replacing, sync, sync_folder, write_json
+from radin.locks import FolderLock, InUseError
 from radin.memory import free_memory
 
 _TENSOR = "outputs"
@@ -133,11 +133,15 @@ class OutputStore:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the folder for one process; runs may share it, but not write it at once. Raises OutputsError."""
+        lock = FolderLock(self.folder)
         try:
-            with FileLock(self.folder / ".lock", timeout=0):
-                yield
-        except Timeout:
-            raise OutputsError(f"{self.folder} is in use by another radin process. Wait for it.") from None
+            lock.acquire()
+        except InUseError as error:
+            raise OutputsError(f"{error} Wait for it.") from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     def path(self, member: str) -> Path:
         """Where the outputs of a member lie, by its fingerprint."""

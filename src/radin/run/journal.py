@@ -9,6 +9,7 @@ file before it is in the database, so what is told is kept. A file that is damag
 from __future__ import annotations
 
 import base64
+import json
 import re
 import sqlite3
 from collections.abc import Mapping, Sequence
@@ -320,8 +321,6 @@ def _value_of(value: Any) -> Any:
 
 
 def _text(value: Mapping[str, Any]) -> bytes:
-    import json
-
     return (json.dumps(value) + "\n").encode()
 
 
@@ -330,3 +329,13 @@ def _names(folder: Path) -> list[Path]:
         return list(folder.iterdir())
     except FileNotFoundError:
         return []
+
+
+def put_aside(ledger: Path, table: str, row: Sequence[Any]) -> Path:
+    """Keep a damaged row that is taken out of a ledger, as a file beside it. Raises StorageError."""
+    folder = ledger.parent / "damaged"
+    path = folder / f"{ledger.stem}-{table}-{row[0]}.json"
+    with told(path):
+        folder.mkdir(exist_ok=True)
+        write_json(path, {"table": table, "row": [_json_of(part) for part in row]})
+    return path
