@@ -57,7 +57,7 @@ def test_the_longest_mount_that_holds_a_path_is_its_disk(tmp_path: Path, mounted
     assert not disks.is_network(shared / "m.safetensors")
 
 
-@pytest.mark.parametrize("kind", ["nfs", "nfs4", "lustre", "gpfs", "cifs", "smb3", "fuse.sshfs", "fuse", "9p", "beegfs"])
+@pytest.mark.parametrize("kind", ["nfs", "nfs4", "lustre", "gpfs", "cifs", "smb3", "fuse.sshfs", "fuse", "9p"])
 def test_no_lock_is_trusted_on_a_networks_disk(tmp_path: Path, mounted: Mounted, kind: str) -> None:
     mounted(tmp_path, kind)
     assert f"{kind} file system" in str(disks.locks_fail(tmp_path))

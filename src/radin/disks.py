@@ -24,15 +24,23 @@ _MOUNTS_BYTES = 16 << 20
 
 # Shared by machines, or by a machine and its guests: what one locks another may not see.
 _NETWORK = frozenset(
-    "nfs nfs3 nfs4 lustre lustre_lite gpfs mmfs cifs smb smb2 smb3 smbfs 9p virtiofs beegfs fhgfs afs ceph glusterfs "
-    "orangefs pvfs2 panfs wekafs ocfs2 gfs2 coda ncpfs davfs vboxsf prl_fs hgfs vmhgfs quobyte xtreemfs moosefs "
-    "pfs dvs efs fsx hdfs juicefs".split()
-)
+    (
+        "nfs", "nfs3", "nfs4", "lustre", "lustre_lite", "gpfs", "mmfs", "cifs", "smb", "smb2", "smb3", "smbfs", "9p",
+        "virtiofs", "beegfs", "fhgfs", "afs", "ceph", "glusterfs", "orangefs", "pvfs2", "panfs", "wekafs", "ocfs2",
+        "gfs2", "coda", "ncpfs", "davfs", "vboxsf", "prl_fs", "hgfs", "vmhgfs", "quobyte", "xtreemfs", "moosefs",
+        "pfs", "dvs", "efs", "fsx", "hdfs", "juicefs",
+    )
+)  # fmt: skip
 _LOCAL = frozenset(
-    "ext2 ext3 ext4 xfs btrfs zfs tmpfs ramfs rootfs overlay aufs f2fs vfat exfat msdos ntfs ntfs3 fuseblk squashfs "
-    "apfs hfs hfsplus bcachefs jfs reiserfs iso9660 udf erofs ecryptfs devtmpfs".split()
+    (
+        "ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "tmpfs", "ramfs", "rootfs", "overlay", "aufs", "f2fs", "vfat",
+        "exfat", "msdos", "ntfs", "ntfs3", "fuseblk", "squashfs", "apfs", "hfs", "hfsplus", "bcachefs", "jfs",
+        "reiserfs", "iso9660", "udf", "erofs", "ecryptfs", "devtmpfs",
+    )
+)  # fmt: skip
+_LOCAL_FUSE = frozenset(
+    ("fuse.fuse-overlayfs", "fuse.unionfs", "fuse.mergerfs", "fuse.encfs", "fuse.gocryptfs", "fuse.ntfs-3g")
 )
-_LOCAL_FUSE = frozenset("fuse.fuse-overlayfs fuse.unionfs fuse.mergerfs fuse.encfs fuse.gocryptfs fuse.ntfs-3g".split())
 _ESCAPED = re.compile(r"\\([0-7]{3})")
 _TRY_SECONDS = 30
 # What the other process does: it must be refused while the lock is held, and be given it afterwards.
@@ -60,6 +68,11 @@ class Mount:
 
     place: str
     kind: str
+
+
+def is_behind_url(path: Path) -> bool:
+    """Whether this was a URL before it became a path, which leaves one slash of two ("s3:/bucket/run")."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path)) is not None
 
 
 def mount_of(path: Path) -> Mount | None:

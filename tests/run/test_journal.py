@@ -154,7 +154,7 @@ def test_a_kill_between_any_two_steps_loses_nothing(tmp_path, monkeypatch):
             for name in ("open", "link", "unlink", "fsync", "rename", "replace", "mkdir"):
                 real = getattr(os, name)
 
-                def step(*arguments, real=real, **given):
+                def step(*arguments, real=real, at=at, **given):
                     nonlocal calls
                     calls += 1
                     if calls == at:
@@ -215,9 +215,7 @@ def test_a_lease_is_one_process_s_and_a_dead_one_is_taken_over(tmp_path, monkeyp
     os.waitpid(child, 0)
     third = locks.FolderLock(tmp_path)
     third.acquire()
-    assert third.notes == [
-        f"{tmp_path} was taken over from process {child} of {locks._host()}, which is gone"
-    ]
+    assert third.notes == [f"{tmp_path} was taken over from process {child} of {locks._host()}, which is gone"]
     third.release()
     lease = tmp_path / ".lease"
     lease.write_text(json.dumps({"host": "other", "process": 7, "token": "t"}))
@@ -234,6 +232,15 @@ def test_without_hard_links_a_name_is_taken_first(tmp_path, monkeypatch):
     assert locks.put(tmp_path / "a", b"1")
     assert not locks.put(tmp_path / "a", b"2")
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a", b"1")]
+
+
+def test_a_url_is_no_place_for_a_run_or_a_soup(toy_pool, task, whole, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RunError, match="s3:/bucket/run is a URL; a run lives in a folder"):
+        radin.cook(toy_pool, task, budget=BUDGET, out="s3://bucket/run")
+    with pytest.raises(RunError, match=r"s3://bucket/soup\.safetensors is a URL; save the soup to a file"):
+        radin.Result.load(whole).save("s3://bucket/soup.safetensors")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_unknown_mode_is_refused(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ from typing import Any
 
 from radin.checks import fits
 from radin.checksums import opened, sealed
+from radin.disks import is_behind_url
 from radin.errors import RunError
 from radin.files import is_left, read_json, sweep, write_json
 from radin.locks import LEASE, FolderLock, InUseError
@@ -51,10 +52,17 @@ class RunDirectory:
 
     def __enter__(self) -> RunDirectory:
         """Raises RunError when another process holds it, or when it belongs to something else."""
+        if is_behind_url(self.path):
+            raise RunError(
+                f"{self.path} is a URL; a run lives in a folder, on a disk of this machine or one that machines share. "
+                "Give such a folder with --out, and copy what it holds when it has finished."
+            )
         if self.path.exists() and not self.path.is_dir():
             raise RunError(f"{self.path} is a file; give a directory for the run")
         if self.path.is_dir() and self.is_new:
-            unexpected = [p.name for p in self.path.iterdir() if not p.name.startswith((".lock", LEASE)) and not is_left(p.name)]
+            unexpected = [
+                p.name for p in self.path.iterdir() if not p.name.startswith((".lock", LEASE)) and not is_left(p.name)
+            ]
             if unexpected:
                 raise RunError(
                     f"{self.path} is not empty and not a radin run (found {', '.join(sorted(unexpected)[:3])}). "

@@ -99,6 +99,8 @@ class Journal:
             db.deserialize(snapshot(ledger))
             number, size, rows = 0, 0, dict[str, list[list[Any]]]()
             tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            if "runs" in tables and [self._run] != [run for (run,) in db.execute("SELECT run FROM runs")]:
+                raise RunError(f"{ledger} is another run's: it was put here. Put the run's own back.")
             for table in (name for name in TABLE_NAMES if name in tables):
                 for row in db.execute(f"SELECT * FROM {table} ORDER BY rowid"):
                     rows.setdefault(table, []).append(list(row))
@@ -183,7 +185,9 @@ class Journal:
         finally:
             db.execute("RELEASE entry")
 
-    def _mend(self, db: sqlite3.Connection, files: Mapping[int, Path], lost: Mapping[int, str], known: set[int]) -> None:
+    def _mend(
+        self, db: sqlite3.Connection, files: Mapping[int, Path], lost: Mapping[int, str], known: set[int]
+    ) -> None:
         """Close the gaps that lost entries leave, and put what is left of them aside."""
         quarantine = self.folder / "damaged"
         new = {number: why for number, why in lost.items() if number not in known}

@@ -1,6 +1,7 @@
 """The ledger: what was asked and what was told, on disk the moment it is known, so that no answer is paid for twice.
 
-SQLite; where its locks cannot be trusted, a journal of whole files (``journal.py``). Every call that writes is committed and synced before it returns. Questions and answers share one sequence of
+SQLite; where its locks cannot be trusted, a journal of whole files (``journal.py``). Every call that writes is
+committed and synced before it returns. Questions and answers share one sequence of
 numbers, so that a run with several open questions can be replayed in the order in which things happened. Every row has
 a checksum of its other columns; all are compared when the file is opened.
 """
@@ -28,7 +29,7 @@ from radin.files import storage_error
 from radin.metrics import Metric
 from radin.question import VALIDATION, Answer, Floats, Gradient, Indices, answer_from_numbers, answer_from_values
 from radin.run.directory import way_on
-from radin.run.journal import Journal
+from radin.run.journal import Journal, put_aside
 from radin.run.rows import (
     LATER,
     TABLE_NAMES,

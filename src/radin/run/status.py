@@ -146,7 +146,9 @@ def _ledger(path: Path, run: dict[str, Any], held: bool | None, problems: list[s
             raise RunError(f"{path / 'ledger.sqlite'} is gone, and with it all that was evaluated")
         return {"stage": "members", "members_done": outputs}
     content = None if journal_folder(path / "ledger.sqlite").is_dir() else snapshot(path / "ledger.sqlite")
-    if (is_empty(path / "ledger.sqlite") if content is None else not content) and "cached_members" not in settings:  # made, and nothing written yet
+    if (
+        is_empty(path / "ledger.sqlite") if content is None else not content
+    ) and "cached_members" not in settings:  # made, and nothing written yet
         return {"stage": "members", "members_done": outputs}
     metric = metric_of(identity, None)
     ledger = Ledger(path / "ledger.sqlite", run=run["run"], read_only=True, metric=metric, content=content)

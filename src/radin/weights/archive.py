@@ -44,7 +44,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Archive:
-    """The entries of a zip archive by name, in the order of its table of contents. ``content``: the file, mapped or read by parts."""
+    """The entries of a zip archive by name, in the order of its table of contents. ``content``: the file."""
 
     content: Any
     entries: Mapping[bytes, Entry]

@@ -69,11 +69,7 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
 def _starts(path: Path) -> dict[str, int]:
     """The byte at which each tensor begins, of a header that the library has checked. Raises OSError."""
     header, start = _header(path)
-    return {
-        name: start + int(entry["data_offsets"][0])
-        for name, entry in header.items()
-        if name != "__metadata__"
-    }
+    return {name: start + int(entry["data_offsets"][0]) for name, entry in header.items() if name != "__metadata__"}
 
 
 def _describe_unmapped(path: Path) -> Stored:

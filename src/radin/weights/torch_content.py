@@ -34,7 +34,7 @@ class Content:
 
 
 def mapped(path: Path) -> Any:
-    """The file's bytes, or of a tar archive those of its weights, read as they are needed; on a network's disk unmapped.
+    """The file's bytes, or of a tar archive those of its weights, read as they are needed, mapped where it is.
 
     Closed when no tensor refers to it any more.
     """
