@@ -111,9 +111,19 @@ class Recipe:
         """One member alone: as it is, or with its BatchNorm statistics estimated again."""
         return cls(cls.uniform([member], pool_size).weights, reestimated)
 
-    @property
+    def __hash__(self) -> int:
+        """By the ratios outside of groups, once: a search looks recipes up again and again."""
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.weights, self.reestimated))  # of numbers alone, so it is the same in every process
+
+    @cached_property
     def members(self) -> tuple[int, ...]:
         """Indices of the members with a positive ratio anywhere, ascending."""
+        if not self.groups:
+            return tuple(k for k, ratio in enumerate(self.weights) if ratio > 0)
         rows = [self.weights, *(group.weights for group in self.groups)]
         return tuple(k for k, ratios in enumerate(zip(*rows, strict=True)) if max(ratios) > 0)
 

@@ -82,11 +82,12 @@ def _watch(directory: Path, out: Path | None, weights: bool, outputs: Path | Non
     from radin.errors import RunError
     from radin.report.page import write_page
     from radin.report.page.content import weighed
+    from radin.run.journal import last_written
 
-    result, ledger = directory / "result.json", directory / "ledger.sqlite"
+    result = directory / "result.json"
     diagnosis = None
     while True:
-        done = result.is_file() and result.stat().st_mtime >= ledger.stat().st_mtime
+        done = result.is_file() and result.stat().st_mtime >= last_written(directory)
         try:
             if weights and diagnosis is None:
                 diagnosis = weighed(directory)

@@ -27,6 +27,7 @@ from radin.progress import Progress
 from radin.question import Answer, answer_from_outputs
 from radin.recipe import Recipe
 from radin.run.directory import RunDirectory
+from radin.run.journal import has_ledger
 from radin.run.ledger import Ledger
 from radin.run.members import mixed
 from radin.run.result import Result
@@ -302,7 +303,7 @@ def examine_run(directory: Path, pool: Pool, task: Task | None = None) -> Histor
     Estimates are those of result.json; of soups evaluated since then, or before the run has finished, from the outputs
     in the directory. Raises RunError when there is no run, or when it is one of another pool.
     """
-    if not (directory / "run.json").is_file() or not (directory / "ledger.sqlite").is_file():
+    if not (directory / "run.json").is_file() or not has_ledger(directory):
         raise RunError(f"{directory} is not a run directory: it has no run.json and ledger.sqlite. Give cook's --out.")
     found = RunDirectory(directory, {}).read()
     identity = found["identity"]

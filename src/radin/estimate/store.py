@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from safetensors.numpy import load, save
 
 from radin.checksums import BLANK, KEY, damage, seal
+from radin.disks import is_network
 from radin.errors import OutputsError
 from radin.estimate.margins import Dropped, Margins
 from radin.estimate.reading import Array
@@ -96,18 +97,29 @@ def load_arrays(path: Path) -> tuple[Margins, Keys, dict[str, Array], dict[str, 
         wrong = damage(path)
         if wrong is not None:
             raise OutputsError(f"{path} is damaged, or holds no compiled margins: {wrong}")
+        if is_network(path):
+            content = path.read_bytes()
+            length = int.from_bytes(content[:8], "little")
+            about = parse_json(parse_json(content[8 : 8 + length].decode())["__metadata__"].get("radin", "{}"))
+            tensors = load(content)
+            return _loaded(about, tensors)
         with safe_open(path, framework="numpy") as file:
             about = parse_json((file.metadata() or {}).get("radin", "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        margins, keys = _from_tensors(about, tensors)
-        more = {name: array for name, array in tensors.items() if name not in _NAMES}
-        return margins, keys, more, dict(about)
+        return _loaded(about, tensors)
     except FileNotFoundError:
         raise OutputsError(f"{path} is not there") from None
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         if (hidden := hidden_error(error)) is not None:
             raise hidden from None
         raise OutputsError(f"{path} is damaged, or holds no compiled margins of format {FORMAT} ({error})") from None
+
+
+def _loaded(about: Any, tensors: Mapping[str, Array]) -> tuple[Margins, Keys, dict[str, Array], dict[str, Any]]:
+    """As ``load_arrays``. Raises KeyError, TypeError or ValueError."""
+    margins, keys = _from_tensors(about, tensors)
+    more = {name: array for name, array in tensors.items() if name not in _NAMES}
+    return margins, keys, more, dict(about)
 
 
 def _from_tensors(about: Any, tensors: Mapping[str, Array]) -> tuple[Margins, Keys]:

@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from radin.checksums import KEY, damage, opened
+from radin.disks import is_network
 from radin.errors import OutputsError
 from radin.files import open_regular, parse_json, read_json
 from radin.outputs.lm_eval import find_logs, read_logs
-from radin.outputs.store import StoredOutputs, map_array
+from radin.outputs.store import StoredOutputs, is_read, map_array
 from radin.weights.pool import Member, Pool
 
 _SUFFIXES = (".npy", ".safetensors")
@@ -115,14 +116,15 @@ def open_targets(path: Path) -> NDArray[Any]:
     if path.suffix != ".safetensors":
         return _open_npy(path)
     from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+    from safetensors.numpy import load, load_file
 
     header, _ = _header(path)
     wrong = damage(path) if KEY in header.get("__metadata__", {}) else None
     if wrong is not None:
         raise OutputsError(f"{path} is damaged: {wrong}. The same cook command makes it again.")
     try:
-        return load_file(path)["targets"]
+        found = load(path.read_bytes()) if is_network(path) else load_file(path)
+        return found["targets"]
     except (SafetensorError, KeyError) as error:
         raise OutputsError(f"{path} does not hold targets as radin writes them ({error})") from None
 
@@ -165,7 +167,8 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
 def _open_npy(path: Path) -> NDArray[Any]:
     try:
         with open_regular(path):
-            found = np.load(path, mmap_mode="r", allow_pickle=False)
+            read = is_read(path, path.stat().st_size)
+            found = np.load(path, mmap_mode=None if read else "r", allow_pickle=False)
         if isinstance(found, np.memmap) and found.flags.c_contiguous and found.size:
             return map_array(path, found.dtype, found.shape, found.offset)
         return np.asarray(found)

@@ -21,13 +21,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from radin.checksums import BLANK, KEY, damage, opened, seal, sealed, sealed_header
 from radin.data.batches import DataFingerprint
+from radin.disks import is_network, read_part
 from radin.errors import OutputsError
 from radin.files import (
     attributed,
@@ -40,6 +40,8 @@ from radin.files import (
     told,
     write_json,
 )
+from radin.locks import FolderLock, InUseError
+from radin.memory import free_memory
 
 _TENSOR = "outputs"
 _HEADER_BYTES = 4096  # reserved at the head of a partial file, so that finishing it moves no data
@@ -94,8 +96,10 @@ class StoredOutputs:
         return cls(path, metadata["member"], metadata["data"], size, dtype, metadata["precision"], offset)
 
 
-def map_array(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...], offset: int) -> np.memmap[Any, Any]:
+def map_array(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...], offset: int) -> NDArray[Any]:
     """An array in a file, memory-mapped, read-only. Unlike numpy's own it keeps no file open: there may be hundreds.
+
+    On a network's disk it is read into memory, in order, where that takes no more than a quarter of what is free.
 
     Raises OSError, and ValueError when the file is shorter than that or no regular file.
     """
@@ -103,12 +107,21 @@ def map_array(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...], offset: 
     with open_regular(path) as file:
         if os.fstat(file.fileno()).st_size < end:
             raise ValueError(f"truncated: {end:,} bytes expected")
+    if end > offset and is_read(path, end - offset):
+        read = np.frombuffer(read_part(path, offset, end - offset), dtype).reshape(shape)
+        read.flags.writeable = False
+        return read
     storage: Any = torch.UntypedStorage.from_file(str(path), False, end)
     content: NDArray[np.uint8] = torch.empty(0, dtype=torch.uint8).set_(storage).numpy()
     content.flags.writeable = False
     found = content[offset:].view(dtype).reshape(shape).view(np.memmap)
     found.filename, found.offset, found.mode = str(path), offset, "r"
     return found
+
+
+def is_read(path: Path, size: int) -> bool:
+    """Whether so many bytes of a file are read into memory and not mapped: they are on a network's disk, and fit."""
+    return is_network(path) and size <= free_memory() // 4
 
 
 class OutputStore:
@@ -130,11 +143,15 @@ class OutputStore:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the folder for one process; runs may share it, but not write it at once. Raises OutputsError."""
+        lock = FolderLock(self.folder)
         try:
-            with FileLock(self.folder / ".lock", timeout=0):
-                yield
-        except Timeout:
-            raise OutputsError(f"{self.folder} is in use by another radin process. Wait for it.") from None
+            lock.acquire()
+        except InUseError as error:
+            raise OutputsError(f"{error} Wait for it.") from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     def path(self, member: str) -> Path:
         """Where the outputs of a member lie, by its fingerprint."""

@@ -229,7 +229,7 @@ def cook(
             job = Job(pool, chosen, directory, ledger, progress, *evaluator.about)
             job.events = events
             _started(job, asked, resumed=bool(recorded))
-            job.notes += tuple(ledger.notes)
+            job.notes += (*directory.notes, *ledger.notes)
             job.spent("open", time.monotonic() - started)
             answers.progress = job.advance if progress else None
             evaluator.verify(job, asked)

@@ -8,12 +8,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from radin.checks import fits
 from radin.checksums import opened, sealed
+from radin.disks import is_behind_url
 from radin.errors import RunError
 from radin.files import is_left, read_json, sweep, write_json
+from radin.locks import LEASE, FolderLock, InUseError
+from radin.run.journal import is_empty
 
 FORMAT = 4  # checkpoints are known by BLAKE3
 _SHA_256 = 3  # the format whose fingerprints were SHA-256
@@ -31,7 +32,7 @@ class RunDirectory:
     def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
         self.path = path
         self.identity = dict(identity)
-        self._lock = FileLock(path / ".lock")
+        self._lock = FolderLock(path)
         self._run = secrets.token_hex(16)
 
     @property
@@ -51,10 +52,17 @@ class RunDirectory:
 
     def __enter__(self) -> RunDirectory:
         """Raises RunError when another process holds it, or when it belongs to something else."""
+        if is_behind_url(self.path):
+            raise RunError(
+                f"{self.path} is a URL; a run lives in a folder, on a disk of this machine or one that machines share. "
+                "Give such a folder with --out, and copy what it holds when it has finished."
+            )
         if self.path.exists() and not self.path.is_dir():
             raise RunError(f"{self.path} is a file; give a directory for the run")
         if self.path.is_dir() and self.is_new:
-            unexpected = [p.name for p in self.path.iterdir() if p.name != ".lock" and not is_left(p.name)]
+            unexpected = [
+                p.name for p in self.path.iterdir() if not p.name.startswith((".lock", LEASE)) and not is_left(p.name)
+            ]
             if unexpected:
                 raise RunError(
                     f"{self.path} is not empty and not a radin run (found {', '.join(sorted(unexpected)[:3])}). "
@@ -62,11 +70,9 @@ class RunDirectory:
                 )
         self.path.mkdir(parents=True, exist_ok=True)
         try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise RunError(
-                f"{self.path} is in use by another radin process. Wait for it, or give another directory."
-            ) from None
+            self._lock.acquire()
+        except InUseError as error:
+            raise RunError(f"{error} Wait for it, or give another directory.") from None
         try:
             sweep(self.path, held=True)
             sweep(self.outputs)
@@ -86,6 +92,11 @@ class RunDirectory:
     ) -> None:
         sweep(self.path, held=True)  # what a worker process left that was killed
         self._lock.release()
+
+    @property
+    def notes(self) -> list[str]:
+        """Whom the folder was taken over from."""
+        return self._lock.notes
 
     @property
     def is_new(self) -> bool:
@@ -126,7 +137,7 @@ class RunDirectory:
     def ledger_is_gone(self) -> bool:
         """Whether this run had a ledger and has none, or an empty one."""
         began = "cached_members" in self.read().get("settings", {})
-        return began and not (self.ledger.exists() and self.ledger.stat().st_size)
+        return began and is_empty(self.ledger)
 
     def _check_identity(self) -> None:
         recorded = self.read().get("identity")

@@ -40,7 +40,7 @@ class Job:
     events: Events = field(default_factory=Events)
     _doing: str = ""
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """What messages and tables call the members."""
         return tuple(member.name for member in self.pool)
@@ -50,13 +50,17 @@ class Job:
         """The average of all members."""
         return Recipe.uniform(range(len(self.pool)), len(self.pool))
 
+    @cached_property
+    def _fingerprints(self) -> tuple[str, ...]:
+        return self.pool.fingerprints
+
     def identity(self, recipe: Recipe) -> str:
         """What the ledger knows a recipe by."""
-        return recipe.identity(self.pool.fingerprints)
+        return recipe.identity(self._fingerprints)
 
     def to_json(self, recipe: Recipe) -> dict[str, object]:
         """A recipe as the ledger keeps it."""
-        return recipe.to_json(self.names, self.pool.fingerprints)
+        return recipe.to_json(self.names, self._fingerprints)
 
     def known(self, recipe: Recipe, split: str = VALIDATION) -> Answer | None:
         """The recorded evaluation of a member on any split, or of a soup on one other than validation; or None.
@@ -85,7 +89,7 @@ class Job:
             self.events("split_evaluated", split=split, recipe=self.to_json(recipe), **told)
             return
         member = recipe.members[0]
-        name, fingerprint = self.names[member], self.pool.fingerprints[member]
+        name, fingerprint = self.names[member], self._fingerprints[member]
         self.events("member_evaluated", name=name, fingerprint=fingerprint, reestimated=recipe.reestimated, **told)
 
     def single(self, k: int) -> Answer:

@@ -1,6 +1,8 @@
 """The ledger: what was asked and what was told, on disk the moment it is known, so that no answer is paid for twice.
 
-SQLite. Every call that writes is committed and synced before it returns. Questions and answers share one sequence of
+SQLite; where its locks cannot be trusted, a journal of whole files (``journal.py``). Every call that writes is
+committed and synced before it returns, or with others at the end of ``together``: a commit takes tens of milliseconds
+on many disks, whatever it holds. Questions and answers share one sequence of
 numbers, so that a run with several open questions can be replayed in the order in which things happened. Every row has
 a checksum of its other columns; all are compared when the file is opened.
 """
@@ -28,6 +30,7 @@ from radin.files import storage_error
 from radin.metrics import Metric
 from radin.question import VALIDATION, Answer, Floats, Gradient, Indices, answer_from_numbers, answer_from_values
 from radin.run.directory import way_on
+from radin.run.journal import Journal, put_aside
 from radin.run.rows import (
     LATER,
     TABLE_NAMES,
@@ -43,6 +46,7 @@ from radin.run.rows import (
 
 VERSION = 3
 _APPLICATION = 0x7261646E  # SQLite's application_id: "radn"
+_LAYOUT = f"BEGIN; {TABLES} PRAGMA application_id = {_APPLICATION}; PRAGMA user_version = {VERSION};"
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -94,8 +98,13 @@ class Ledger:
         self._metric = metric
         self.notes: list[str] = []
         """What was damaged and is made again."""
+        self._together = False
+        self._journal: Journal | None = None
+        journal = None if content is not None else Journal.beside(path, run, read_only=read_only)
         try:
-            if content is not None:
+            if journal is not None:
+                self._db = journal.database(_LAYOUT)
+            elif content is not None:
                 read_only, self._db = True, sqlite3.connect(":memory:")
                 self._db.deserialize(content)
             elif read_only:
@@ -106,6 +115,9 @@ class Ledger:
             # A damaged text need not be UTF-8; its checksum tells.
             self._db.text_factory = lambda text: text.decode("utf-8", "surrogateescape")
             self._check_version(read_only, run)
+            if journal is not None:
+                self._journal, self.notes = journal, journal.notes
+                journal.attach(self._db)
             self._verify(read_only)
             if run is not None:
                 self._check_run(run)
@@ -121,9 +133,8 @@ class Ledger:
         if not tables:
             if read_only:
                 raise RunError(f"{self.path} is empty: the run has not evaluated anything yet")
-            pragmas = f"PRAGMA application_id = {_APPLICATION}; PRAGMA user_version = {VERSION};"
             with self._transaction():  # all at once: tables without a run would be another run's
-                self._db.executescript(f"BEGIN; {TABLES} {pragmas}")
+                self._db.executescript(_LAYOUT)
                 if run is not None:
                     self._add("INSERT INTO runs (run) VALUES (?)", (run,), "runs")
         elif found[0] == _APPLICATION and found[1] != VERSION:
@@ -156,9 +167,10 @@ class Ledger:
                 where = f"row {row[0]} of its {table} does not match its checksum"
                 if read_only or table not in ("evaluations", "soups"):
                     raise self._damaged(where)
+                kept = put_aside(self.path, table, row)
                 with self._transaction():
                     self._db.execute(f"DELETE FROM {table} WHERE id = ?", (row[0],))
-                self.notes.append(f"made again: {self.path} is damaged, {where}")
+                self.notes.append(f"made again: {self.path} is damaged, {where}; what it says lies in {kept}")
 
     def _check_run(self, run: str) -> None:
         """Raise RunError unless it is this run's."""
@@ -218,12 +230,51 @@ class Ledger:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        """All of it on disk at the end, or nothing."""
+        """All of it on disk at the end, or nothing; inside of ``together``, at the end of that."""
         try:
-            with self._db:
+            if not self._together:
+                with self._db:
+                    yield
+                    self._to_journal()
+                return
+            if not self._db.in_transaction:  # else the first savepoint would be a transaction of its own
+                self._db.execute("BEGIN")
+            self._db.execute("SAVEPOINT record")
+            try:
                 yield
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK TO record")
+                raise
+            finally:
+                if self._db.in_transaction:
+                    self._db.execute("RELEASE record")
         except sqlite3.Error as error:
             raise self._failed(error) from None
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """All that is recorded inside by one commit, on disk at the end; as far as it went where an error ends it."""
+        self._together = True
+        try:
+            yield
+        finally:
+            self._together = False
+            self.settle()
+
+    def settle(self) -> None:
+        """Commit what was recorded so far inside of ``together``: something that takes long comes before its end."""
+        try:
+            if self._db.in_transaction:
+                self._to_journal()
+            self._db.commit()
+        except sqlite3.Error as error:
+            raise self._failed(error) from None
+
+    def _to_journal(self) -> None:
+        """What the open transaction changed is a file first: the database beside a journal is this process's alone."""
+        if self._journal is not None:
+            self._journal.record(self._db)
 
     def _add(self, statement: str, values: Sequence[Any], table: str) -> int:
         """Insert a row with its checksum, inside a transaction; its number, 0 where it was there already."""

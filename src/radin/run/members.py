@@ -227,15 +227,17 @@ def asked_scores(job: Job, engine: Engine, given: Sequence[float] | None) -> Kno
             engine.submit(question)
             working += 1
         failed: RunError | None = None
-        for question, answer in engine.wait():
-            working -= 1
-            if isinstance(answer, Failure):
-                name = job.names[question.recipe.members[0]]
-                failed = failed or RunError(f"{name} could not be evaluated. {answer.message}")
-                continue
-            job.add(question.recipe, VALIDATION, answer)
-            for split, (score, stderr) in answer.further.items():
-                job.add(question.recipe, split_name(split), Answer(score, stderr, 0, 0.0))
+        found = engine.wait()
+        with job.ledger.together():
+            for question, answer in found:
+                working -= 1
+                if isinstance(answer, Failure):
+                    name = job.names[question.recipe.members[0]]
+                    failed = failed or RunError(f"{name} could not be evaluated. {answer.message}")
+                    continue
+                job.add(question.recipe, VALIDATION, answer)
+                for split, (score, stderr) in answer.further.items():
+                    job.add(question.recipe, split_name(split), Answer(score, stderr, 0, 0.0))
         if failed is not None:  # all that came with it is recorded
             raise failed
     answers = [job.single(k) for k in range(members)]

@@ -24,6 +24,7 @@ from radin.question import VALIDATION, Answer, Floats, Rates
 from radin.recipe import Recipe
 from radin.run.directory import RunDirectory
 from radin.run.identity import metric_identity
+from radin.run.journal import has_ledger, is_empty
 from radin.run.ledger import Ledger
 from radin.run.result import Result
 from radin.run.rows import REESTIMATED, Asked, Entry
@@ -85,7 +86,7 @@ class RunRecord:
         Raises RunError when there is no run, or one whose members are not evaluated yet, or damaged files.
         """
         path = Path(directory)
-        if not (path / "run.json").is_file() or not (path / "ledger.sqlite").is_file():
+        if not (path / "run.json").is_file() or not has_ledger(path):
             raise RunError(f"{path} is not a run directory: it has no run.json and ledger.sqlite. Give cook's --out.")
         found = RunDirectory(path, {}).read()
         identity, settings = found["identity"], found["settings"]
@@ -110,7 +111,7 @@ class RunRecord:
         further: list[Entry] = []
         averaged: dict[str, Answer] = {}
         apart: list[Entry] = []
-        if (path / "truths.sqlite").is_file():
+        if not is_empty(path / "truths.sqlite"):
             truths = Truths.beside(path, found["run"], read_only=True)
             try:
                 further = truths.found(VALIDATION)

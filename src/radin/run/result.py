@@ -11,6 +11,7 @@ from typing import Any
 
 from radin.checks import misfits
 from radin.checksums import opened
+from radin.disks import is_behind_url
 from radin.errors import RadinError, RunError
 from radin.files import read_json, replacing, replacing_folder, told
 from radin.recipe import Recipe
@@ -210,6 +211,8 @@ class Result:
         Raises RunError for another ending.
         """
         target = Path(path)
+        if is_behind_url(target):
+            raise RunError(f"{path} is a URL; save the soup to a file, and copy that there")
         if self.soup.is_dir() and target.suffix in SAVE_SUFFIXES:
             return self._save_file(target)
         if target.suffix != self.soup.suffix:

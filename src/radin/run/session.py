@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from radin.search import Search
 from radin.search.account import Account
 
 _FAILURES = 3  # questions in a row without an answer, after which a run stops
+_GATHERED = 0.25  # seconds for which questions are gathered, to be recorded by one commit
 
 Event = tuple[int, str, Asked | None]
 
@@ -195,39 +197,68 @@ class Session:
         working = 0
         again, self._again = self._again, []
         while True:
-            while working < self._engine.slots:
-                question = again.pop(0) if again else self._ask(ask, origin, working)
-                if question is None:
-                    break
-                self._announce(question, working + 1)
-                self._engine.submit(question)
-                working += 1
+            more = True
+            while more and working < self._engine.slots:
+                questions, more = self._gather(ask, origin, again, working)
+                for question in questions:
+                    working += 1
+                    self._announce(question, working)
+                    self._engine.submit(question)
             if not working:
                 return
             started = time.monotonic()
             failure: Failure | None = None
-            for question, answer in self._engine.wait():
-                working -= 1
-                if isinstance(answer, Failure):
-                    failure = answer
-                    self._fail(question, answer)
-                    continue
-                self._in_a_row = 0
-                self._take(question, answer)
-                better = question.gradient is None and self._keep(question.recipe)
-                if answer.gradient is not None:  # the members' columns alone: their order may be another next time
-                    answer = replace(answer, gradient=answer.gradient[:, list(question.recipe.members)])
-                number = self._numbers.pop(question)
-                self._job.ledger.tell(number, answer)
-                self._answered(number, question, answer)
-                if better:
-                    self.tell_best(question.recipe, self._best)
+            found = self._engine.wait()
+            news: list[Callable[[], None]] = []  # told once all of it is on disk
+            with self._job.ledger.together():
+                for question, answer in found:
+                    working -= 1
+                    if isinstance(answer, Failure):
+                        failure = answer
+                        news += self._fail(question, answer)
+                        continue
+                    self._in_a_row = 0
+                    news += self._record(question, answer)
+            for tell in news:
+                tell()
             self._job.spent("soups", time.monotonic() - started)
             if failure is not None and self._in_a_row >= _FAILURES:  # all that came with it is recorded
                 raise RunError(
                     f"{_FAILURES} evaluations in a row gave no answer. The last one: {failure.message}\n"
                     "Nothing finished is lost; the same command tries these again and goes on."
                 )
+
+    def _gather(
+        self, ask: Callable[[], Question | None], origin: str, again: list[Question], working: int
+    ) -> tuple[list[Question], bool]:
+        """Questions for the slots that are free, recorded by one commit; fewer where finding them takes its time.
+
+        And whether there may be more.
+        """
+        questions: list[Question] = []
+        until = time.monotonic() + _GATHERED
+        with self._job.ledger.together():
+            while working + len(questions) < self._engine.slots:
+                question = again.pop(0) if again else self._ask(ask, origin, working + len(questions))
+                if question is None:
+                    return questions, False
+                questions.append(question)
+                if time.monotonic() > until:
+                    break
+        return questions, True
+
+    def _record(self, question: Question, answer: Answer) -> list[Callable[[], None]]:
+        """Take in an answer and record it; what whoever listens is to be told of it."""
+        self._take(question, answer)
+        better = question.gradient is None and self._keep(question.recipe)
+        if answer.gradient is not None:  # the members' columns alone: their order may be another next time
+            answer = replace(answer, gradient=answer.gradient[:, list(question.recipe.members)])
+        number = self._numbers.pop(question)
+        self._job.ledger.tell(number, answer)
+        news: list[Callable[[], None]] = [partial(self._answered, number, question, answer)]
+        if better:
+            news.append(partial(self.tell_best, question.recipe, self._best))
+        return news
 
     def _ask(self, ask: Callable[[], Question | None], origin: str, working: int) -> Question | None:
         started = time.monotonic()
@@ -257,12 +288,12 @@ class Session:
         self._origins.pop(question, None)
         self.search.tell(question, answer)
 
-    def _fail(self, question: Question, failure: Failure) -> None:
+    def _fail(self, question: Question, failure: Failure) -> list[Callable[[], None]]:
         self._in_a_row += 1
         number = self._numbers.pop(question)
         self._job.ledger.fail(number, failure.message)
-        self._job.events("question_failed", question=number, message=failure.message)
         self._leave(question, failure.message)
+        return [partial(self._job.events, "question_failed", question=number, message=failure.message)]
 
     def _leave(self, question: Question, why: str) -> None:
         if question.gradient is None:
@@ -338,6 +369,7 @@ class Session:
             self._put(best)
 
     def _put(self, recipe: Recipe) -> None:
+        self._job.ledger.settle()  # writing a soup may take long
         with told(self.soup, needs=self._job.pool.bytes):
             self._engine.write(recipe, self.soup)
             self._job.ledger.wrote(self._job.identity(recipe), file_checksum(self.soup))
@@ -393,16 +425,19 @@ class Session:
 
     def _announce(self, question: Question, working: int) -> None:
         """How far the budget is spent, and about how long the rest will take."""
-        self._job.events(
-            "question_asked",
-            question=self._numbers[question],
-            members=question.recipe.size,
-            recipe=self._job.to_json(question.recipe),
-            examples=self.account.rates.examples if question.examples is None else len(question.examples),
-            whole=question.examples is None,
-            gradient=question.gradient is not None,
-            **self._passes(),
-        )
+        if self._job.events:
+            self._job.events(
+                "question_asked",
+                question=self._numbers[question],
+                members=question.recipe.size,
+                recipe=self._job.to_json(question.recipe),
+                examples=self.account.rates.examples if question.examples is None else len(question.examples),
+                whole=question.examples is None,
+                gradient=question.gradient is not None,
+                **self._passes(),
+            )
+        if self._job.progress is None:
+            return
         spent, budget = self.account.spent, self.account.budget
         examples = self.account.rates.examples if question.examples is None else len(question.examples)
         what = "soup" if question.gradient is None else "gradient by the ratios"

@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from radin.errors import RadinError, RunError, printable
+from radin.locks import LEASE, holder
 from radin.metrics import Metric
 from radin.question import VALIDATION, Answer, Question, Rates
 from radin.recipe import Recipe
 from radin.run.directory import RunDirectory
+from radin.run.journal import has_ledger, is_empty, journal_folder
 from radin.run.ledger import Ledger
 from radin.run.record import metric_of
 from radin.run.result import Result
@@ -90,8 +92,8 @@ class RunStatus:
     def read(cls, directory: str | Path) -> RunStatus:
         """The status of a run directory. Raises RunError where there is none."""
         path = Path(directory)
-        if not any((path / name).is_file() for name in ("run.json", "ledger.sqlite", "result.json")):
-            held, process = lock_holder(path / ".lock")
+        if not any((path / name).is_file() for name in ("run.json", "result.json")) and not has_ledger(path):
+            held, process = _holder(path)
             if held:  # at its very beginning
                 return cls(path, "working", "members", held, process)
             raise RunError(f"{path} is not a run directory: it has no run.json and ledger.sqlite. Give cook's --out.")
@@ -99,7 +101,7 @@ class RunStatus:
 
 
 def _read(path: Path) -> RunStatus:
-    held, process = lock_holder(path / ".lock")
+    held, process = _holder(path)
     known: dict[str, Any] = {"held": held, "process": process, "idle": _idle(path)}
     problems: list[str] = []
     stage, complete = "unknown", False
@@ -115,7 +117,7 @@ def _read(path: Path) -> RunStatus:
             "members": len(identity["members"]),
             "budget": settings["budget"],
         }
-        progress = _ledger(path, found, held)
+        progress = _ledger(path, found, held, problems)
         stage = progress.pop("stage")
         known |= progress
         complete = _finished(path, settings["budget"])
@@ -133,21 +135,24 @@ def _read(path: Path) -> RunStatus:
     return RunStatus(path=path, state=state, stage=stage, problems=tuple(problems), **known)
 
 
-def _ledger(path: Path, run: dict[str, Any], held: bool | None) -> dict[str, Any]:
-    """What the ledger knows: see RunStatus."""
+def _ledger(path: Path, run: dict[str, Any], held: bool | None, problems: list[str]) -> dict[str, Any]:
+    """What the ledger knows: see RunStatus. ``problems`` gets what is damaged in a journal."""
     identity, settings = run["identity"], run["settings"]
     prints = tuple(map(str, identity["members"]))
     names = tuple(printable(name) for name in identity["members"].values())
     outputs = sum((path / "outputs" / f"{fingerprint[:32]}.safetensors").is_file() for fingerprint in prints)
-    if not (path / "ledger.sqlite").is_file():
+    if not has_ledger(path):
         if "cached_members" in settings:
             raise RunError(f"{path / 'ledger.sqlite'} is gone, and with it all that was evaluated")
         return {"stage": "members", "members_done": outputs}
-    content = snapshot(path / "ledger.sqlite")
-    if not content and "cached_members" not in settings:  # made, and nothing written yet
+    content = None if journal_folder(path / "ledger.sqlite").is_dir() else snapshot(path / "ledger.sqlite")
+    if (
+        is_empty(path / "ledger.sqlite") if content is None else not content
+    ) and "cached_members" not in settings:  # made, and nothing written yet
         return {"stage": "members", "members_done": outputs}
     metric = metric_of(identity, None)
-    ledger = Ledger(path / "ledger.sqlite", run=run["run"], metric=metric, content=content)
+    ledger = Ledger(path / "ledger.sqlite", run=run["run"], read_only=True, metric=metric, content=content)
+    problems += ledger.notes
     try:
         singles = {entry.identity: entry.evaluation for entry in ledger.entries("member", VALIDATION)}
         again = ledger.entries(REESTIMATED, VALIDATION)
@@ -217,10 +222,21 @@ def _finished(path: Path, budget: float) -> bool:
 def _idle(path: Path) -> float | None:
     """Seconds since anything in the run's folder was written."""
     times = []
-    for folder in (path, path / "outputs"):
+    for folder in (path, path / "outputs", journal_folder(path / "ledger.sqlite")):
         if folder.is_dir():
             times += [entry.stat().st_mtime for entry in os.scandir(folder) if entry.is_file(follow_symlinks=False)]
     return max(time.time() - max(times), 0.0) if times else None
+
+
+def _holder(path: Path) -> tuple[bool | None, int | None]:
+    """Whether a process works on a run, and its number where that is known: by the run's lease, or by its lock."""
+    try:
+        found = holder(path / LEASE)
+    except OSError:
+        return None, None
+    if found is not None:
+        return not found.is_stale, found.process
+    return lock_holder(path / ".lock")
 
 
 def lock_holder(lock: Path) -> tuple[bool | None, int | None]:

@@ -379,7 +379,7 @@ class Search:
                 if recipe not in self._places:
                     self._place(recipe)
                 self._known[recipe] = self._members.utility(score)
-        self._deliver()
+        self._deliver(recipe)
 
     def _score(self, recipe: Recipe) -> float | None:
         values = self.account.values(recipe)[self._among]
@@ -394,12 +394,14 @@ class Search:
             self._no_gradient.add(asked_of(question))
             return
         self._known.setdefault(question.recipe, -np.inf)
-        self._deliver()
+        self._deliver(question.recipe)
 
-    def _deliver(self) -> None:
+    def _deliver(self, about: Recipe) -> None:
+        """Answer the open tickets about a soup, as far as what is known of it now answers them."""
         left = []
         for ticket, recipe, part in self._tickets:
-            ticket.done, ticket.answer = self._answer(recipe, part)
+            if recipe == about:
+                ticket.done, ticket.answer = self._answer(recipe, part)
             if ticket.done:
                 self._news = True
             else:

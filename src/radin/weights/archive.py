@@ -44,7 +44,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Archive:
-    """The entries of a zip archive by name, in the order of its table of contents. ``content``: the file, mapped."""
+    """The entries of a zip archive by name, in the order of its table of contents. ``content``: the file."""
 
     content: Any
     entries: Mapping[bytes, Entry]
@@ -53,7 +53,7 @@ class Archive:
     def start(self, entry: Entry) -> int:
         """Where the data of an entry begin. Raises ValueError unless they are there, clear of all others."""
         try:
-            fields = _LOCAL.unpack_from(self.content, entry.header)
+            fields = _LOCAL.unpack(self.content[entry.header : entry.header + _LOCAL.size])
         except struct.error:
             raise ValueError(f"{_shown(entry.name)} begins beyond the end of the file") from None
         name_at = entry.header + _LOCAL.size
@@ -118,13 +118,13 @@ def _directory(content: Any) -> tuple[int, int, int]:
     at = lowest + bytes(content[lowest:]).rfind(b"PK\x05\x06")
     if at < lowest or at + _END.size > len(content):
         raise ValueError("no table of contents at its end")
-    _, disk, first_disk, _, number, size, offset, _ = _END.unpack_from(content, at)
+    _, disk, first_disk, _, number, size, offset, _ = _END.unpack(content[at : at + _END.size])
     locator = at - _LOCATOR64.size
     if locator >= 0 and content[locator : locator + 4] == b"PK\x06\x07":
-        place = _LOCATOR64.unpack_from(content, locator)[2]
+        place = _LOCATOR64.unpack(content[locator:at])[2]
         if place + _END64.size > len(content) or content[place : place + 4] != b"PK\x06\x06":
             raise ValueError("its zip64 record is not where it should be")
-        _, _, _, _, disk, first_disk, _, number, size, offset = _END64.unpack_from(content, place)
+        _, _, _, _, disk, first_disk, _, number, size, offset = _END64.unpack(content[place : place + _END64.size])
     if disk or first_disk:
         raise ValueError("one part of an archive in several parts")
     return offset, size, number

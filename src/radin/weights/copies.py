@@ -7,6 +7,7 @@ after it. Processes that use copies say so by a file of their own, so that none 
 from __future__ import annotations
 
 import atexit
+import hashlib
 import json
 import os
 import shutil
@@ -34,6 +35,28 @@ _VERSION = (
 _NOTE = ".json"
 _SEEN_SECONDS = 0.25  # between looks at how large a copy has become
 _marked: dict[Path, Path] = {}  # folders that this process said to use
+
+
+class ChangedError(RadinError):
+    """A file became another one while it was copied; what came is thrown away."""
+
+
+@contextmanager
+def alone(place: Path) -> Iterator[None]:
+    """Keep other processes from copying to this place meanwhile: they wait, and find the copy there."""
+    root = folder()
+    assert root is not None
+    name = hashlib.sha256(os.fsencode(place)).hexdigest()[:2]  # a few files for all: some wait that need not
+    lock = FileLock(root / f".{name}.lock")
+    try:
+        lock.acquire()
+    except (OSError, NotImplementedError):  # a disk without locks: two copies may be made, each of them whole
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @dataclass(frozen=True)
@@ -66,10 +89,16 @@ class Copy:
                 return True
         return False
 
-    def make(self, get: Callable[[str, str], None], report: Callable[[int], None]) -> None:
+    def make(
+        self,
+        get: Callable[[str, str], None],
+        report: Callable[[int], None],
+        look: Callable[[str], Mapping[str, str]],
+    ) -> None:
         """Copy it by ``get(source, file)``, whole or not at all. ``report`` is told the bytes that came so far.
 
-        Raises RadinError where other than what was announced came, StorageError.
+        ``look(source)``: what the remote says of it now. Raises ChangedError where that is no longer what it was,
+        RadinError where other than what was announced came, StorageError.
         """
         with told(self.place, needs=self.size or 0):
             self.place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -77,6 +106,8 @@ class Copy:
             with replacing(self.place) as temporary:
                 with _watched(temporary, report):
                     get(self.source, str(temporary))
+                if set(self.version) - {"size"} and dict(look(self.source)) != dict(self.version):
+                    raise ChangedError(f"{printable(self.source)} has changed while it was copied")
                 size = temporary.stat().st_size
                 if self.size is not None and size != self.size:
                     raise RadinError(f"{size:,} bytes came of {self.size:,}; give the command again")

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from radin.disks import is_network, read_part
 from radin.errors import CheckpointError, NoWeightsError
 from radin.files import open_regular
 from radin.weights import pickled, torch_entries, torch_file
@@ -66,8 +67,11 @@ def describe(folder: Path, key: str | None) -> tuple[Stored, Chunks]:
 def tensors(folder: Path, stored: Stored, chunks: Chunks) -> Iterator[Callable[[str], Tensor]]:
     """A function from stored name to tensor, good inside the context. ``chunks``: as ``describe`` found them."""
     files: dict[str, mmap.mmap] = {}
+    unmapped = is_network(folder)
 
     def window(chunk: Chunk) -> memoryview:
+        if unmapped:
+            return memoryview(read_part(folder / chunk.file, chunk.start, chunk.length))
         if chunk.file not in files:
             with open_regular(folder / chunk.file) as file:
                 files[chunk.file] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)

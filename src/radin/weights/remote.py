@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 from urllib.parse import quote
@@ -28,6 +28,7 @@ _PACKAGES = {
 }  # fmt: skip
 _WEB = ("http", "https")
 _SMALL = 64 * 2**20  # a checkpoint folder's other files (configuration, tokenizer) are fetched up to this size
+_TRIES = 3  # for a file that changes while it is copied
 _SHOWN = 60  # characters of a URL beside the bar
 
 
@@ -114,10 +115,26 @@ class _Remote:
         done = 0
         for copy in self._lacking.values():
             progress(what, done, total)
-            copy.make(self._get, lambda came, before=done: progress(what, before + came, total))  # type: ignore[misc]
+            with copies.alone(copy.place):  # another process may be copying it just now
+                if not copy.is_there():
+                    self._fetch(copy, lambda came, before=done: progress(what, before + came, total))  # type: ignore[misc]
             done += copy.place.stat().st_size
         if self._lacking:
             progress(what, done, done)
+
+    def _fetch(self, copy: copies.Copy, report: Callable[[int], None]) -> None:
+        """Copy a file; anew where it has become another one meanwhile. Raises RadinError, StorageError."""
+        for _ in range(_TRIES):
+            with suppress(copies.ChangedError):
+                copy.make(self._get, report, self._version)
+                return
+            copy = copies.Copy.of(copy.source, copy.place, self._files.info(copy.source))
+        raise RadinError(f"it changed {_TRIES} times while it was copied; give the command again when it is whole")
+
+    def _version(self, source: str) -> Mapping[str, str]:
+        """What the remote says of a file now."""
+        self._files.invalidate_cache()
+        return copies.Copy.of(source, self._root, self._files.info(source)).version
 
     def _get(self, source: str, file: str) -> None:
         if self._root.name != "hf":

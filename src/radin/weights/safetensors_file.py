@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from radin.disks import is_network, read_part
 from radin.errors import CheckpointError
 from radin.files import open_regular, parse_json, told
-from radin.weights.layout import DTYPES
+from radin.weights.layout import DTYPES, Shape
 from radin.weights.limits import HEADER_BYTES, TENSORS
 from radin.weights.stored import Stored
 
@@ -27,6 +30,8 @@ def describe(path: Path) -> Stored:
     _check_header(path)
     shapes = {}
     dtypes = {}
+    if is_network(path):
+        return _describe_unmapped(path)
     try:
         with safe_open(path, framework="pt") as file:
             names = file.keys()
@@ -40,6 +45,12 @@ def describe(path: Path) -> Stored:
         starts = _starts(path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(_damage(path, error)) from error
+    return _stored(shapes, dtypes, metadata, starts)
+
+
+def _stored(
+    shapes: dict[str, Shape], dtypes: dict[str, torch.dtype], metadata: Mapping[str, str], starts: dict[str, int]
+) -> Stored:
     aliases = {alias: kept for alias, kept in sorted(metadata.items()) if kept in shapes and alias not in shapes}
     for alias, kept in aliases.items():
         shapes[alias] = shapes[kept]
@@ -47,21 +58,73 @@ def describe(path: Path) -> Stored:
     return Stored(shapes=shapes, dtypes=dtypes, aliases=aliases, starts=starts)
 
 
-def _starts(path: Path) -> dict[str, int]:
-    """The byte at which each tensor begins, of a header that the library has checked. Raises OSError."""
+def _header(path: Path) -> tuple[dict[str, Any], int]:
+    """The header as JSON, and the byte at which its tensors' numbers begin. Raises OSError, ValueError."""
     with open_regular(path) as file:
         length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
         header = parse_json(file.read(length).decode("utf-8"))
-    return {
-        name: _LENGTH_BYTES + length + int(entry["data_offsets"][0])
-        for name, entry in header.items()
-        if name != "__metadata__"
-    }
+    return header, _LENGTH_BYTES + length
+
+
+def _starts(path: Path) -> dict[str, int]:
+    """The byte at which each tensor begins, of a header that the library has checked. Raises OSError."""
+    header, start = _header(path)
+    return {name: start + int(entry["data_offsets"][0]) for name, entry in header.items() if name != "__metadata__"}
+
+
+def _describe_unmapped(path: Path) -> Stored:
+    """As ``describe``, by radin's own checks of the header: the library would map the file."""
+    shapes, dtypes, starts, end = {}, {}, {}, 0
+    try:
+        header, start = _header(path)
+        size = path.stat().st_size - start
+        metadata = header.pop("__metadata__", {})
+        if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
+            raise ValueError("its metadata are no strings")
+        if len(header) > TENSORS:
+            raise CheckpointError(f"{path}: holds more than {TENSORS:,} tensors")
+        for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+            shape, (begin, stop) = entry["shape"], entry["data_offsets"]
+            if not all(type(n) is int and n >= 0 for n in (*shape, begin, stop)):
+                raise ValueError(f"the shape or place of {name[:100]!r} is no whole numbers")
+            shapes[name], dtypes[name] = tuple(shape), _dtype(path, name, entry["dtype"])
+            if begin != end or stop - begin != math.prod(shape) * dtypes[name].itemsize:
+                raise ValueError(f"the numbers of {name[:100]!r} are not where they should be")
+            starts[name], end = start + begin, stop
+        if end != size:
+            raise ValueError(f"{end:,} bytes of numbers are promised, and {size:,} are there")
+    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+        raise CheckpointError(_damage(path, error)) from error
+    return _stored({name: shapes[name] for name in sorted(shapes)}, dtypes, metadata, starts)
+
+
+@contextmanager
+def _unmapped(path: Path) -> Iterator[Callable[[str], Tensor]]:
+    """As ``tensors``, each read in order into memory of its own."""
+    stored = describe(path)
+
+    def read(name: str) -> Tensor:
+        shape, dtype = stored.shapes[name], stored.dtypes[name]
+        length = math.prod(shape) * dtype.itemsize
+        if not length:
+            return torch.empty(shape, dtype=dtype)
+        try:
+            with told(path, doing="read"):
+                content = read_part(path, stored.starts[name], length)
+        except ValueError as error:
+            raise CheckpointError(_damage(path, error)) from error
+        return torch.frombuffer(content, dtype=dtype).reshape(shape)
+
+    yield read
 
 
 @contextmanager
 def tensors(path: Path) -> Iterator[Callable[[str], Tensor]]:
-    """A function from stored name to memory-mapped tensor, good until the context closes."""
+    """A function from stored name to memory-mapped tensor, on a network's disk read; good until the context closes."""
+    if is_network(path):
+        with _unmapped(path) as read:
+            yield read
+        return
     try:
         with ExitStack() as stack:
             with told(path, doing="read"):
@@ -75,9 +138,12 @@ def metadata(path: Path) -> dict[str, str]:
     """The file's metadata strings. Raises CheckpointError for a damaged file."""
     _check_header(path)
     try:
+        if is_network(path):
+            found = _header(path)[0].get("__metadata__", {})
+            return {str(name): str(text) for name, text in found.items()}
         with safe_open(path, framework="pt") as file:
             return dict(file.metadata() or {})
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError, AttributeError) as error:
         raise CheckpointError(_damage(path, error)) from error
 
 

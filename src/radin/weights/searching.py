@@ -31,7 +31,7 @@ _INITIAL = re.compile(
     r"([-_.]?(model|checkpoint|ckpt|weights))?",
     re.IGNORECASE,
 )
-_RUN_FILES = ("run.json", "ledger.sqlite")  # of a run of radin's: its soup and outputs are no members
+_RUN_FILES = ("run.json", "ledger.sqlite", "journal")  # of a run of radin's: its soup and outputs are no members
 _EARLIER = "earlier states of a run whose final model is taken; to have them too, name them"
 _DISTRIBUTED = ".metadata"  # of torch.distributed.checkpoint
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from radin import disks
 from radin.errors import CheckpointError
 from radin.files import open_regular
 from radin.weights import pickled, tar
@@ -33,12 +34,16 @@ class Content:
 
 
 def mapped(path: Path) -> Any:
-    """The file's bytes, or of a tar archive those of its weights, read as they are needed.
+    """The file's bytes, or of a tar archive those of its weights, read as they are needed, mapped where it is.
 
     Closed when no tensor refers to it any more.
     """
     with open_regular(path) as file:
-        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # torch wants memory that it could write to
+        content: Any
+        if disks.is_network(path):
+            content = disks.Unmapped(path)
+        else:
+            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # torch wants memory that it could write to
     if kind_of_bytes(content[:512], len(content)) != TAR:
         return content
     place = tar.weights_in(path)
@@ -47,7 +52,14 @@ def mapped(path: Path) -> Any:
             "a tar archive without model_weights.ckpt, as NeMo's have; if it is torch's format of 2016, load it with "
             "a torch of then and save it again"
         )
+    if isinstance(content, disks.Unmapped):
+        return disks.Unmapped(path, *place)
     return memoryview(content)[place[0] : place[0] + place[1]]
+
+
+def _is_part(content: Any) -> bool:
+    """Whether these bytes are only part of a file."""
+    return content.is_part if isinstance(content, disks.Unmapped) else not isinstance(content, mmap.mmap)
 
 
 def load(path: Path) -> Content:
@@ -55,7 +67,7 @@ def load(path: Path) -> Content:
     content = mapped(path)
     if content[: len(ZIP)] == ZIP:
         return from_zip(path, content)
-    return _legacy(path, content if isinstance(content, mmap.mmap) else bytes(content))
+    return _legacy(content if isinstance(content, mmap.mmap) else bytes(content[:]), _is_part(content))
 
 
 def from_zip(path: Path, content: Any) -> Content:
@@ -82,10 +94,10 @@ def from_zip(path: Path, content: Any) -> Content:
             raise ValueError(f"{storage.nbytes:,} bytes of numbers were promised, and {entry.size:,} are there")
         return archive.start(entry), entry
 
-    return Content(loaded.value, locate, True, not isinstance(content, mmap.mmap), loaded.unsafe)
+    return Content(loaded.value, locate, True, _is_part(content), loaded.unsafe)
 
 
-def _legacy(path: Path, content: Any) -> Content:
+def _legacy(content: Any, is_part: bool) -> Content:
     """The format before 1.6: pickles one after another, then each storage's length and numbers."""
     at, left = 0, PICKLE_STEPS
     values: list[pickled.Loaded] = []
@@ -120,4 +132,4 @@ def _legacy(path: Path, content: Any) -> Content:
             raise ValueError("a view reaches beyond its storage")
         return starts[storage.key] + offset * root.dtype.itemsize, None
 
-    return Content(main.value, locate, False, not isinstance(content, mmap.mmap), main.unsafe)
+    return Content(main.value, locate, False, is_part, main.unsafe)

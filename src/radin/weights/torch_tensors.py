@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from radin.disks import Unmapped
 from radin.errors import CheckpointError
 from radin.weights.archive import Entry, unpacked
 from radin.weights.described import Described, Odd, Storage
@@ -116,7 +117,7 @@ def refuse_views(path: Path, tensors: Mapping[str, Described], aliases: Mapping[
 
 
 def read_tensor(content: Any, place: Place) -> Tensor:
-    """A tensor, mapped where its numbers are in the file as they are, and as the processor wants them."""
+    """A tensor, mapped where the file is and its numbers are there as they are, and as the processor wants them."""
     tensor, size = place.tensor, place.tensor.dtype.itemsize
     if count(tensor.size) == 0:
         return torch.empty(tensor.size, dtype=tensor.dtype)
@@ -124,11 +125,16 @@ def read_tensor(content: Any, place: Place) -> Tensor:
     source: Any = content
     if place.entry is not None and not place.entry.stored:
         source = bytearray(unpacked(content, place.start, place.entry))
-    elif (place.start + at) % size:
-        source, at = bytearray(content[place.start + at : place.start + at + bytes_]), 0
+    elif isinstance(content, Unmapped) or (place.start + at) % size:
+        source, at = _writable(content[place.start + at : place.start + at + bytes_]), 0
     else:
         at += place.start
     flat = torch.frombuffer(source, dtype=tensor.dtype, count=bytes_ // size, offset=at)
     found = flat.as_strided(tensor.size, tensor.stride)
     found = found.conj().resolve_conj() if tensor.conj else found
     return torch.neg(found) if tensor.neg else found
+
+
+def _writable(content: bytes | bytearray | memoryview) -> bytearray:
+    """The same bytes, as memory that torch may write to."""
+    return content if isinstance(content, bytearray) else bytearray(content)

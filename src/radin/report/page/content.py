@@ -18,6 +18,7 @@ from radin.report.page.charts import Figure
 from radin.report.sentences import number
 from radin.report.tables import chosen_row, closing_rows, closing_sentences
 from radin.run.directory import RunDirectory
+from radin.run.journal import is_empty
 from radin.run.ledger import Ledger
 from radin.run.record import RunRecord
 from radin.run.result import Result
@@ -111,7 +112,7 @@ def _waiting(path: Path) -> Content | None:
     prints = tuple(map(str, found["identity"]["members"]))
     names = tuple(printable(name) for name in found["identity"]["members"].values())
     entries = {}
-    if (path / "ledger.sqlite").is_file() and (path / "ledger.sqlite").stat().st_size:
+    if not is_empty(path / "ledger.sqlite"):
         ledger = Ledger(path / "ledger.sqlite", run=found["run"], read_only=True)
         try:
             entries = {entry.identity: entry.evaluation for entry in ledger.entries("member", VALIDATION)}

@@ -17,6 +17,7 @@ Axis names: members N, candidates K, evaluations n.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated
 
@@ -27,7 +28,7 @@ from radin.search.screening import estimated, screened
 from radin.search.sources import ALL, SubsetMemory, best_recipes, default_sources
 from radin.search.strategies.base import Asks, Examples, Floats, Indices, Open, Problem, Slice, Ticket, Wait, strategy
 from radin.search.strategies.normal import expected_improvement, normal_below
-from radin.search.strategies.process import Nonlinear, Prior, Process, expected
+from radin.search.strategies.process import Nonlinear, Posterior, Prior, Process, expected
 from radin.search.strategies.scores_only import search_scores
 from radin.search.strategies.slices import SOFTENING, Slices, contested, reading_of
 
@@ -35,8 +36,10 @@ _ANCHORS = 8  # of each size, and how many sizes are told apart in a large pool
 _SIZES = 32
 _PLENTY = 1024  # candidates, where their number need not be watched
 _ROWS = 64
+_TINY = 1e-18  # of variances, which are divided by
 
 _State = tuple[list[int], Floats, Floats, Floats]
+_REFITTED = 8  # answers after which a process with open evaluations is fitted anew; see ``_Beliefs``
 
 
 @strategy("adaptive", geometry=True)
@@ -72,21 +75,20 @@ def _whole(problem: Problem, weights: Floats, process: Process) -> Asks:
     seen: list[int] = []
     truth: list[float] = []
     pending: dict[int, Ticket] = {}
-    model = _Model(process)
+    beliefs = _Beliefs(_Model(process))
     while open_.any() or pending:
         for candidate in [k for k, ticket in pending.items() if ticket.done]:
             utility = pending.pop(candidate).answer
             if np.isfinite(utility):
                 seen.append(candidate)
                 truth.append(utility)
+                beliefs.told(candidate, 0.0, utility)
+            else:
+                beliefs.forget()
         if not open_.any():
             yield Wait()
             continue
-        mean, variance = model.posterior(seen, np.array(truth), np.zeros(len(seen)))
-        if pending:
-            believed = [*truth, *mean[list(pending)]]
-            noise = np.zeros(len(believed))
-            mean, variance = model.posterior([*seen, *pending], np.array(believed), noise, choose=False)
+        mean, variance = beliefs.given(seen, np.array(truth), np.zeros(len(seen)), dict.fromkeys(pending, 0.0))
         best = max([problem.singles.max(), *truth])
         value = expected_improvement(mean - best, np.sqrt(variance)) if seen or pending else mean
         chosen = int(np.flatnonzero(open_)[np.argmax(value[open_])])
@@ -94,6 +96,7 @@ def _whole(problem: Problem, weights: Floats, process: Process) -> Asks:
         if ticket is not None:
             open_[chosen] = False
             pending[chosen] = ticket
+            beliefs.opened(chosen, 0.0)
         elif pending:
             yield Wait()
         else:
@@ -111,7 +114,7 @@ def _by_slices(race: _Race) -> Asks:
         else:
             ticket = yield Open(race.question(candidate))
             if ticket is not None:
-                race.pending[candidate] = ticket
+                race.opened(candidate, ticket)
             elif race.is_new(candidate):
                 race.may_start = False
             else:
@@ -127,7 +130,7 @@ def _by_slices(race: _Race) -> Asks:
             ticket = yield Open(race.all_of(candidate))
             if ticket is not None:
                 race.finishing.add(candidate)
-                race.pending[candidate] = ticket
+                race.opened(candidate, ticket)
             else:
                 race.leave_unfinished(candidate)
         race.collect()
@@ -141,12 +144,15 @@ class _Race:
         self.weights = weights
         self._examples = examples
         self._finish = finish
-        self._model = _Model(process)
+        self._believed = _Beliefs(_Model(process))
         self._slices = Slices(examples.count, contested(examples, weights[0]))
         self._singles = (weights > 0).sum(axis=1) == 1
         self._broken = np.zeros(len(weights), dtype=np.bool_)
         self._over_budget: set[int] = set()
         self._unknown = (0.1 * process.scale) ** 2
+        self._observed: dict[int, tuple[float, float]] = {}  # what is believed of each is made of these
+        self._levels = np.zeros(len(weights), dtype=int)
+        self._observations: tuple[list[int], Floats, Floats] | None = None
         self._state: _State | None = None
         self.may_start = True
         """Whether the budget allows to start another soup."""
@@ -160,25 +166,58 @@ class _Race:
         return not self._level(candidate)
 
     def _level(self, candidate: int) -> int:
-        reading = self._slices.readings.get(candidate)
-        return 0 if reading is None else reading.level
+        return int(self._levels[candidate])
 
     def collect(self) -> None:
         """Take in what has been answered."""
-        for candidate in [k for k, ticket in self.pending.items() if ticket.done]:
+        answered = [k for k, ticket in self.pending.items() if ticket.done]
+        for candidate in answered:
             values = self.pending.pop(candidate).answer
             if candidate in self.finishing:
                 self._finished(candidate, values)
             else:
                 self._continued(candidate, values)
+        if answered:
+            self._slices.changed()
+            self._observations = None
+            for candidate in answered:
+                reading = self._slices.readings.get(candidate)
+                self._levels[candidate] = 0 if reading is None else reading.level
+                self._learned(candidate)
         self._state = None
+
+    def opened(self, candidate: int, ticket: Ticket) -> None:
+        """A soup was asked about; where others are open, what it will say is expected from here on."""
+        self.pending[candidate] = ticket
+        self._believed.opened(candidate, self._adds(candidate))
+
+    def _learned(self, candidate: int) -> None:
+        """What an answer adds to what is believed: of a soup that was known before, its news alone."""
+        before = self._observed.get(candidate)
+        now = self._slices.observed(candidate)
+        if now is None:
+            self._believed.forget()
+            return
+        (value, noise), self._observed[candidate] = now, now
+        if before is None:
+            self._believed.told(candidate, noise, value)
+        elif noise < before[1]:
+            more = _remaining(before[1], noise)
+            own = more * (value / max(noise, _TINY) - before[0] / before[1]) if noise > _TINY else value
+            self._believed.told(candidate, more, own)
+        else:
+            self._believed.forget()
+
+    def _adds(self, candidate: int) -> float:
+        """The variance of what is open about a soup, as if it was evaluated anew."""
+        noise = 0.0 if candidate in self.finishing else self._expected(self._level(candidate))
+        before = self._observed.get(candidate)
+        return noise if before is None else _remaining(before[1], noise)
 
     def next(self) -> int | None:
         """The soup whose next slice has the largest knowledge gradient for its cost; None when nothing is left."""
         last = len(self._slices.sizes)
-        level = np.zeros(len(self.weights), dtype=int)
-        for candidate, reading in self._slices.readings.items():
-            level[candidate] = reading.level
+        level = self._levels
         open_ = (level < last) & ~self._singles & ~self._broken
         open_[list(self._slices.complete)] = False
         open_[list(self.pending)] = False
@@ -190,12 +229,11 @@ class _Race:
         if not seen:
             return int(np.flatnonzero(open_)[np.argmax(mean[open_])])
         # What is known of a soup without its own slices, and what it will be known to after one more.
-        tiny = 1e-18
         own = np.full(len(level), np.inf)
         own[seen] = noise
-        alone = np.maximum(1 / np.maximum(variance, tiny) - 1 / np.maximum(own, tiny), tiny)
+        alone = np.maximum(1 / np.maximum(variance, _TINY) - 1 / np.maximum(own, _TINY), _TINY)
         coming = np.array([self._expected(k) for k in range(last)])
-        after = 1 / (alone + 1 / np.maximum(coming[np.minimum(level, last - 1)], tiny))
+        after = 1 / (alone + 1 / np.maximum(coming[np.minimum(level, last - 1)], _TINY))
         learned = np.sqrt(np.maximum(variance - after, 0.0))
         passes = np.array([0.0, *(self._examples.cost(size) for size in self._slices.sizes)])
         cost = passes[np.minimum(level + 1, last)] - passes[np.minimum(level, last)]
@@ -216,18 +254,22 @@ class _Race:
         Where a slice is open, its predicted result stands in for it.
         """
         if self._state is None:
-            seen, found, noise = self._slices.observations()
-            mean, variance = self._model.posterior(seen, found, noise)
+            if self._observations is None:
+                self._observations = self._slices.observations()
+            seen, found, noise = self._observations
+            if not self._believed.holds(len(seen)):  # begun anew: from here on news are added to this
+                self._observed = dict(zip(seen, zip(found.tolist(), noise.tolist(), strict=True), strict=True))
+            mean, variance = self._believed.given(
+                seen, found, noise, {candidate: self._adds(candidate) for candidate in self.pending}
+            )
             if self.pending:
-                new = [k for k in self.pending if k not in seen]
-                at = [*seen, *new]
-                found, noise = np.concatenate([found, mean[new]]), np.concatenate([noise, np.zeros(len(new))])
+                place = {candidate: i for i, candidate in enumerate(seen)}
+                new = [k for k in self.pending if k not in place]
+                seen, noise = [*seen, *new], np.concatenate([noise, np.zeros(len(new))])
+                place |= {candidate: len(place) + i for i, candidate in enumerate(new)}
                 for candidate in self.pending:
-                    i, level = at.index(candidate), self._level(candidate)
-                    found[i] = mean[candidate]
-                    noise[i] = 0.0 if candidate in self.finishing else self._expected(level)
-                seen = at
-                mean, variance = self._model.posterior(seen, found, noise, choose=False)
+                    finishing = candidate in self.finishing
+                    noise[place[candidate]] = 0.0 if finishing else self._expected(self._level(candidate))
             self._state = (seen, noise, mean, variance)
         return self._state
 
@@ -265,7 +307,7 @@ class _Race:
     def leader(self, *, among_pending: bool = True) -> int | None:
         """The best of the soups started that can still be evaluated on all examples; None when there is none."""
         seen, _, mean, _ = self._beliefs()
-        left = [k for k in seen if self._level(k) and k not in self._slices.complete and k not in self._over_budget]
+        left = [k for k in seen if self._levels[k] and k not in self._slices.complete and k not in self._over_budget]
         if not among_pending:
             left = [k for k in left if k not in self.pending]
         if not left:
@@ -304,12 +346,61 @@ class _Model:
         self._prior = Prior()
         self._next = 2
 
-    def posterior(self, seen: list[int], truth: Floats, noise: Floats, *, choose: bool = True) -> tuple[Floats, Floats]:
-        """See ``Process.posterior``. ``choose=False``: by the prior as it is."""
-        if choose and len(seen) >= self._next:
+    def posterior(self, seen: list[int], truth: Floats, noise: Floats) -> Posterior:
+        """See ``Process.posterior``."""
+        if len(seen) >= self._next:
             self._prior = self._process.likeliest(seen, truth, noise)
             self._next = len(seen) + max(1, len(seen) // 2)
-        return self._process.posterior(seen, truth, noise, self._prior)
+        return Posterior(self._process, seen, truth, noise, self._prior)
+
+
+class _Beliefs:
+    """Means and variances given what was told and what is open.
+
+    Where nothing is open they are made anew for every answer. Where many questions are, that would take longer the more
+    is known: they are added to, and made anew when answers have grown by an eighth, or by half as many as are open.
+    """
+
+    def __init__(self, model: _Model) -> None:
+        self._model = model
+        self._told: Posterior | None = None  # its means hold
+        self._all: Posterior | None = None  # and these variances, with what is open; None: nothing is
+        self._next = 0
+
+    def holds(self, seen: int) -> bool:
+        """Whether what is believed is still added to, so many soups being known."""
+        return self._told is not None and self._all is not None and seen < self._next
+
+    def given(self, seen: list[int], truth: Floats, noise: Floats, open_: Mapping[int, float]) -> tuple[Floats, Floats]:
+        """Means and variances (K,). ``open_``: the variance of what each open evaluation will say."""
+        if not self.holds(len(seen)):
+            self._told = self._model.posterior(seen, truth, noise)
+            self._next = len(seen) + max(_REFITTED, len(seen) // 8, len(open_) // 2)
+            self._all = self._told.copy() if open_ else None
+            for candidate, variance in open_.items():
+                assert self._all is not None
+                self._all.add(candidate, variance)
+        assert self._told is not None
+        return self._told.mean, (self._told if self._all is None else self._all).variance
+
+    def told(self, candidate: int, noise: float, truth: float) -> None:
+        """An answer; it was open, so the variances count it already."""
+        if self._told is not None and self._all is not None:
+            self._told.add(candidate, noise, truth)
+
+    def opened(self, candidate: int, noise: float) -> None:
+        """A question; what is told before it is asked about again is counted with the next answer."""
+        if self._told is not None and self._all is not None:
+            self._all.add(candidate, noise)
+
+    def forget(self) -> None:
+        """Begin anew with the next answer."""
+        self._told = self._all = None
+
+
+def _remaining(before: float, now: float) -> float:
+    """The variance of an evaluation that takes what is known from one variance to a smaller one."""
+    return 1 / max(1 / max(now, _TINY) - 1 / max(before, _TINY), _TINY)
 
 
 def _best_other(mean: Floats, among: np.ndarray) -> Floats:

@@ -5,6 +5,7 @@ Axis names: members N, candidates K, evaluations n.
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -95,13 +96,8 @@ class Process:
 
         ``seen``: candidates evaluated, with utilities ``truth`` (n,) known up to the variance ``noise`` (n,).
         """
-        lower, whitened = self._whitened(seen, truth, noise, prior)
-        cross = np.linalg.solve(lower, self._covariance(seen, slice(None), prior))
-        mean: Floats = self.expected + cross.T @ whitened
-        explained = (self._singles(prior, slice(None)) ** 2).sum(axis=0) + (cross**2).sum(axis=0)
-        alone = self.scale**2 * (prior.trend**2 * (self.trends**2).sum(axis=1) + prior.remainder**2)
-        variance: Floats = np.maximum(alone - explained, 0.0)
-        return mean, variance
+        found = Posterior(self, seen, truth, noise, prior)
+        return found.mean, found.variance
 
     def likeliest(self, seen: list[int], truth: Floats, noise: Floats) -> Prior:
         """The prior under which what was seen, given the single members, is likeliest."""
@@ -156,6 +152,57 @@ class Process:
         remainder = prior.remainder**2 * np.exp(-self.distances[rows][:, columns] / prior.length)
         result: Floats = self.scale**2 * (linear + remainder)
         return result
+
+
+class Posterior:
+    """Every candidate's mean and variance given what was seen, (K,) each; more can be added, one by one.
+
+    Adding one takes the evaluations times K, to begin anew that times the evaluations once more.
+    """
+
+    def __init__(self, process: Process, seen: list[int], truth: Floats, noise: Floats, prior: Prior) -> None:
+        """See ``Process.posterior``."""
+        self._process, self._prior = process, prior
+        lower, whitened = process._whitened(seen, truth, noise, prior)
+        cross = np.linalg.solve(lower, process._covariance(seen, slice(None), prior))
+        self.mean: Floats = process.expected + cross.T @ whitened
+        explained = (process._singles(prior, slice(None)) ** 2).sum(axis=0) + (cross**2).sum(axis=0)
+        alone = process.scale**2 * (prior.trend**2 * (process.trends**2).sum(axis=1) + prior.remainder**2)
+        self._variance: Floats = alone - explained
+        self._cross: Floats = cross
+        self.rows = len(seen)
+        """How many evaluations there are."""
+
+    @property
+    def variance(self) -> Floats:
+        """(K,), not below zero."""
+        return np.maximum(self._variance, 0.0)
+
+    def copy(self) -> Posterior:
+        """The same, to be added to apart."""
+        other = copy(self)
+        other.mean, other._variance = self.mean.copy(), self._variance.copy()
+        other._cross = self._cross[: self.rows].copy()
+        return other
+
+    def add(self, candidate: int, noise: float, truth: float | None = None) -> None:
+        """An evaluation of a candidate, known up to the variance ``noise``; None: open.
+
+        What an open one will say is taken to be what is expected, so that no mean moves, but the variances fall.
+        """
+        process, n = self._process, self.rows
+        if n == len(self._cross):
+            self._cross = np.concatenate([self._cross, np.empty((max(64, n // 2), self._cross.shape[1]))])
+        known = self._cross[:n]
+        between = process._covariance([candidate], slice(None), self._prior)[0] - known[:, candidate] @ known
+        own = noise + (process.scale * _JITTER) ** 2
+        row = between / np.sqrt(max(float(between[candidate]), 0.0) + own)
+        self._cross[n] = row
+        self._variance -= row**2
+        self.rows += 1
+        if truth is not None:
+            off = truth - float(self.mean[candidate])
+            self.mean += row * (off / np.sqrt(max(float(between[candidate]), 0.0) + own))
 
 
 def gained(problem: Problem, ratios: Floats, estimates: Floats) -> Floats:

@@ -116,31 +116,51 @@ class Slices:
         """By candidate."""
         self.complete: dict[int, float] = {}
         """True accuracies, by candidate, once all examples are known."""
+        self._of_levels: tuple[list[float], list[tuple[int, float]]] | None = None
+        self._variances: dict[int, float] = {}
+
+    def changed(self) -> None:
+        """To be called when a reading has one slice more, or a soup is complete."""
+        self._of_levels = None
+        self._variances.clear()
 
     def observations(self) -> tuple[list[int], Floats, Floats]:
         """Candidates started; the accuracy of each by its last slice, less the slices' usual error; its variance."""
-        bias, spread = self._errors()
+        self.changed()
         candidates, found, variance = [], [], []
-        for index, reading in self.readings.items():
-            if not reading.level:
-                continue
-            candidates.append(index)
-            level = reading.level - 1
-            complete = self.complete.get(index)
-            found.append(reading.estimates[-1] - bias[level] if complete is None else complete)
-            variance.append(_pooled(reading.variances[-1], spread[level]) if complete is None else 0.0)
+        for index in self.readings:
+            if (observed := self.observed(index)) is not None:
+                candidates.append(index)
+                found.append(observed[0])
+                variance.append(observed[1])
         return candidates, np.array(found), np.array(variance)
+
+    def observed(self, candidate: int) -> tuple[float, float] | None:
+        """The same of one candidate; None where nothing is known of it."""
+        reading = self.readings.get(candidate)
+        if reading is None or not reading.level:
+            return None
+        if (complete := self.complete.get(candidate)) is not None:
+            return complete, 0.0
+        bias, spread = self._errors()
+        level = reading.level - 1
+        return reading.estimates[-1] - bias[level], _pooled(reading.variances[-1], spread[level])
 
     def expected_variance(self, level: int, otherwise: float) -> float:
         """The variance to expect of a soup's accuracy after slice number ``level``."""
-        seen = [reading.variances[level] for reading in self.readings.values() if reading.level > level]
-        return _pooled(float(np.mean(seen)), self._errors()[1][level]) if seen else otherwise
+        if level not in self._variances:
+            seen = [reading.variances[level] for reading in self.readings.values() if reading.level > level]
+            self._variances[level] = _pooled(float(np.mean(seen)), self._errors()[1][level]) if seen else np.nan
+        found = self._variances[level]
+        return otherwise if np.isnan(found) else found
 
     def _errors(self) -> tuple[list[float], list[tuple[int, float]]]:
         """For each level: its estimates less the best known of the same soups, on average; how many, and how spread.
 
         The mean is shrunk towards zero, as if one soup without error had been seen.
         """
+        if self._of_levels is not None:
+            return self._of_levels
         bias, spread = [], []
         for level in range(len(self.sizes)):
             errors = []
@@ -152,6 +172,7 @@ class Slices:
             mean = sum(errors) / (len(errors) + 1)
             bias.append(mean)
             spread.append((len(errors), float(np.mean([(e - mean) ** 2 for e in errors])) if errors else 0.0))
+        self._of_levels = bias, spread
         return bias, spread
 
 
