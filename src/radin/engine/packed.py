@@ -168,8 +168,9 @@ def reply_of(value: Mapping[str, Any], tensors: Tensors) -> Reply:
 
 
 def error_parts(error: RadinError) -> dict[str, Any]:
-    """An error as JSON: what it says, and of which kind it is."""
-    return {"error": {"kind": type(error).__name__, "text": str(error.args[0] if error.args else error)}}
+    """An error as JSON: what it says, and of which kind it is, as far as radin.errors knows."""
+    kind = next(kind.__name__ for kind in type(error).__mro__ if kind.__module__ == "radin.errors")
+    return {"error": {"kind": kind, "text": str(error.args[0] if error.args else error)}}
 
 
 def error_of(value: Mapping[str, Any]) -> RadinError | None:
