@@ -43,8 +43,8 @@ SlurmdLogFile=$dir/slurmd.log
 NodeName=$host NodeAddr=127.0.0.1 CPUs=2 State=UNKNOWN
 PartitionName=main Nodes=$host Default=YES MaxTime=INFINITE State=UP
 CONF
-    # Debian's slurm knows of no cgroup here.
-    printf 'CgroupPlugin=disabled\n' > "$dir/cgroup.conf"
+    # Read even where nothing uses cgroups; this version has no "disabled".
+    printf 'CgroupPlugin=cgroup/v1\nCgroupAutomount=no\n' > "$dir/cgroup.conf"
     export SLURM_CONF="$dir/slurm.conf"
     slurmctld -c
     slurmd

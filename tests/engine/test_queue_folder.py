@@ -56,7 +56,9 @@ class Forked(Jobs):
         names = [f"job{self.count + k}" for k in range(count)]
         self.count += count
         for name in names:
-            run = FORK.Process(target=time.sleep if self.fails else serve, args=(0,) if self.fails else (queue, digest, name))
+            run = FORK.Process(
+                target=time.sleep if self.fails else serve, args=(0,) if self.fails else (queue, digest, name)
+            )
             run.start()
             self.left[name] = run
         return names
@@ -174,7 +176,9 @@ def test_a_program_is_run_by_the_workers(toy_pool, tmp_path):
 
 def test_work_that_kills_every_worker_is_given_up(toy_pool, task, tmp_path, faulty):
     faulty(lambda work: work.member == 2, kill, once=False)
-    with pytest.raises(OutputsError, match=r"1 of 6 members(?s:.*)outputs of run-2 could not be finished by any worker"):
+    with pytest.raises(
+        OutputsError, match=r"1 of 6 members(?s:.*)outputs of run-2 could not be finished by any worker"
+    ):
         radin.cook(toy_pool, task, budget=2, out=tmp_path / "run", engine=Forks())
     assert len(list((tmp_path / "run/outputs").glob("[0-9a-f]*[0-9a-f].safetensors"))) == len(toy_pool) - 1
 
@@ -318,7 +322,10 @@ def test_a_worker_rather_goes_on_with_its_own_soup(tmp_path):
 
 def test_a_plan_of_others_is_not_read(tmp_path):
     queue = Queue.create(tmp_path / "queue", b"code", {}, QUICK)
-    assert (queue.folder.stat().st_mode & 0o777, (queue.folder / "plan.pickle").stat().st_mode & 0o777) == (0o700, 0o600)
+    assert (queue.folder.stat().st_mode & 0o777, (queue.folder / "plan.pickle").stat().st_mode & 0o777) == (
+        0o700,
+        0o600,
+    )
     with pytest.raises(RadinError, match="is not the file that this run wrote"):
         queue.plan("0" * 64)
     (queue.folder / "plan.pickle").chmod(0o622)

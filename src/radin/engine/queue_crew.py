@@ -3,8 +3,8 @@
     jobs.submit(2)      processes that run ``radin.engine.queue_worker.serve``, somewhere
     crew = QueueCrew(...)
 
-Nothing is sent to workers and nothing is asked of them: all that is known of them is in the folder, and of their jobs in
-the queue that started them.
+Nothing is sent to workers and nothing is asked of them: all that is known of them is in the folder, and of their jobs
+in the queue that started them.
 """
 
 from __future__ import annotations
@@ -340,9 +340,9 @@ class QueueCrew(Crew):
     def _nobody(self, what: str, log: str = "") -> RadinError:
         started = "is left" if self._workers else "has started"
         return RadinError(
-            f"no worker {started} {what}: {self._jobs.about()}. See whether the queue takes such jobs (partition, time, "
-            "memory, GPUs) and what they printed. Nothing finished is lost: the same command goes on, on this engine or "
-            f"another.{f' The last lines of one:{chr(10)}{log}' if log else ''}"
+            f"no worker {started} {what}: {self._jobs.about()}. See whether the queue takes such jobs (partition, "
+            "time, memory, GPUs) and what they printed. Nothing finished is lost: the same command goes on, on this engine "
+            f"or another.{f' The last lines of one:{chr(10)}{log}' if log else ''}"
         )
 
     def _repeat(self, now: float) -> None:

@@ -76,7 +76,7 @@ class Slurm(Cluster):
         """Submit the jobs. ``folder``: the run's; the queue is its folder ``slurm``."""
         where = folder.absolute() / "slurm"
         try:
-            import cloudpickle  # one of submitit's own needs
+            import cloudpickle  # type: ignore[import-untyped]  # one of submitit's own needs
             import submitit
         except ImportError:
             raise RadinError("a Slurm queue is used through submitit: pip install submitit") from None
