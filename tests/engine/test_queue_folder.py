@@ -163,7 +163,8 @@ def test_a_killed_worker_changes_nothing(toy_pool, task, here, tmp_path, faulty,
     repeated = cluster.made[0]._roster.repeated
     assert lines.count("member") <= len(toy_pool) + (stage == "members") + repeated
     assert lines.count("validation") <= result.passes.soups + 2 + (stage == "soups") + repeated  # two re-estimated
-    assert any("was not finished (its job" in note for note in cluster.made[0].notes) == (stage != "none")
+    lost = any("was not finished (its job" in note for note in cluster.made[0].notes)
+    assert not lost if stage == "none" else lost or repeated  # one begun twice may be done before its end is seen
     assert os.listdir(tmp_path / "run/slurm") == []
 
 

@@ -341,8 +341,8 @@ class QueueCrew(Crew):
         started = "is left" if self._workers else "has started"
         return RadinError(
             f"no worker {started} {what}: {self._jobs.about()}. See whether the queue takes such jobs (partition, "
-            "time, memory, GPUs) and what they printed. Nothing finished is lost: the same command goes on, on this engine "
-            f"or another.{f' The last lines of one:{chr(10)}{log}' if log else ''}"
+            "time, memory, GPUs) and what they printed. Nothing finished is lost: the same command goes on, on this "
+            f"engine or another.{f' The last lines of one:{chr(10)}{log}' if log else ''}"
         )
 
     def _repeat(self, now: float) -> None:
