@@ -159,7 +159,7 @@ def main() -> None:
         machine = f"{platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}"
         about = (
             f"`python benchmarks/cluster.py --write`; {machine}, numpy {np.__version__}, one thread. Workers\n"
-            f"are simulated, their passes take {SECONDS:.0f} s. The driver's work: by the processor, and for each commit\n"
+            f"are simulated, their passes take {SECONDS:.0f} s. The driver's work: by the processor, and each commit\n"
             f"of the ledger {1000 * commit:.0f} ms, as measured on the disk. Utilisation: from the first question on."
         )
         notes = RESULT.read_text().partition("\n## ")[1:] if RESULT.exists() else ()

@@ -32,6 +32,8 @@ from radin.question import Answer, Failure, Question
 from radin.recipe import Recipe
 from radin.weights import Pool
 
+_SOON = 1.0  # seconds: nothing is repeated before
+
 
 @dataclass(frozen=True, eq=False)
 class Work:
@@ -246,7 +248,7 @@ class Roster:
         alone = [(min(who.values()), work) for work, who in self._open.items() if len(who) == 1 and worker not in who]
         for since, work in sorted(alone, key=lambda pair: pair[0]):
             usual = self._took[work.member is not None]
-            if usual and now - since > self._late * float(np.median(usual)):
+            if usual and now - since > max(self._late * float(np.median(usual)), _SOON):
                 return work
         return None
 
@@ -303,7 +305,7 @@ class CrewCommandEngine(CommandEngine):
     ) -> None:
         super().__init__(pool, replace(command, jobs=1), scratch, integers_from, files_from=files_from)
         self.slots = size
-        self._start = lambda: start(Plan(pool, command, integers_from=integers_from))
+        self._start, self._plan = start, Plan(pool, command, integers_from=integers_from)
         self._crew: Crew | None = None
 
     @property
@@ -315,7 +317,7 @@ class CrewCommandEngine(CommandEngine):
         """Start to work on a question."""
         self.check(question)
         if self._crew is None:
-            self._crew = self._start()
+            self._crew = self._start(self._plan)
         self._crew.submit(Work(question))
 
     def wait(self, timeout: float | None = None) -> list[tuple[Question, Answer | Failure]]:
