@@ -234,12 +234,10 @@ def test_without_hard_links_a_name_is_taken_first(tmp_path, monkeypatch):
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a", b"1")]
 
 
-def test_a_url_is_no_place_for_a_run_or_a_soup(toy_pool, task, whole, tmp_path, monkeypatch):
+def test_a_url_is_no_place_for_a_run(toy_pool, task, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RunError, match="s3:/bucket/run is a URL; a run lives in a folder"):
         radin.cook(toy_pool, task, budget=BUDGET, out="s3://bucket/run")
-    with pytest.raises(RunError, match=r"s3://bucket/soup\.safetensors is a URL; save the soup to a file"):
-        radin.Result.load(whole).save("s3://bucket/soup.safetensors")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -11,11 +11,15 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import save, save_file
 
-from radin.errors import PoolError
+import radin
+from radin.cli.group import cli
+from radin.errors import PoolError, RadinError
 from radin.weights import Pool
 from radin.weights.paths import look_for
+from radin.weights.uploads import upload
 
 fsspec = pytest.importorskip("fsspec")
 
@@ -161,3 +165,43 @@ def test_s3(monkeypatch: pytest.MonkeyPatch) -> None:
             Pool.open("s3://nowhere/a.pt")
     finally:
         server.stop()
+
+
+def test_a_folder_is_uploaded_with_its_index_last(memory: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "soup"
+    (folder / "more").mkdir(parents=True)
+    for name in ("config.json", "model.safetensors.index.json", "model-1.safetensors", "more/vocab.txt"):
+        (folder / name).write_text(name)
+    order: list[str] = []
+    put = type(memory).put_file
+    monkeypatch.setattr(
+        type(memory), "put_file", lambda self, local, path: (order.append(path), put(self, local, path))
+    )
+    upload(folder, "memory://pool/soup")
+    assert [path.removeprefix("/pool/soup/") for path in order] == [
+        "model-1.safetensors",
+        "more/vocab.txt",
+        "config.json",
+        "model.safetensors.index.json",
+    ]
+    assert memory.cat_file("/pool/soup/more/vocab.txt") == b"more/vocab.txt"
+
+
+def test_a_result_is_saved_to_a_url(memory: Any, toy_folder: Path, tmp_path: Path) -> None:
+    task = toy_folder / "task.py"
+    result = radin.cook(toy_folder, task, budget=2, out=tmp_path / "run", strategy="uniform")
+    assert result.save("memory://pool/soup.safetensors") == "memory://pool/soup.safetensors"
+    assert memory.cat_file("/pool/soup.safetensors") == result.soup.read_bytes()
+    with pytest.raises(RadinError, match="must end in"):
+        result.save("memory://pool/soup.pt")
+    with pytest.raises(PoolError, match="nothing can be uploaded by http"):
+        upload(result.soup, "https://example.org/soup.safetensors")
+
+
+def test_the_commands_upload_what_they_made(memory: Any, toy_folder: Path, tmp_path: Path) -> None:
+    files = [str(path) for path in sorted(toy_folder.glob("*.safetensors"))]
+    out = str(tmp_path / "soup.safetensors")
+    done = CliRunner().invoke(cli, ["average", *files, "-o", out, "--upload", "memory://pool/a.safetensors"])
+    assert done.exit_code == 0, done.output
+    assert "uploaded to memory://pool/a.safetensors" in done.output
+    assert memory.cat_file("/pool/a.safetensors") == Path(out).read_bytes()

@@ -15,8 +15,9 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from radin.errors import PoolError
+from radin.errors import PoolError, RadinError
 from radin.weights import Pool
+from radin.weights.uploads import require_target, upload
 
 pytest.importorskip("s3fs")
 moto_server = pytest.importorskip("moto.server")
@@ -195,3 +196,30 @@ def test_two_processes_at_once_copy_it_once(proxy: Proxy) -> None:
     both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
     assert [process.communicate(timeout=120)[0].strip() for process in both] == ["1.0", "1.0"]
     assert proxy.gets == 1
+
+
+@pytest.fixture
+def straight(server: Any, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The server without the proxy, which knows only what is read."""
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    return proxy.client  # type: ignore[attr-defined]
+
+
+def test_a_soup_is_uploaded_whole_and_read_back(straight, tmp_path):
+    local = tmp_path / "soup.safetensors"
+    local.write_bytes(data(7))
+    assert upload(local, "s3://bucket/soups/soup.safetensors") == "s3://bucket/soups/soup.safetensors"
+    kept = straight.get_object(Bucket="bucket", Key="soups/soup.safetensors")["Body"].read()
+    assert kept == local.read_bytes()
+    with pytest.raises(RadinError, match=r"soup\.safetensors: it exists; give another name, or --force"):
+        require_target("s3://bucket/soups/soup.safetensors")
+    local.write_bytes(data(8))
+    upload(local, "s3://bucket/soups/soup.safetensors", force=True)
+    assert float(Pool.open("s3://bucket/soups/soup.safetensors").tensors(0)["w"][-1]) == 8.0
+
+
+def test_a_bucket_that_is_not_there_is_one_message(straight, tmp_path):
+    (tmp_path / "soup.safetensors").write_bytes(data(7))
+    with pytest.raises(PoolError, match=r"s3://no-such-bucket-here/a: cannot be written|no such file or folder"):
+        upload(tmp_path / "soup.safetensors", "s3://no-such-bucket-here/a")

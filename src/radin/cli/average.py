@@ -14,13 +14,17 @@ from radin.cli.shared import (
     LOG,
     PATHS,
     PUSH,
+    UPLOAD,
     console_progress,
     push,
     require_hub,
+    require_upload,
     show,
     starting,
     typed,
+    uploaded,
 )
+from radin.disks import is_behind_url
 from radin.errors import RadinError
 
 
@@ -51,6 +55,7 @@ from radin.errors import RadinError
 @BASE
 @click.option("--rank", type=int, help="Of an average of LoRA adapters: approximated by SVD; without, it is exact.")
 @PUSH
+@UPLOAD
 @KEY
 @LOG
 @JSON
@@ -65,6 +70,7 @@ def average(
     base_model: Path | None,
     rank: int | None,
     repository: str | None,
+    upload: str | None,
     key: str | None,
     as_json: bool,
 ) -> None:
@@ -76,9 +82,14 @@ def average(
     radin average run1 run2 run3 -o soup              (Hugging Face folders, or LoRA adapters: a folder)
     radin average linear.yml -o soup
     """
+    if is_behind_url(output):
+        raise RadinError(
+            f"-o {output} was a URL: an average is written to a disk first; give --upload URL beside -o FILE"
+        )
     if output.exists() and not force:
         raise RadinError(f"{output} exists; give another name, or --force to replace it")
     require_hub(repository)
+    require_upload(upload, force=force)
     with starting():
         from radin.integrations import mergekit
         from radin.report.sentences import average_lines
@@ -131,5 +142,5 @@ def average(
                 files_from=files_from,
                 command=typed(),
             )
-    lines = push(found.output, repository)
+    lines = push(found.output, repository) + uploaded(found.output, upload, force=force)
     show(found.to_json() if as_json else None, *average_lines(found), *lines)

@@ -18,6 +18,7 @@ from radin.cli.shared import (
     LOG,
     PATHS,
     PUSH,
+    UPLOAD,
     check_ready,
     console_progress,
     engine_options,
@@ -25,10 +26,12 @@ from radin.cli.shared import (
     push,
     ready_options,
     require_hub,
+    require_upload,
     show,
     starting,
     task_for,
     typed,
+    uploaded,
 )
 from radin.errors import RadinError
 
@@ -105,6 +108,7 @@ from radin.errors import RadinError
 @FILES_FROM
 @BASE
 @PUSH
+@UPLOAD
 @KEY
 @cluster_options
 @engine_options
@@ -140,6 +144,7 @@ def cook(
     files_from: str | None,
     base_model: Path | None,
     repository: str | None,
+    upload: str | None,
     key: str | None,
     engine: str,
     workers: int | None,
@@ -166,6 +171,7 @@ def cook(
     whole_number("the budget, the number of passes to spend on soups,", budget, 1)
     whole_number("--seed", seed, 0, None)
     require_hub(repository)
+    require_upload(upload, force=True)
     check_ready(task, model, data, columns)
     _check_evaluator(
         task or model,
@@ -227,6 +233,7 @@ def cook(
         closing_table(result),
         *closing_lines(result),
         *push(result.soup, repository),
+        *uploaded(result.soup, upload, force=True),
     )
 
 

@@ -37,6 +37,13 @@ FILES_FROM = click.option(
 PUSH = click.option("--push-to-hub", "repository", metavar="REPO", help="Upload the soup's folder, as a private model.")
 
 
+UPLOAD = click.option(
+    "--upload",
+    metavar="URL",
+    help="Copy the soup there too: s3://bucket/soup.safetensors; a folder as one.",
+)
+
+
 def _log_target(context: click.Context, option: click.Parameter, value: str | None) -> None:
     """Refuse a log that the command line could not open before it began."""
     from radin.cli import log
@@ -157,6 +164,23 @@ def push(folder: Path, repository: str | None) -> list[str]:
     from radin.integrations.hub import push
 
     return [f"pushed to {push(folder, repository)}"]
+
+
+def require_upload(url: str | None, *, force: bool = False) -> None:
+    """Raise RadinError, before anything long, where a soup cannot be uploaded to a URL."""
+    if url is not None:
+        from radin.weights.uploads import require_target
+
+        require_target(url, force=force)
+
+
+def uploaded(soup: Path, url: str | None, *, force: bool = False) -> list[str]:
+    """Upload a soup where that was asked for; what to say of it."""
+    if url is None:
+        return []
+    from radin.weights.uploads import upload
+
+    return [f"uploaded to {upload(soup, url, force=force)}"]
 
 
 @contextmanager

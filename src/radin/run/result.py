@@ -6,7 +6,8 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import isfinite
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from radin.checks import misfits
@@ -20,7 +21,9 @@ from radin.stats.optimism import ExpectedGain, Optimism, expected_gain
 from radin.stats.paired import PairedDifference
 from radin.weights import open_checkpoint, read_metadata, save
 from radin.weights.alike import require_replaceable
+from radin.weights.remote import is_url
 from radin.weights.saving import SAVE_SUFFIXES
+from radin.weights.uploads import upload
 
 SplitScores = Mapping[str, tuple[float, float]]
 _NAN = float("nan")
@@ -205,14 +208,18 @@ class Result:
         names, prints = ([values[k] for k in order] for values in (self.member_names, self.fingerprints))
         return replace(self, **scored | {"member_names": tuple(names), "fingerprints": tuple(prints)})
 
-    def save(self, path: str | Path) -> Path:
-        """Copy the soup to ``path``, with the ending that it has; a folder also into one file.
+    def save(self, path: str | Path) -> Path | str:
+        """Copy the soup to ``path``, with the ending that it has; a folder also into one file. Returns the place.
 
-        Raises RunError for another ending.
+        A URL such as "s3://bucket/soup.safetensors" is uploaded to. Raises RunError for another ending.
         """
+        if is_url(path):
+            with TemporaryDirectory(prefix="radin-") as folder:
+                local = self.save(Path(folder) / PurePosixPath(str(path)).name)
+                return upload(Path(local), str(path), force=True)
         target = Path(path)
         if is_behind_url(target):
-            raise RunError(f"{path} is a URL; save the soup to a file, and copy that there")
+            raise RunError(f"{path} was a URL and is a path now: give the URL as text")
         if self.soup.is_dir() and target.suffix in SAVE_SUFFIXES:
             return self._save_file(target)
         if target.suffix != self.soup.suffix:

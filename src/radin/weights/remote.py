@@ -48,8 +48,8 @@ def fetch(url: str, progress: Progress | None = None) -> Found:
         raise PoolError(
             f"{printable(url)}: is copied to radin's cache folder first, and RADIN_CACHE=off says to have none"
         )
-    with _reached(url):
-        files, path = _file_system(url)
+    with reached(url):
+        files, path = file_system(url)
         copies.use(root)
         remote = _Remote(files, root / url.split("://", 1)[0].lower(), url)
         found = remote.found(path)
@@ -57,7 +57,8 @@ def fetch(url: str, progress: Progress | None = None) -> Found:
         return found
 
 
-def _file_system(url: str) -> tuple[Any, str]:
+def file_system(url: str) -> tuple[Any, str]:
+    """fsspec's file system of a URL, and the path in it. Raises PoolError where its library is missing."""
     protocol = url.split("://", 1)[0].lower()
     package = _PACKAGES.get(protocol)
     try:
@@ -78,7 +79,7 @@ def _file_system(url: str) -> tuple[Any, str]:
 
 
 @contextmanager
-def _reached(url: str) -> Iterator[None]:
+def reached(url: str, doing: str = "read") -> Iterator[None]:
     """Errors of a library, which may be of any class, as one message about the URL."""
     try:
         yield
@@ -91,8 +92,8 @@ def _reached(url: str) -> Iterator[None]:
     except Exception as error:  # botocore's, aiohttp's, requests'
         said = printable(str(error))[:300] or "no reason given"
         raise PoolError(
-            f"{printable(url)}: cannot be read: {type(error).__name__}: {said}. Credentials are looked for where the "
-            "library always does (environment, its own configuration)."
+            f"{printable(url)}: cannot be {doing}: {type(error).__name__}: {said}. Credentials are looked for where "
+            "the library always does (environment, its own configuration)."
         ) from error
 
 
