@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 import radin
+from radin.engine.ray_cluster import Ray, library
 
 HEALTH = {"initial_delay_ms": 1000, "period_ms": 500, "failure_threshold": 4}  # a dead node is noticed soon
 
@@ -60,7 +61,7 @@ def outputs(model, inputs):
         time.sleep(SLOW)
         if abs(float(inputs.sum()) - {first!r}) < 1e-3:
             with open(PLACE / "passes", "a") as file:
-                file.write(f"{{float(sum(p.double().sum() for p in model.parameters())):.12g}}\\n")
+                file.write(f"{{float(sum(p.double().sum() for p in model.state_dict().values())):.12g}}\\n")
             if len((PLACE / "passes").read_text().split()) == 3:
                 once("outputs")
     return model(inputs)
@@ -98,10 +99,9 @@ class Runs:
     """The cluster, and a method for each run."""
 
     def __init__(self, folder: Path) -> None:
-        import ray
-        from ray.cluster_utils import Cluster
+        self.ray, self.folder = library(), folder
+        from ray.cluster_utils import Cluster  # once it is known not to print
 
-        self.ray, self.folder = ray, folder
         self.pool = radin.Pool.open(folder / "pool")
         quick = {
             "health_check_initial_delay_ms": 1000,
@@ -113,7 +113,7 @@ class Runs:
         )
         self.nodes = [self.cluster.add_node(num_cpus=1, wait=False) for _ in range(2)]
         self.cluster.wait_for_nodes(timeout=120)
-        self.on = radin_ray(address=self.cluster.address)
+        self.on = Ray(address=self.cluster.address)
 
     def cook(self, name: str, source: Any, engine: Any = None, **more: Any) -> dict[str, Any]:
         out = self.folder / name / "run"
@@ -133,7 +133,7 @@ class Runs:
             f"open({str(self.folder / 'program' / 'passes')!r}, 'a').write(os.environ.get('RAY_JOB_ID', '?') + '\\n')\n"
             "print(os.path.getsize(sys.argv[1]) % 1000 / 1000)\n"
         )
-        return self.cook("program", radin.Command(f"{sys.executable} {script} {{soup}}"), budget=2)
+        return self.cook("program", radin.Command(f"{sys.executable} {script} {{soup}}"), budget=2, strategy="random")
 
     def workers_die(self) -> dict[str, Any]:
         """A worker is killed in each stage."""
@@ -143,25 +143,22 @@ class Runs:
         """A node is killed in each stage, with what runs on it; another one comes."""
         stages = ["outputs", "soups", "test"]
         source = task(self.folder / "nodes_die", " ".join(stages), whole_node=True)
-        seen: dict[str, float] = {}
-
-        def end() -> None:
-            for stage in stages:
-                mark = self.folder / "nodes_die" / f"was-{stage}"
-                while not mark.exists() or not mark.read_text():
-                    time.sleep(0.05)
-                dead = next(node for node in self.nodes if node.node_id == mark.read_text())
-                self.nodes.remove(dead)
-                seen[stage] = time.monotonic()
-                self.cluster.remove_node(dead, allow_graceful=False)
-                self.nodes.append(self.cluster.add_node(num_cpus=1, wait=False))
-
-        watcher = threading.Thread(target=end, daemon=True)
-        watcher.start()
-        result = self.cook("nodes_die", source)
-        watcher.join(60)
+        came: list[Any] = []
+        driver = threading.Thread(target=lambda: came.append(self.cook("nodes_die", source)), daemon=True)
+        driver.start()
+        killed = []
+        for stage in stages:  # in the main thread, the only one in which Ray starts a node
+            mark = self.folder / "nodes_die" / f"was-{stage}"
+            while driver.is_alive() and not (mark.exists() and mark.read_text()):
+                time.sleep(0.05)
+            dead = next(node for node in self.nodes if node.node_id == mark.read_text())
+            self.nodes.remove(dead)
+            self.cluster.remove_node(dead, allow_graceful=False)
+            self.nodes.append(self.cluster.add_node(num_cpus=1, wait=False))
+            killed.append(stage)
+        driver.join()
         self.cluster.wait_for_nodes(timeout=120)
-        return result | {"killed": list(seen)}
+        return came[0] | {"killed": killed}
 
     def driver_dies(self) -> dict[str, Any]:
         """The driver is killed while members are evaluated; the run goes on in this process, without a cluster."""
@@ -174,10 +171,13 @@ class Runs:
             time.sleep(0.02)
         driver.kill()
         driver.wait()
-        before = len(list(outputs.glob("*.safetensors")))
+        before = {path: path.stat().st_ino for path in outputs.glob("*.safetensors")}
         (self.folder / name / "driver").write_text(str(os.getpid()))
         result = radin.cook(self.pool, source, budget=3, strategy="paper", out=self.folder / name / "run")
-        return found(result, self.folder / name) | {"before": before, "made": result.passes.members}
+        return found(result, self.folder / name) | {
+            "before": len(before),
+            "kept": sum(path.stat().st_ino == inode for path, inode in before.items()),
+        }
 
     def _refused(self, source: Any, engine: Any, name: str) -> str:
         with contextlib.suppress(FileExistsError):
@@ -243,12 +243,6 @@ class _Held:
         self.process.wait()
 
 
-def radin_ray(**settings: Any) -> Any:
-    from radin.engine.ray_cluster import Ray
-
-    return Ray(**settings)
-
-
 def main() -> None:
     folder, names = Path(sys.argv[1]), sys.argv[2:]
     torch.set_num_threads(1)
@@ -256,7 +250,7 @@ def main() -> None:
         source = folder / "driver_dies" / "task.py"
         while (folder / "driver_dies" / "driver").read_text() != str(os.getpid()):
             time.sleep(0.01)
-        engine = radin_ray(address=names[1])
+        engine = Ray(address=names[1])
         out = folder / "driver_dies" / "run"
         radin.cook(radin.Pool.open(folder / "pool"), source, budget=3, strategy="paper", out=out, engine=engine)
         return

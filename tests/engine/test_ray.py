@@ -113,11 +113,11 @@ def came(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("ray")
     toy.build(folder / "pool")
     alone = ALONE if subprocess.run([*ALONE, "true"], capture_output=True, check=False).returncode == 0 else []
-    log = folder / "log"
-    with log.open("w") as file:
+    log, out = folder / "log", folder / "out"
+    with log.open("w") as file, out.open("w") as printed:
         subprocess.run(
             [*alone, sys.executable, str(RUNS), str(folder)],
-            stdout=file,
+            stdout=printed,
             stderr=file,
             timeout=900,
             check=False,
@@ -125,7 +125,7 @@ def came(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         )
     if not (folder / "came.json").exists():
         pytest.fail(f"no cluster could be started: {log.read_text()[-3000:]}")
-    return dict(json.loads((folder / "came.json").read_text()), folder=folder)
+    return dict(json.loads((folder / "came.json").read_text()), folder=folder, printed=out.read_text())
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +149,7 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
 def test_a_cluster_gives_what_one_process_gives(came, here):
     assert same(came["same"], here)
     assert came["same"]["notes"] == here["notes"]
-    assert came["same"]["passes"] == came["same"]["models"] >= 6 + 2  # members and soups, each once
+    assert 8 <= came["same"]["passes"] == came["same"]["models"] <= 6 + 1 + 3  # members, one re-estimated, soups: once
 
 
 def test_a_program_is_run_by_the_workers(came):
@@ -164,11 +164,15 @@ def test_killed_workers_change_nothing(came, here):
     found = came["workers_die"]
     assert same(found, here)
     assert found["models"] == came["same"]["models"]
-    assert found["passes"] <= found["models"] + 3  # nothing is paid twice beyond what was in work
+    assert found["passes"] <= came["same"]["passes"] + 3  # nothing is paid twice beyond what was in work
     died = [note for note in found["notes"] if "died (its process ended)" in note]
     assert len(died) == 3
     assert any("over the outputs of run-" in note for note in died)
-    assert any("over the soup of " in note for note in died)
+    assert any("over the outputs of run-" not in note for note in died)
+
+
+def test_ray_prints_nothing_where_results_go(came):
+    assert came["printed"] == ""
 
 
 def test_killed_nodes_change_nothing(came, here):
@@ -176,15 +180,16 @@ def test_killed_nodes_change_nothing(came, here):
     assert same(found, here)
     assert found["killed"] == ["outputs", "soups", "test"]
     assert found["models"] == came["same"]["models"]
-    assert found["passes"] <= found["models"] + 3
-    assert len([note for note in found["notes"] if "which another took up" in note]) == 3
+    assert found["passes"] <= came["same"]["passes"] + 3
+    # Of the last ones another may have finished first, because they were late.
+    assert any("over the outputs of" in note and "which another took up" in note for note in found["notes"])
 
 
 def test_a_killed_driver_goes_on_without_a_cluster(came, here):
     found = came["driver_dies"]
     assert same(found, here)
     assert found["before"] >= 3
-    assert found["made"] == 6 - found["before"]
+    assert found["kept"] == found["before"]
 
 
 def test_what_the_cluster_refuses_names_the_node(came):

@@ -22,6 +22,7 @@ from radin.errors import RadinError, printable
 
 _ANSWER = 5.0  # seconds in which whoever listens at an address must take a connection
 _CONNECTING = 10  # seconds that Ray may then take to connect
+_SKIPPED = "RAY_DEDUP_LOGS_SKIP_REGEX"  # lines that a driver does not print; Ray reads it when it is imported
 _MOST = 100_000  # workers: more is a slip
 
 _ours: list[str] = []  # the address that this process connected to for a run; the user's own connection is not here
@@ -128,12 +129,20 @@ class Ray(Cluster):
 
 def library() -> Any:
     """The module. Raises RadinError with the command that installs it."""
+    # Ray prints of each worker that died, on standard output, where --json has its own. The notes say who died.
+    before = os.environ.get(_SKIPPED)
+    os.environ[_SKIPPED] = "."
     try:
         import ray
     except ImportError as error:
         if (error.name or "").split(".")[0] not in ("", "ray"):
             raise RadinError(f"--engine ray needs Ray, which needs {error.name}: pip install {error.name}") from None
         raise RadinError("--engine ray needs Ray: pip install ray") from None
+    finally:
+        if before is None:
+            del os.environ[_SKIPPED]
+        else:
+            os.environ[_SKIPPED] = before
     return ray
 
 

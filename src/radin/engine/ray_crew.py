@@ -11,16 +11,18 @@ import platform
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 
 from radin.engine.command import Command
 from radin.engine.crew import Crew, Plan, ProgramWorker, Reply, Roster, TaskWorker, Work, told_of
 from radin.engine.hello import Hello
 from radin.engine.ray_cluster import asked, nodes_there
+from radin.engine.worker import MemberRows
 from radin.errors import RadinError, TaskError, printable
 from radin.question import Failure
 from radin.recipe import Recipe
@@ -217,7 +219,7 @@ class RayCrew(Crew):
             question = work.question
             worker.built = question.recipe if question is not None and question.gradient is None else None
             if self._roster.done(worker, work, time.monotonic()):
-                done.append((work, value))
+                done.append((work, _own(value)))
 
     def _died(self, worker: _Worker, error: Exception, done: list[tuple[Work, Reply]]) -> None:
         """Another takes its place and its work, unless three died over that."""
@@ -271,6 +273,13 @@ class RayCrew(Crew):
         for worker in workers:
             self._kill(worker)
         self._close()
+
+
+def _own(reply: Reply) -> Reply:
+    """With rows that are this process's: Ray's are read-only, and keep its object store full."""
+    if not isinstance(reply.found, MemberRows):
+        return reply
+    return replace(reply, found=replace(reply.found, rows=np.array(reply.found.rows)))
 
 
 def _is_of(recipe: Recipe | None, work: Work) -> bool:
