@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 import radin
+from radin import interrupts
 from radin.engine.ray_cluster import Ray, library
 
 HEALTH = {"initial_delay_ms": 1000, "period_ms": 500, "failure_threshold": 4}  # a dead node is noticed soon
@@ -160,23 +161,35 @@ class Runs:
         self.cluster.wait_for_nodes(timeout=120)
         return came[0] | {"killed": killed}
 
+    def _driver(self, name: str, until: int) -> subprocess.Popen[bytes]:
+        """A driver in a process of its own, once so many members have been evaluated."""
+        driver = subprocess.Popen([sys.executable, __file__, str(self.folder), "--driver", self.cluster.address])
+        (self.folder / name / "driver").write_text(str(driver.pid))
+        outputs = self.folder / name / "run" / "outputs"
+        while driver.poll() is None and len(list(outputs.glob("*.safetensors"))) < until:
+            time.sleep(0.02)
+        return driver
+
     def driver_dies(self) -> dict[str, Any]:
-        """The driver is killed while members are evaluated; the run goes on in this process, without a cluster."""
+        """The driver is stopped, then killed, while members are evaluated; the run goes on here, without a cluster."""
         name = "driver_dies"
         source = task(self.folder / name, slow=0.05)
-        driver = subprocess.Popen([sys.executable, __file__, str(self.folder), "--driver", self.cluster.address])
-        outputs = self.folder / name / "run" / "outputs"
-        (self.folder / name / "driver").write_text(str(driver.pid))
-        while driver.poll() is None and len(list(outputs.glob("*.safetensors"))) < 3:
-            time.sleep(0.02)
+        driver = self._driver(name, 1)
+        driver.terminate()
+        started = time.monotonic()
+        driver.wait(60)
+        stopping = time.monotonic() - started
+        driver = self._driver(name, 3)
         driver.kill()
         driver.wait()
+        outputs = self.folder / name / "run" / "outputs"
         before = {path: path.stat().st_ino for path in outputs.glob("*.safetensors")}
         (self.folder / name / "driver").write_text(str(os.getpid()))
         result = radin.cook(self.pool, source, budget=3, strategy="paper", out=self.folder / name / "run")
         return found(result, self.folder / name) | {
             "before": len(before),
             "kept": sum(path.stat().st_ino == inode for path, inode in before.items()),
+            "stopping": stopping,
         }
 
     def _refused(self, source: Any, engine: Any, name: str) -> str:
@@ -252,7 +265,12 @@ def main() -> None:
             time.sleep(0.01)
         engine = Ray(address=names[1])
         out = folder / "driver_dies" / "run"
-        radin.cook(radin.Pool.open(folder / "pool"), source, budget=3, strategy="paper", out=out, engine=engine)
+        with interrupts.handled():
+            interrupts.running()
+            try:
+                radin.cook(radin.Pool.open(folder / "pool"), source, budget=3, strategy="paper", out=out, engine=engine)
+            except interrupts.Stopped:
+                print("stopped", file=sys.stderr)
         return
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     started = time.monotonic()

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import pickle
 import platform
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -20,7 +19,7 @@ import torch
 
 from radin.engine.command import Command
 from radin.engine.crew import Crew, Plan, ProgramWorker, Reply, Roster, TaskWorker, Work, told_of
-from radin.engine.hello import Hello
+from radin.engine.hello import Hello, import_places
 from radin.engine.ray_cluster import asked, nodes_there
 from radin.engine.worker import MemberRows
 from radin.errors import RadinError, TaskError, printable
@@ -128,7 +127,7 @@ class RayCrew(Crew):
             max_task_retries=0,
             max_concurrency=2 if self._runs_program else 1,  # so that it can be told to end the program
             scheduling_strategy="SPREAD",
-            runtime_env={"env_vars": {"PYTHONPATH": _import_path(), "OMP_NUM_THREADS": str(threads)}},
+            runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(import_places()), "OMP_NUM_THREADS": str(threads)}},
         )
         self._roster = Roster()
         self._error: RadinError | None = None
@@ -302,12 +301,3 @@ def _why(error: Exception) -> str:
         if sign in text:
             return words
     return "its process ended"
-
-
-def _import_path() -> str:
-    """Where modules are looked for here beside what Python itself has, first what the environment says."""
-    given = [place for place in os.environ.get("PYTHONPATH", "").split(os.pathsep) if place]
-    own = tuple({os.path.realpath(place) + os.sep for place in (sys.prefix, sys.base_prefix)})
-    places = [os.path.abspath(place) for place in (*given, *sys.path)]
-    kept = [place for place in places if place in given or not os.path.realpath(place).startswith(own)]
-    return os.pathsep.join(dict.fromkeys(place for place in kept if os.path.isdir(place)))
