@@ -9,7 +9,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ from radin.checks import whole_number
 from radin.engine.crew import Cluster, Crew, Plan
 from radin.errors import RadinError, printable
 
-_ANSWER = 5.0  # seconds in which whoever listens at an address must take a connection
-_CONNECTING = 10  # seconds that Ray may then take to connect
+_ANSWER = 5.0  # seconds in which whoever listens at an address must take a connection, and then speak
+# How HTTP/2, which Ray speaks, is begun: by this and an empty frame of settings; the other side sends its settings too.
+_BEGIN, _SETTINGS = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 4
 _SKIPPED = "RAY_DEDUP_LOGS_SKIP_REGEX"  # lines that a driver does not print; Ray reads it when it is imported
 _MOST = 100_000  # workers: more is a slip
 
@@ -118,7 +119,6 @@ class Ray(Cluster):
             settings |= {"include_dashboard": False, "num_cpus": processors}
         else:
             _require_somebody(self.address)
-            os.environ.setdefault("RAY_gcs_rpc_server_connect_timeout_s", str(_CONNECTING))
         with _signals_kept():
             try:
                 ray.init(address=place, **settings)
@@ -202,7 +202,7 @@ def _this_machine() -> Mapping[str, float]:
 
 
 def _require_somebody(address: str) -> None:
-    """Raise RadinError where nobody listens: Ray itself would try for minutes."""
+    """Raise RadinError where nobody listens, or something else: Ray itself would try for minutes."""
     if address == "auto":
         return
     host, _, port = address.removeprefix("ray://").rpartition(":")
@@ -211,7 +211,18 @@ def _require_somebody(address: str) -> None:
             f"{address!r} is no address of a Ray cluster: 'auto', 'host:port' as 'ray start' says it, or 'ray://host:port'"
         )
     try:
-        socket.create_connection((host.strip("[]"), int(port)), _ANSWER).close()
+        with socket.create_connection((host.strip("[]"), int(port)), _ANSWER) as connection:
+            if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
+                return
+            connection.sendall(_BEGIN + bytes([0, 0, 0, _SETTINGS, 0, 0, 0, 0, 0]))
+            said = b""
+            with suppress(TimeoutError):
+                said = connection.recv(9)
+            if said[3:4] != bytes([_SETTINGS]):
+                raise RadinError(
+                    f"what answers at {address} is no Ray cluster: 'ray start' there says its address, by default "
+                    "with port 6379 (10001 after ray://)"
+                )
     except OSError as error:
         raise RadinError(
             f"no Ray cluster at {address}: {error.strerror or error}. Is it running there (ray status), and can this "
