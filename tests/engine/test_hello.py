@@ -14,7 +14,7 @@ import pytest
 import radin
 import toy
 from radin.engine.crew import Plan
-from radin.engine.hello import Hello
+from radin.engine.hello import Hello, import_places
 from radin.errors import CheckpointError, RadinError
 
 
@@ -131,3 +131,17 @@ def test_a_member_elsewhere_is_known_by_its_content(plan, tmp_path):
     os.utime(there.path, ns=(status.st_atime_ns, status.st_mtime_ns))
     with pytest.raises(CheckpointError, match="other weights"):
         there.require_unchanged()
+
+
+def test_workers_import_from_where_the_driver_does(plan, monkeypatch, tmp_path):
+    (tmp_path / "first").mkdir()
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "first"))
+    sys.path += [str(tmp_path / "gone"), str(tmp_path)]
+    places = import_places()
+    assert places[0] == str(tmp_path / "first")
+    assert places[-1] == str(tmp_path)
+    assert not any("site-packages" in place or place.endswith("gone") for place in places)
+    asked = Hello.here(plan)
+    del sys.path[-1]
+    met(asked)
+    assert sys.path[-1] == str(tmp_path)

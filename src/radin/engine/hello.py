@@ -43,7 +43,7 @@ class Hello:
     """What driver and workers must have alike.
 
     node: whose. versions: of radin, Python and torch. folder: the driver's working directory. imports: where the
-    driver's Python looks for modules. code: file of the task, or named by the program -> hash of its content. files:
+    driver looks for modules. code: file of the task, or named by the program -> hash of its content. files:
     the members' -> their states; in a worker's, those alone that are not the same there, None where there is none.
     urls: file -> where it was copied from; such a copy is made anew on a node that lacks it. said: why that failed.
     """
@@ -69,7 +69,7 @@ class Hello:
             node,
             _versions(),
             folder,
-            tuple(os.path.abspath(place) for place in sys.path if os.path.isdir(place or os.curdir)),
+            import_places(),
             _code(plan, folder),
             files,
             _urls(plan.pool, root),
@@ -144,6 +144,15 @@ class Hello:
                 f"{node} {how}: members must be on storage that all nodes share, at the same path, or be given as URLs "
                 f"(s3://, gs://, hf://).{why}"
             )
+
+
+def import_places() -> tuple[str, ...]:
+    """Where modules are looked for here beside what Python itself has, first what PYTHONPATH says."""
+    given = [os.path.abspath(place) for place in os.environ.get("PYTHONPATH", "").split(os.pathsep) if place]
+    own = tuple({os.path.realpath(place) + os.sep for place in (sys.prefix, sys.base_prefix)})
+    places = (*given, *(os.path.abspath(place) for place in sys.path))
+    kept = [place for place in places if place in given or not (os.path.realpath(place) + os.sep).startswith(own)]
+    return tuple(dict.fromkeys(place for place in kept if os.path.isdir(place)))
 
 
 def _versions() -> dict[str, str]:

@@ -9,6 +9,8 @@ from radin.errors import RadinError, printable
 from radin.weights.remote import file_system, is_url, reached
 
 _READ_ONLY = ("http", "https")
+_OBJECTS = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oss", "hf"})
+"""Stores without folders: making one would make a bucket."""
 
 
 def require_target(url: str, *, force: bool = False) -> None:
@@ -48,9 +50,9 @@ def _target(url: str) -> tuple[Any, str]:
 
 
 def _put(files: Any, file: Path, path: str) -> None:
-    folder = files._parent(path)
-    if folder:
-        files.makedirs(folder, exist_ok=True)  # of object stores no more than that the bucket is there
+    names = [files.protocol] if isinstance(files.protocol, str) else files.protocol
+    if _OBJECTS.isdisjoint(names):
+        files.makedirs(files._parent(path), exist_ok=True)
     files.put_file(str(file), path)
     size = files.info(path)["size"]
     if size is not None and size != file.stat().st_size:
