@@ -23,8 +23,8 @@ FAST = {"--evaluate 200": "--evaluate 4", "--budget 16": "--budget 3", "--budget
 # Where the pages' code runs, on what, and what holds afterwards. ``elsewhere``: by a test of its own.
 ELSEWHERE = {
     "README.md": "tests/test_readme.py",
-    "docs/clusters.md": "tests/engine/test_ray.py",
     "docs/clusters-slurm.md": "tests/engine/test_slurm.py",
+    "docs/clusters.md": "tests/engine/test_ray.py",
     "docs/evaluators.md": "tests/test_docs.py",
     "docs/ready-tasks.md": "tests/integrations/test_ready_docs.py",
 }
@@ -135,9 +135,9 @@ def test_every_block_is_run_somewhere_or_says_why_not() -> None:
     assert {block.language for block in code} <= {"sh", "python"}
     left_out = [(block.page, block.reason.split(";")[0]) for block in code if block.reason]
     assert left_out == [
+        ("docs/clusters-slurm.md", "it needs a Slurm queue"),
         ("docs/clusters.md", "it needs a cluster"),
         ("docs/clusters.md", "as above"),
-        ("docs/clusters-slurm.md", "it needs a Slurm queue"),
         ("docs/extending.md", "the engine is the reader's"),
         ("docs/inputs.md", "it needs a bucket and the hub"),
         ("docs/language-models.md", "it needs lm_eval and a language model"),

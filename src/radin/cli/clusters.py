@@ -69,8 +69,8 @@ def cluster(
     }
     for name, value in given.items():
         if value is not None and engine not in _OF[name]:
-            more = "; on this machine --jobs says how many work at once" if name == "--workers" else ""
-            raise RadinError(f"{name} is for --engine {' or '.join(_OF[name])}{more}")
+            here = "; on this machine --jobs says how many work at once" if name == "--workers" else ""
+            raise RadinError(f"{name} is for --engine {' or '.join(_OF[name])}{here}")
     if engine == "local":
         return None
     if workers is not None:
