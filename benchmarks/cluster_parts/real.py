@@ -3,9 +3,6 @@
 python -m benchmarks.cluster_parts.real [POOL]      by default .pools/fashion-gentle: build it with
                                                     python -m benchmarks.pools.fashion --kind gentle
 
-Ray's workers yield to all other processes (nice 15); beside others, RAY_worker_niceness=0 before the command makes
-them equal.
-
 speedup_2_workers   members' outputs per second, of two workers over one, each of one thread, both started
 same_result         whether a run by two workers has the winner, scores and soup of a run in one process
 lost                members and soups of a run of which a worker is killed that are missing afterwards

@@ -114,6 +114,7 @@ class Ray(Cluster):
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
         if self.address is None:
+            os.environ.setdefault("RAY_worker_niceness", "0")  # by its default of 15 workers yield to all else here
             # As many processors as the workers ask for, whether there are or not: that is for the user to say.
             processors = max(math.ceil(size * self.cpus_per_worker), _processors())
             settings |= {"include_dashboard": False, "num_cpus": processors}
