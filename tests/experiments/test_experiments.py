@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+import radin
 import toy
+from benchmarks.spending.results import read_csv
 from experiments import cifar10, domainnet, models, running, shifts, standins, training
 from experiments.__main__ import main
 from experiments.pictures import Pictures
@@ -229,6 +232,34 @@ def network():
 def transform(picture):
     return torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1) / 255
 """
+
+
+def test_the_default_is_cooked_once_where_it_learns(toy_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(toy_folder, tmp_path / "pool" / "members", ignore=shutil.ignore_patterns("task.py"))
+    shutil.copy(toy_folder / "task.py", tmp_path / "pool")
+    out = tmp_path / "out"
+    (found,) = run("pool", tmp_path / "pool", "--out", out, most=8)
+    points = [p for p in read_csv(out / "points.csv") if p.strategy in ("default", "ours")]
+    own = {p.budget: p for p in points if p.strategy == "default"}
+    assert list(own) == list(range(1, 9))
+    for point in points:
+        if point.strategy == "ours" and point.budget < 8:
+            assert replace(point, strategy="default") == own[point.budget]
+
+    members = sorted((tmp_path / "pool" / "members").glob("*.safetensors"))
+    chosen = [members[k] for k in running.drawn(6, 3, 0)]
+    alone = radin.cook(chosen, toy_folder / "task.py", budget=8, out=tmp_path / "alone")
+    assert alone.strategy["strategy"] == "learned-by-layer"
+    assert own[8].validation == pytest.approx(alone.best.score, abs=1e-6)
+    assert own[8].test == pytest.approx(alone.best.splits["test"][0], abs=1e-6)
+    assert own[8].shifts == pytest.approx({"noisy": alone.best.splits["shifts/noisy"][0]}, abs=1e-6)
+    assert score(found, "default", "test", 8) == pytest.approx(own[8].test, abs=1e-6)
+    assert 0 < own[8].spent <= 8
+    assert list((out / "cooking").iterdir()) == []
+
+    (again,) = run("pool", tmp_path / "pool", "--out", out, most=8)
+    assert again["facts"]["passes"] == 0
+    assert again["rows"] == found["rows"]
 
 
 def test_a_model_of_ones_own_has_a_task_file_too(tmp_path: Path) -> None:
