@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import torch
 from benchmarks.spending import gains, targets
+from benchmarks.spending.ablation import without
 from benchmarks.spending.command import as_pools
 from benchmarks.spending.gains import BASELINES, BEFORE, DEFAULT, Draws, Row
 from benchmarks.spending.play import Group, after, run
@@ -38,6 +39,7 @@ from benchmarks.spending.truth import Truth
 
 import radin
 from radin import Pool, RadinError, Task
+from radin.search.strategies import learned
 
 POOLS = Path(__file__).resolve().parents[1] / ".pools"
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -61,11 +63,17 @@ def drawn(files: list[Path], members: int, draw: int) -> list[Path]:
     return [files[k] for k in sorted(np.random.default_rng(draw).choice(len(files), members, replace=False).tolist())]
 
 
-def cooked(task: Task, members: list[Path], strategy: str, budget: int, seed: int, outputs: Path) -> tuple[float, float]:
-    """Test and validation accuracy of the soup that a run chooses. strategy: NAME, or NAME:OPTION=VALUE,..."""
+def cooked(
+    task: Task, members: list[Path], strategy: str, budget: int, seed: int, outputs: Path
+) -> tuple[float, float]:
+    """Test and validation accuracy of the soup that a run chooses.
+
+    strategy: NAME, or NAME:OPTION=VALUE,...; an option like _ROUND is a constant of the module ``learned``.
+    """
     name, _, settings = strategy.partition(":")
     options = dict(pair.split("=", 1) for pair in settings.split(",") if pair)
-    with tempfile.TemporaryDirectory() as scratch:
+    constants = {option: json.loads(options.pop(option)) for option in list(options) if option.startswith("_")}
+    with tempfile.TemporaryDirectory() as scratch, without(learned, **constants):
         result = radin.cook(
             members,
             task,
@@ -97,9 +105,7 @@ def runs(
                 yield Row(pool, folder.name, members, draw, strategy, budget, test, validation)
 
 
-def played(
-    pool: str, folder: Path, draws: range, members: int, budgets: list[int], known: set[tuple]
-) -> Iterator[Row]:
+def played(pool: str, folder: Path, draws: range, members: int, budgets: list[int], known: set[tuple]) -> Iterator[Row]:
     """What the baselines choose on the same draws; greedy also at its end, after N - 1 passes."""
     files = sorted((folder / "members").glob("*.safetensors"))
     truth, places = None, {}
@@ -145,8 +151,8 @@ def measure(folders: list[Path], given: argparse.Namespace, keep: Path | None) -
                 found.append(row)
                 if keep:
                     gains.append(keep, row)
-                print(f"{row.folder}, draw {row.draw}: {row.strategy} {row.budget}: test {row.test:.4f}, "
-                      f"validation {row.validation:.4f}", file=sys.stderr, flush=True)
+                text = f"{row.folder}, draw {row.draw}: {row.strategy} {row.budget}: test {row.test:.4f}"
+                print(f"{text}, validation {row.validation:.4f}", file=sys.stderr, flush=True)
     return [row for row in found if row.pool == pool and row.members == given.members and row.draw in every]
 
 

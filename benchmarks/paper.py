@@ -3,18 +3,18 @@
     python benchmarks/paper.py --quick --json
 
 cifar10 with a small timm model and members trained for it, shifts and domainnet with a small open_clip model, imagenet
-with the checkpoints that shifts left, as a folder of released ones would be taken. --quick: 4 members and budgets to 4;
+with the checkpoints that shifts left, as a folder of released ones would be taken. --quick: 5 members and budgets to 4;
 without it 14 members, 20 sub-pools of 13, budgets to 25. The data are stand-ins (experiments/standins.py): the scores
 say nothing about the data sets. Then the paper's six figures are drawn from the run that cifar10 left, further soups
 evaluated for them as ``radin figures --evaluate`` does. --json ends with one line:
 
-    experiments_run             of 4: those whose table has every strategy at every budget, with validation, test and shifts
+    experiments_run             of 4: those whose table has every strategy at every budget, on validation, test, shifts
     figures                     of 6: those drawn, all their values finite
     learned_vs_ours_test_pp     the default, learned-by-layer, minus adaptive: test, B = 8, mean over pools, points
     ours_vs_pruned_test_pp      the default minus pruned, the same
     learned_vs_ours_se_pp, ours_vs_pruned_se_pp     paired standard errors
 
-The last four are of the pools in benchmarks/results/learned.csv, draw by draw, not of this run: measuring them anew takes
+The last four are made of benchmarks/results/learned.csv, draw by draw, and not of this run: measuring them anew takes
 hours (benchmarks/learned.py POOL ... --write).
 """
 
@@ -34,7 +34,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 TIMM = "timm:test_resnet,img_size=32"
 KEPT = ROOT / "benchmarks" / "results" / "learned.csv"
-QUICK = {"training": 300, "test": 120, "count": 4, "members": 3, "draws": 2, "most": 4, "evaluate": 80}
+QUICK = {"training": 300, "test": 120, "count": 5, "members": 3, "draws": 2, "most": 4, "evaluate": 80}
 FULL = {"training": 2000, "test": 1000, "count": 14, "members": 13, "draws": 20, "most": 25, "evaluate": 200}
 
 
@@ -109,10 +109,11 @@ def finite(value: Any) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="4 members, budgets to 4")
+    parser.add_argument("--quick", action="store_true", help="5 members, budgets to 4")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     given = parser.parse_args()
     from benchmarks.spending import gains, targets
+
     from experiments.__main__ import main as experiment
 
     size = QUICK if given.quick else FULL
@@ -126,10 +127,13 @@ def main() -> None:
         drawn = figures(Path(place) / "out" / "cifar10", size["evaluate"])
         print(f"{drawn} of 6 figures were drawn from the run of cifar10", file=sys.stderr)
     compared = targets.numbers(gains.read(KEPT))
+    before, pruned = (
+        f"{compared[name + '_test_pp']:+.2f} ± {compared[name + '_se_pp']:.2f}"
+        for name in ("learned_vs_ours", "ours_vs_pruned")
+    )
     print(
-        f"From {KEPT.relative_to(ROOT)}, measured before on real pools and not in this run: the default minus `adaptive` on "
-        f"test at B = 8 {compared['learned_vs_ours_test_pp']:+.2f} ± {compared['learned_vs_ours_se_pp']:.2f} points, minus "
-        f"pruned {compared['ours_vs_pruned_test_pp']:+.2f} ± {compared['ours_vs_pruned_se_pp']:.2f}."
+        f"From {KEPT.relative_to(ROOT)}, measured before on real pools and not in this run, test, B = 8: the default "
+        f"minus `adaptive` {before} points, minus pruned {pruned}."
     )
     if given.json:
         print(json.dumps({"experiments_run": done, "figures": drawn, **compared}))

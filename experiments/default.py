@@ -72,7 +72,9 @@ class Defaults:
         if key not in self._known:
             self._known[key] = self._run(key, group, point.budget)
             write_json(self._out / "defaults.json", self._known)
-        same = {name: value for name, value in asdict(point).items() if name in ("pool", "subpool", "members", "budget")}
+        same = {
+            name: value for name, value in asdict(point).items() if name in ("pool", "subpool", "members", "budget")
+        }
         return Point(**same, strategy=LABEL, **self._known[key])  # type: ignore[arg-type]
 
     def _run(self, key: str, group: Group, budget: int) -> dict[str, object]:

@@ -121,7 +121,9 @@ class Draws:
         """A strategy's accuracy, in percent, on the draws that it shares with the default."""
         found = []
         for pool in pools:
-            draws = {row.draw for row in self._at.values() if (row.pool, row.strategy, row.budget) == (pool, DEFAULT, budget)}
+            draws = {
+                row.draw for row in self._at.values() if (row.pool, row.strategy, row.budget) == (pool, DEFAULT, budget)
+            }
             mine = [
                 100 * getattr(row, field)
                 for row in self._at.values()

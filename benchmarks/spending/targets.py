@@ -16,20 +16,28 @@ LARGE, WITHIN = "fashion-large", 12
 SMALL = "clipart"
 BUDGETS = (8, 16, 25)
 
-_NOTE = f"""`benchmarks/learned.py POOL ... --write` adds the numbers, draw by draw, to learned.csv; `--summary --write` makes this
-file of them. Pools: benchmarks/pools, of which 13 members are drawn at random (with the same seed for every strategy). The
-default, `{DEFAULT}`, and `{BEFORE}`, which was the default, are whole runs of `radin.cook`; the others are played on true
-scores kept on disk. Recipes are chosen on validation alone. Gains are percentage points of accuracy, the default minus the
-other at the same budget; ± is one standard error of the paired difference over draws, which share members and data. RADIN is the
-paper's procedure with 200 candidates. The constants of the learning were set by halves of validation on other draws of the
-pools other than newsgroups-encoder, without test. torch 2.13.0, one thread each on two processors."""
+_NOTE = f"""`benchmarks/learned.py POOL ... --write` adds the numbers, draw by draw, to learned.csv; `--summary --write`
+makes this file of them. Pools: benchmarks/pools, of which 13 members are drawn at random (by the same seed for every
+strategy). The default, `{DEFAULT}`, and `{BEFORE}`, which was the default, are whole runs of `radin.cook`; the others
+are played on true scores kept on disk. Recipes are chosen on validation alone. Gains are percentage points of accuracy,
+the default's minus the other's at the same budget; ± is one standard error of the paired difference over draws, which
+share members and data. RADIN is the paper's procedure with 200 candidates. The constants of the learning were set by
+halves of validation on other draws of the pools, newsgroups-encoder left out, without test. torch 2.13.0, one thread
+each on two processors."""
 
 
 def report(rows: Sequence[Row]) -> str:
     """All of it as markdown."""
     draws = Draws(rows)
     budgets = [b for b in BUDGETS if draws.with_all([BEFORE, *BASELINES], b)]
-    lines = ["# Ratios learned by gradient, against the search and simpler ways", "", _NOTE, "", "## Reached or not", ""]
+    lines = [
+        "# Ratios learned by gradient, against the search and simpler ways",
+        "",
+        _NOTE,
+        "",
+        "## Reached or not",
+        "",
+    ]
     lines += [*(f"* {line}" for line in answers(rows)), "", "## Gains", ""]
     for budget in budgets:
         lines.append(tables(draws, budget))
@@ -45,7 +53,11 @@ def report(rows: Sequence[Row]) -> str:
         ]
     one = [pool for pool in draws.pools if len(draws.against(pool, "learned", BUDGET, BEFORE, BUDGET, "test")) > 1]
     if one:
-        lines += [f"## One ratio per member: `learned` minus `{BEFORE}`, B = {BUDGET}", "", "| pool | test | validation |"]
+        lines += [
+            f"## One ratio per member: `learned` minus `{BEFORE}`, B = {BUDGET}",
+            "",
+            "| pool | test | validation |",
+        ]
         lines.append("|---|---|---|")
         for pool in one:
             cells = [_against(draws, [pool], field) for field in ("test", "validation")]
@@ -67,8 +79,8 @@ def answers(rows: Sequence[Row]) -> list[str]:
         return ["Nothing is measured yet."]
     gain = draws.mean(pools, BEFORE, BUDGET, "test")
     lines = [
-        f"Ahead of `{BEFORE}` on test at B = {BUDGET}, mean of {len(pools)} pools, by {LEAST} points and two standard errors: "
-        f"{said(gain)}, {gain.mean / gain.stderr:.1f} standard errors: {_yes(gain.mean >= LEAST and beyond(gain, 2))}."
+        f"Ahead of `{BEFORE}` on test at B = {BUDGET}, mean of {len(pools)} pools, by {LEAST} points and two standard "
+        f"errors: {said(gain)}, {gain.mean / gain.stderr:.1f} standard errors: {_yes(gain.mean >= LEAST and beyond(gain, 2))}."
     ]
     by_pool = {pool: Estimate.of([draws.gains(pool, BEFORE, BUDGET, "test")]) for pool in pools}
     behind = [f"{pool} {said(value)}" for pool, value in by_pool.items() if value.mean < -value.stderr]
@@ -80,11 +92,15 @@ def answers(rows: Sequence[Row]) -> list[str]:
         text = f"Ahead of {', '.join(BASELINES)} by more than two on {field}, B = {BUDGET}, mean of {len(full)} pools"
         lines.append(f"{text}: {_yes(not short)}{_listed(short, 'not of')}.")
     below, count = under_best_single(draws)
-    lines.append(f"Below the best single member on validation: {below} of {count} runs, all budgets: {_yes(not below)}.")
+    lines.append(
+        f"Below the best single member on validation: {below} of {count} runs, all budgets: {_yes(not below)}."
+    )
     if SMALL in full:
         pruned = Estimate.of([draws.gains(SMALL, "pruned", BUDGET, "test")])
         text = f"On {SMALL} (534 validation examples) not behind pruned on test: {said(pruned)}"
-        lines.append(f"{text}: {_yes(pruned.mean >= 0)}{'' if beyond(pruned, 1, both=True) else ', within one standard error'}.")
+        lines.append(
+            f"{text}: {_yes(pruned.mean >= 0)}{'' if beyond(pruned, 1, both=True) else ', within one standard error'}."
+        )
     for members in (13, 72):
         large = Draws(rows, members)
         end = members - 1

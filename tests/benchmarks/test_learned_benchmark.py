@@ -1,4 +1,4 @@
-"""The benchmark of learned ratios: its numbers draw by draw, what is made of them, and that the report is of those kept."""
+"""The benchmark of learned ratios: its numbers draw by draw, and the report that is made of them."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmarks import learned
 from benchmarks.paper import KEPT, finite
 from benchmarks.spending import gains, targets
 from benchmarks.spending.gains import BASELINES, BEFORE, DEFAULT, Draws, Row
 
 import radin
+from benchmarks import learned
 from radin.report.figures.size import AtSize
 
 

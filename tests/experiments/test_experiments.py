@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from benchmarks.spending.results import read_csv
 from PIL import Image
 from safetensors.torch import load_file
 
 import radin
 import toy
-from benchmarks.spending.results import read_csv
 from experiments import cifar10, domainnet, models, running, shifts, standins, training
 from experiments.__main__ import main
 from experiments.pictures import Pictures
