@@ -20,7 +20,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -105,14 +105,16 @@ def runs(
                 yield Row(pool, folder.name, members, draw, strategy, budget, test, validation)
 
 
-def played(pool: str, folder: Path, draws: range, members: int, budgets: list[int], known: set[tuple]) -> Iterator[Row]:
+def played(
+    pool: str, folder: Path, draws: range, members: int, labels: Sequence[str], budgets: list[int], known: set[tuple]
+) -> Iterator[Row]:
     """What the baselines choose on the same draws; greedy also at its end, after N - 1 passes."""
     files = sorted((folder / "members").glob("*.safetensors"))
     truth, places = None, {}
     for draw in draws:
         lacking = {
             label: [b for b in _asked(label, budgets, members) if (pool, members, draw, label, b) not in known]
-            for label in BASELINES
+            for label in labels
         }
         if not any(lacking.values()):
             continue
@@ -144,8 +146,8 @@ def measure(folders: list[Path], given: argparse.Namespace, keep: Path | None) -
     for position, folder in enumerate(folders):
         draws = every[position :: len(folders)]
         sources = [runs(pool, folder, draws, given.members, ways, given.halves, known)]
-        if not given.halves and not given.no_baselines:
-            sources.insert(0, played(pool, folder, draws, given.members, given.budgets, known))
+        if not given.halves:
+            sources.insert(0, played(pool, folder, draws, given.members, given.baselines, given.budgets, known))
         for source in sources:
             for row in source:
                 found.append(row)
@@ -165,7 +167,7 @@ def main() -> None:
     parser.add_argument("--members", type=int, default=13)
     parser.add_argument("--budgets", type=int, nargs="+", default=[8])
     parser.add_argument("--strategies", nargs="*", default=list(COOKED), metavar="NAME[:OPTION=VALUE,...]")
-    parser.add_argument("--no-baselines", action="store_true", help="whole runs only")
+    parser.add_argument("--baselines", nargs="*", choices=BASELINES, default=list(BASELINES), help="default all")
     parser.add_argument("--write", action="store_true", help="keep the numbers in benchmarks/results, and the tables")
     parser.add_argument("--summary", action="store_true", help="measure nothing: tables of what --write kept")
     parser.add_argument("--quick", action="store_true", help="two draws of two pools in .pools, budget 8")

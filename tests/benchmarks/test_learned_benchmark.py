@@ -41,7 +41,7 @@ def test_rows_are_kept_line_by_line_and_the_last_of_a_draw_counts(tmp_path: Path
     assert again in found
     gains.write(path, found)
     assert gains.read(path) == sorted(found)
-    assert path.read_text().splitlines()[1].startswith("a,a-0,13,0,RADIN")
+    assert path.read_text().splitlines()[1].startswith('a,a-0,13,0,"RADIN, lambda 0",8,')
 
 
 def test_gains_are_paired_over_the_draws_that_both_have() -> None:
@@ -89,7 +89,8 @@ def test_baselines_and_runs_are_of_the_same_sub_pools(toy_folder: Path, tmp_path
     shutil.copy(files[0], folder / "members" / "z.safetensors")  # a member twice is one, as in cook
     (draw,) = [d for d in range(100) if {0, 6} < set(np.random.default_rng(d).choice(7, 3, replace=False))][:1]
     found = {
-        (row.strategy, row.budget): row for row in learned.played("pool", folder, range(draw, draw + 1), 3, [1], set())
+        (row.strategy, row.budget): row
+        for row in learned.played("pool", folder, range(draw, draw + 1), 3, BASELINES, [1], set())
     }
     assert set(found) == {(label, 1) for label in BASELINES} | {("greedy, strict", 2)}
     ((cooked,),) = [list(learned.runs("pool", folder, range(draw, draw + 1), 3, [("uniform", 1)], False, set()))]
@@ -99,7 +100,7 @@ def test_baselines_and_runs_are_of_the_same_sub_pools(toy_folder: Path, tmp_path
     chosen = learned.drawn(sorted((folder / "members").glob("*.safetensors")), 3, draw)
     assert len(radin.Pool.open(chosen)) == 2
     known = {row.key for row in found.values()}
-    assert not list(learned.played("pool", folder, range(draw, draw + 1), 3, [1], known))
+    assert not list(learned.played("pool", folder, range(draw, draw + 1), 3, BASELINES, [1], known))
 
 
 def test_only_standard_errors_may_lack_in_a_figure() -> None:

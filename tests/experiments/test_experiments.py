@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from benchmarks.spending.results import read_csv
+from benchmarks.spending.play import Group, Point
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -19,8 +19,11 @@ import radin
 import toy
 from experiments import cifar10, domainnet, models, running, shifts, standins, training
 from experiments.__main__ import main
+from experiments.default import Defaults
 from experiments.pictures import Pictures
+from experiments.scores import Streamed
 from radin import RadinError, Task
+from radin.engine.device import Device
 
 timm = pytest.importorskip("timm")
 open_clip = pytest.importorskip("open_clip")
@@ -235,31 +238,30 @@ def transform(picture):
 
 
 def test_the_default_is_cooked_once_where_it_learns(toy_folder: Path, tmp_path: Path) -> None:
-    shutil.copytree(toy_folder, tmp_path / "pool" / "members", ignore=shutil.ignore_patterns("task.py"))
-    shutil.copy(toy_folder / "task.py", tmp_path / "pool")
-    out = tmp_path / "out"
-    (found,) = run("pool", tmp_path / "pool", "--out", out, most=8)
-    points = [p for p in read_csv(out / "points.csv") if p.strategy in ("default", "ours")]
-    own = {p.budget: p for p in points if p.strategy == "default"}
-    assert list(own) == list(range(1, 9))
-    for point in points:
-        if point.strategy == "ours" and point.budget < 8:
-            assert replace(point, strategy="default") == own[point.budget]
+    pool, task = radin.Pool.open(toy_folder), toy_folder / "task.py"
+    scores = Streamed(pool, Task.load(task), tmp_path, Device.create("cpu"))
+    group = Group.of(scores, "0", [0, 2, 5], seed=4)
+    ours = [Point("toy", "0", 3, "ours", b, 0.5 + 0.01 * b, 0.4, {"noisy": 0.3}, 2, b - 0.1) for b in range(1, 10)]
+    defaults = Defaults(scores, [member.path for member in pool], task, tmp_path, device="cpu")
+    found = defaults.points(ours, group, 9)
+    assert found[:7] == [replace(point, strategy="default") for point in ours[:7]]
 
-    members = sorted((tmp_path / "pool" / "members").glob("*.safetensors"))
-    chosen = [members[k] for k in running.drawn(6, 3, 0)]
-    alone = radin.cook(chosen, toy_folder / "task.py", budget=8, out=tmp_path / "alone")
-    assert alone.strategy["strategy"] == "learned-by-layer"
-    assert own[8].validation == pytest.approx(alone.best.score, abs=1e-6)
-    assert own[8].test == pytest.approx(alone.best.splits["test"][0], abs=1e-6)
-    assert own[8].shifts == pytest.approx({"noisy": alone.best.splits["shifts/noisy"][0]}, abs=1e-6)
-    assert score(found, "default", "test", 8) == pytest.approx(own[8].test, abs=1e-6)
-    assert 0 < own[8].spent <= 8
-    assert list((out / "cooking").iterdir()) == []
+    chosen = [pool[k].path for k in group.members]
+    alone = radin.cook(chosen, task, budget=8, out=tmp_path / "alone", seed=4, device="cpu")
+    assert alone.strategy["name"] == "learned-by-layer"
+    best = alone.best
+    splits = {name: score for name, (score, _) in best.splits.items()}
+    shifts = {"noisy": splits["shifts/noisy"]}
+    spent = alone.passes.soups
+    expected = Point("toy", "0", 3, "default", 8, best.score, splits["test"], shifts, best.recipe.size, spent)
+    assert found[7] == expected
+    assert found[8] == replace(expected, budget=9, shifts=None)
+    assert defaults.passes == pytest.approx(spent)
+    assert list((tmp_path / "cooking").iterdir()) == []
 
-    (again,) = run("pool", tmp_path / "pool", "--out", out, most=8)
-    assert again["facts"]["passes"] == 0
-    assert again["rows"] == found["rows"]
+    again = Defaults(scores, [], task, tmp_path, device="cpu")  # no members: nothing is left to cook
+    assert again.points(ours, group, 9) == found
+    assert again.passes == 0
 
 
 def test_a_model_of_ones_own_has_a_task_file_too(tmp_path: Path) -> None:
