@@ -24,7 +24,7 @@ the default's minus the other's at the same budget; ± is one standard error of 
 share members and data. RADIN is the paper's procedure with 200 candidates; the best single member is always in the
 running. The constants of the learning were set by halves of validation on other draws of the pools, newsgroups-encoder
 left out, without test. The pools were built anew since budget.md was measured: the same recipes of training, other
-members. torch 2.13.0, one thread each on two processors."""
+members. Standard errors of few draws are rough themselves. torch 2.13.0, one thread each on two processors."""
 
 
 def report(rows: Sequence[Row]) -> str:
