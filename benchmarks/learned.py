@@ -1,13 +1,15 @@
-"""Ratios learned by gradient against the default search, at the same number of passes, on random sub-pools.
+"""Ratios learned by gradient against the search and every simpler way, at the same number of passes.
 
-    python benchmarks/learned.py POOL ... [--draws 20] [--members 13] [--budgets 8 16] [--write]
-    python benchmarks/learned.py --quick [--json]      two draws of two pools, budget 8
+    python benchmarks/learned.py POOL ... [--draws 20] [--budgets 8 16] [--write]     random sub-pools of 13 members
+    python benchmarks/learned.py --summary [--write]                                 tables of what --write kept
+    python benchmarks/learned.py --quick [--json]                                    two draws of two pools, budget 8
 
-Each number is a mean over draws of accuracy minus that of ``adaptive`` at the same budget, in percentage points,
-with the standard error of that difference over draws, which share members; folders whose names differ in a last digit
-only are splits of one pool, and take turns. Every run is a whole ``radin.cook`` of its own; members' outputs are kept
-between runs. Test is looked at once for each soup that is chosen, and chooses nothing. ``--halves`` leaves it alone:
-validation is cut in two, its batches in turn, and what one half chooses is scored on the other, both ways. The
+On each draw ``adaptive``, ``learned`` and ``learned-by-layer`` are whole ``radin.cook`` runs of their own; members'
+outputs are kept between them. The baselines need no model of their own between soups: they are played on true scores
+kept on disk (benchmarks/spending). Folders whose names differ in a last digit only are splits of one pool, and take
+turns. --write adds each number to results/learned.csv when it is known, and goes on where it stopped; the tables are
+made of that file. Test is looked at once for each soup that is chosen, and chooses nothing. ``--halves`` leaves it
+alone: validation is cut in two, its batches in turn, and what one half chooses is scored on the other, both ways. The
 strategies' constants were set so, on draws from 100 on (``--first 100``).
 """
 
@@ -15,29 +17,33 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy and torch are loaded
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 import numpy as np
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
+from benchmarks.spending import gains, targets
+from benchmarks.spending.ablation import without
 from benchmarks.spending.command import as_pools
+from benchmarks.spending.gains import BASELINES, BEFORE, DEFAULT, Draws, Row
+from benchmarks.spending.play import Group, after, run
+from benchmarks.spending.strategies import GREEDY
+from benchmarks.spending.truth import Truth
 
 import radin
-from radin import RadinError, Task
+from radin import Pool, RadinError, Task
+from radin.search.strategies import learned
 
-POOLS = Path(__file__).parents[1] / ".pools"
-RESULTS = Path(__file__).parent / "results"
-BASE = "adaptive"
-LEARNED = ("learned", "learned-by-layer")
-KINDS = ("test", "validation")
-
-Scores = dict[str, list[tuple[float, float]]]
-"""By strategy and budget, (test, validation) accuracy of each draw."""
+POOLS = Path(__file__).resolve().parents[1] / ".pools"
+RESULTS = Path(__file__).resolve().parent / "results"
+COOKED = (BEFORE, "learned", DEFAULT)
 
 
 def tasks(folder: Path, halves: bool) -> list[Task]:
@@ -50,86 +56,106 @@ def tasks(folder: Path, halves: bool) -> list[Task]:
     return [replace(task, validation=mine, test=other) for mine, other in (parts, parts[::-1])]
 
 
-def score(task: Task, members: list[Path], strategy: str, budget: int, seed: int, outputs: Path) -> tuple[float, float]:
-    """Test and validation accuracy of the soup that a run chooses."""
-    with tempfile.TemporaryDirectory() as scratch:
+def drawn(files: list[Path], members: int, draw: int) -> list[Path]:
+    """A random sub-pool, as benchmarks/budget.py draws it."""
+    if len(files) < members:
+        raise RadinError(f"{files[0].parent} has {len(files)} members; sub-pools of {members} cannot be drawn")
+    return [files[k] for k in sorted(np.random.default_rng(draw).choice(len(files), members, replace=False).tolist())]
+
+
+def cooked(
+    task: Task, members: list[Path], strategy: str, budget: int, seed: int, outputs: Path
+) -> tuple[float, float]:
+    """Test and validation accuracy of the soup that a run chooses.
+
+    strategy: NAME, or NAME:OPTION=VALUE,...; an option like _ROUND is a constant of the module ``learned``.
+    """
+    name, _, settings = strategy.partition(":")
+    options = dict(pair.split("=", 1) for pair in settings.split(",") if pair)
+    constants = {option: json.loads(options.pop(option)) for option in list(options) if option.startswith("_")}
+    with tempfile.TemporaryDirectory() as scratch, without(learned, **constants):
         result = radin.cook(
             members,
             task,
             budget=budget,
             out=Path(scratch) / "run",
-            strategy=strategy,
+            strategy=name,
+            options=options,
             seed=seed,
             outputs=outputs,
         )
     return float(result.best.splits["test"][0]), float(result.best.score)
 
 
-def measure(folders: list[Path], draws: range, members: int, budgets: list[int], halves: bool) -> Scores:
-    """Accuracies by way, one pair for each draw; the splits of a pool take turns."""
-    ways = [(name, budget) for budget in budgets for name in (BASE, *LEARNED)]
-    found: Scores = {f"{name} {budget}": [] for name, budget in ways}
+def runs(
+    pool: str, folder: Path, draws: range, members: int, ways: list[tuple[str, int]], halves: bool, known: set[tuple]
+) -> Iterator[Row]:
+    """Whole runs of ``radin.cook`` by each strategy and budget on each draw; those known are left out."""
+    files = sorted((folder / "members").glob("*.safetensors"))
+    mine = None
+    with tempfile.TemporaryDirectory() as outputs:
+        for draw in draws:
+            chosen = drawn(files, members, draw)
+            for strategy, budget in ways:
+                if (pool, members, draw, strategy, budget) in known:
+                    continue
+                mine = mine or tasks(folder, halves)
+                pairs = [cooked(task, chosen, strategy, budget, draw, Path(outputs)) for task in mine]
+                test, validation = np.mean(pairs, axis=0).tolist()
+                yield Row(pool, folder.name, members, draw, strategy, budget, test, validation)
+
+
+def played(
+    pool: str, folder: Path, draws: range, members: int, labels: Sequence[str], budgets: list[int], known: set[tuple]
+) -> Iterator[Row]:
+    """What the baselines choose on the same draws; greedy also at its end, after N - 1 passes."""
+    files = sorted((folder / "members").glob("*.safetensors"))
+    truth, places = None, {}
+    for draw in draws:
+        lacking = {
+            label: [b for b in _asked(label, budgets, members) if (pool, members, draw, label, b) not in known]
+            for label in labels
+        }
+        if not any(lacking.values()):
+            continue
+        if truth is None:
+            truth = Truth(folder)
+            places = {fingerprint: k for k, fingerprint in enumerate(truth.pool.fingerprints)}
+        chosen = Pool.open(drawn(files, members, draw))  # the same file twice is one member, as in cook
+        group = Group.of(truth, str(draw), [places[one] for one in chosen.fingerprints], draw)
+        for label, wanted in lacking.items():
+            if wanted:
+                standings, _ = run(truth, group, label, max(wanted))
+            for budget in wanted:
+                found = after(standings, budget)
+                test = truth.score(found.recipe, "test")
+                yield Row(pool, folder.name, members, draw, label, budget, test, found.score)
+
+
+def _asked(label: str, budgets: list[int], members: int) -> list[int]:
+    return sorted({*budgets, members - 1}) if label == GREEDY else budgets
+
+
+def measure(folders: list[Path], given: argparse.Namespace, keep: Path | None) -> list[Row]:
+    """All rows of one pool, those kept among them; the splits take turns."""
+    (pool,) = as_pools(folders)
+    found = gains.read(keep) if keep else []
+    known = {row.key for row in found}
+    ways = [(name, budget) for budget in given.budgets for name in given.strategies]
+    every = range(given.first, given.first + given.draws)
     for position, folder in enumerate(folders):
-        files = sorted((folder / "members").glob("*.safetensors"))
-        if len(files) < members:
-            raise RadinError(f"{folder} has {len(files)} members; sub-pools of {members} cannot be drawn")
-        mine = tasks(folder, halves)
-        with tempfile.TemporaryDirectory() as outputs:
-            for draw in draws[position :: len(folders)]:
-                drawn = sorted(np.random.default_rng(draw).choice(len(files), members, replace=False).tolist())
-                for name, budget in ways:
-                    chosen = [files[k] for k in drawn]
-                    pairs = [score(task, chosen, name, budget, draw, Path(outputs)) for task in mine]
-                    value = (float(np.mean([test for test, _ in pairs])), float(np.mean([own for _, own in pairs])))
-                    found[f"{name} {budget}"].append(value)
-                    text = (
-                        f"{folder.name}, draw {draw}: {name} {budget}: test {value[0]:.4f}, validation {value[1]:.4f}"
-                    )
-                    print(text, file=sys.stderr, flush=True)
-    return found
-
-
-def gains(found: Scores, way: str, kind: str) -> np.ndarray:
-    """Percentage points over BASE at the same budget, (draws,)."""
-    base = f"{BASE} {way.rsplit(' ', 1)[1]}"
-    column = KINDS.index(kind)
-    return np.array([100 * (mine[column] - other[column]) for mine, other in zip(found[way], found[base], strict=True)])
-
-
-def mean(values: np.ndarray) -> tuple[float, float]:
-    """Mean and its standard error; NaN of a single value."""
-    stderr = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else float("nan")
-    return float(values.mean()), float(stderr)
-
-
-def over_pools(measured: dict[str, Scores], way: str, kind: str) -> tuple[float, float]:
-    """The mean of the pools' means, and its standard error over draws."""
-    pairs = np.array([mean(gains(found, way, kind)) for found in measured.values()])
-    return float(pairs[:, 0].mean()), float(np.sqrt((pairs[:, 1] ** 2).sum()) / len(pairs))
-
-
-def table(measured: dict[str, Scores]) -> str:
-    """Markdown: rows are pools, columns strategies and budgets."""
-    ways = [way for way in next(iter(measured.values())) if not way.startswith(f"{BASE} ")]
-    lines = []
-    for kind in KINDS:
-        lines += [f"## {kind.capitalize()}", "", "| pool | draws | " + " | ".join(_said(way) for way in ways) + " |"]
-        lines.append("|---" * (len(ways) + 2) + "|")
-        for pool, found in measured.items():
-            cells = [_cell(mean(gains(found, way, kind))) for way in ways]
-            lines.append(f"| {pool} | {len(found[ways[0]])} | " + " | ".join(cells) + " |")
-        lines.append("| mean | | " + " | ".join(_cell(over_pools(measured, way, kind)) for way in ways) + " |")
-        lines.append("")
-    return "\n".join(lines)
-
-
-def _said(way: str) -> str:
-    name, budget = way.rsplit(" ", 1)
-    return f"{name}, B = {budget}"
-
-
-def _cell(value: tuple[float, float]) -> str:
-    return f"{value[0]:+.2f} ± {value[1]:.2f}"
+        draws = every[position :: len(folders)]
+        sources = [runs(pool, folder, draws, given.members, ways, given.halves, known)]
+        if not given.halves:
+            sources.insert(0, played(pool, folder, draws, given.members, given.baselines, given.budgets, known))
+        for source in sources:
+            for row in source:
+                found.append(row)
+                if keep:
+                    gains.append(keep, row)
+                text = f"{row.folder}, draw {row.draw}: {row.strategy} {row.budget}: test {row.test:.4f}"
+                print(f"{text}, validation {row.validation:.4f}", file=sys.stderr, flush=True)
+    return [row for row in found if row.pool == pool and row.members == given.members and row.draw in every]
 
 
 def main() -> None:
@@ -140,41 +166,40 @@ def main() -> None:
     parser.add_argument("--halves", action="store_true", help="on halves of validation, without test")
     parser.add_argument("--members", type=int, default=13)
     parser.add_argument("--budgets", type=int, nargs="+", default=[8])
-    parser.add_argument("--write", action="store_true", help="keep the tables in benchmarks/results/learned.md")
+    parser.add_argument("--strategies", nargs="*", default=list(COOKED), metavar="NAME[:OPTION=VALUE,...]")
+    parser.add_argument("--baselines", nargs="*", choices=BASELINES, default=list(BASELINES), help="default all")
+    parser.add_argument("--write", action="store_true", help="keep the numbers in benchmarks/results, and the tables")
+    parser.add_argument("--summary", action="store_true", help="measure nothing: tables of what --write kept")
     parser.add_argument("--quick", action="store_true", help="two draws of two pools in .pools, budget 8")
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
     given = parser.parse_args()
-    if bool(given.pools) == given.quick:
-        parser.error("give one or more pools, or --quick")
+    if [bool(given.pools), given.quick, given.summary].count(True) != 1:
+        parser.error("give one or more pools, or --quick, or --summary")
     if given.quick:
         given.pools, given.draws = [POOLS / "fashion-rough", POOLS / "sentiment-0"], 2
     missing = [str(folder) for folder in given.pools if not (folder / "task.py").is_file()]
     if missing:
         parser.error(f"no pool in {', '.join(missing)}: build them by benchmarks/pools")
     torch.set_num_threads(1)
-    measured: dict[str, Scores] = {}
+    kept = RESULTS / f"learned{'-halves' if given.halves else ''}.csv"
     try:
-        for pool, folders in as_pools(given.pools).items():
-            draws = range(given.first, given.first + given.draws)
-            measured[pool] = measure(folders, draws, given.members, given.budgets, given.halves)
+        pools = as_pools(given.pools)
+        rows = [row for folders in pools.values() for row in measure(folders, given, kept if given.write else None)]
     except RadinError as error:
         sys.exit(str(error))
-    text = table(measured)
+    if given.write or given.summary:
+        rows = gains.read(kept)
+    if given.write:
+        gains.write(kept, rows)
+    text = targets.halves(rows) if given.halves else targets.report(rows)
     print(text)
     if given.write:
-        budgets = " ".join(map(str, given.budgets))
-        more = f" --halves --first {given.first}" if given.halves else ""
-        head = (
-            "# Ratios learned by gradient, against the search\n\n"
-            f"`python benchmarks/learned.py POOL ... --draws {given.draws} --budgets {budgets}{more}`\n\n"
-            f"Accuracy minus that of `{BASE}` at the same budget, percentage points, on random sub-pools of\n"
-            f"{given.members} members; ± is one standard error of the paired difference over draws.\n"
-        )
-        (RESULTS / f"learned{'-halves' if given.halves else ''}.md").write_text(f"{head}\n{text}")
+        kept.with_suffix(".md").write_text(text)
     if given.json:
-        ways = [way for way in next(iter(measured.values())) if not way.startswith(f"{BASE} ")]
-        numbers = {way: [round(number, 3) for number in over_pools(measured, way, "test")] for way in ways}
-        print(json.dumps({"pools": list(measured), "draws": given.draws, **numbers}))
+        draws = Draws(rows, given.members)
+        ways = {f"{s} {b}": (s, b) for s, b in dict.fromkeys((r.strategy, r.budget) for r in rows) if s != BEFORE}
+        numbers = {name: targets.over_before(draws, *way) for name, way in ways.items()}
+        print(json.dumps({"pools": draws.pools, "draws": given.draws, **numbers}))
 
 
 if __name__ == "__main__":

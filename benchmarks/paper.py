@@ -3,11 +3,19 @@
     python benchmarks/paper.py --quick --json
 
 cifar10 with a small timm model and members trained for it, shifts and domainnet with a small open_clip model, imagenet
-with the checkpoints that shifts left, as a folder of released ones would be taken. --quick: 4 members and budgets to 4;
+with the checkpoints that shifts left, as a folder of released ones would be taken. --quick: 5 members and budgets to 4;
 without it 14 members, 20 sub-pools of 13, budgets to 25. The data are stand-ins (experiments/standins.py): the scores
-say nothing about the data sets. --json ends with one line:
+say nothing about the data sets. Then the paper's six figures are drawn from the run that cifar10 left, further soups
+evaluated for them as ``radin figures --evaluate`` does. --json ends with one line:
 
-    experiments_run     of 4: those whose table has every strategy at every budget, with validation, test and shifts
+    experiments_run             of 4: those whose table has every strategy at every budget, on validation, test, shifts
+    figures                     of 6: those drawn, all their values finite
+    learned_vs_ours_test_pp     the default, learned-by-layer, minus adaptive: test, B = 8, mean over pools, points
+    ours_vs_pruned_test_pp      the default minus pruned, the same
+    learned_vs_ours_se_pp, ours_vs_pruned_se_pp     paired standard errors
+
+The last four are made of benchmarks/results/learned.csv, draw by draw, and not of this run: measuring them anew takes
+hours (benchmarks/learned.py POOL ... --write).
 """
 
 from __future__ import annotations
@@ -18,13 +26,16 @@ import math
 import os
 import sys
 import tempfile
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 TIMM = "timm:test_resnet,img_size=32"
-QUICK = {"training": 300, "test": 120, "count": 4, "members": 3, "draws": 2, "most": 4}
-FULL = {"training": 2000, "test": 1000, "count": 14, "members": 13, "draws": 20, "most": 25}
+KEPT = ROOT / "benchmarks" / "results" / "learned.csv"
+QUICK = {"training": 300, "test": 120, "count": 5, "members": 3, "draws": 2, "most": 4, "evaluate": 80}
+FULL = {"training": 2000, "test": 1000, "count": 14, "members": 13, "draws": 20, "most": 25, "evaluate": 200}
 
 
 def commands(folder: Path, size: dict[str, int]) -> dict[str, list[Any]]:
@@ -64,11 +75,45 @@ def whole(tables: list[dict[str, Any]], most: int, shifted: bool) -> bool:
     return bool(tables)
 
 
+def figures(place: Path, passes: int) -> int:
+    """How many of the paper's figures can be drawn from an experiment's run, in ``place``, with all values finite."""
+    from radin.report.figures import FIGURES, Unavailable, write
+    from radin.run.further import evaluate_further
+    from radin.run.record import RunRecord
+
+    run, outputs = place / "run", place / "outputs"
+    evaluate_further(run, place / "task.py", passes, outputs=outputs, device="cpu")
+    record = RunRecord.read(run, outputs=outputs)
+    drawn = 0
+    for number, function in FIGURES.items():
+        found = function(record)
+        if isinstance(found, Unavailable):
+            print(f"figure {number}: not drawn: {found.why}", file=sys.stderr)
+        elif not finite(found):
+            print(f"figure {number}: not all its values are finite", file=sys.stderr)
+        else:
+            drawn += write(found, place / "figures", "svg").stat().st_size > 0
+    return drawn
+
+
+def finite(value: Any) -> bool:
+    """Whether all numbers of a figure's values are finite, but for standard errors, which a single soup has none of."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return all(finite(getattr(value, field.name)) for field in fields(value) if field.name != "stderr")
+    if isinstance(value, Mapping):
+        return all(map(finite, value.values()))
+    if isinstance(value, tuple | list):
+        return all(map(finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="4 members, budgets to 4")
+    parser.add_argument("--quick", action="store_true", help="5 members, budgets to 4")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     given = parser.parse_args()
+    from benchmarks.spending import gains, targets
+
     from experiments.__main__ import main as experiment
 
     size = QUICK if given.quick else FULL
@@ -78,9 +123,20 @@ def main() -> None:
         for name, arguments in commands(Path(place), size).items():
             found = experiment([str(a) for a in (name, *arguments, *usual, "--out", Path(place) / "out" / name)])
             done += whole(found, size["most"], name in ("shifts", "domainnet"))
-    print(f"{done} of 4 experiments ran from their files to a whole table", file=sys.stderr)
+        print(f"{done} of 4 experiments ran from their files to a whole table", file=sys.stderr)
+        drawn = figures(Path(place) / "out" / "cifar10", size["evaluate"])
+        print(f"{drawn} of 6 figures were drawn from the run of cifar10", file=sys.stderr)
+    compared = targets.numbers(gains.read(KEPT))
+    before, pruned = (
+        f"{compared[name + '_test_pp']:+.2f} ± {compared[name + '_se_pp']:.2f}"
+        for name in ("learned_vs_ours", "ours_vs_pruned")
+    )
+    print(
+        f"From {KEPT.relative_to(ROOT)}, measured before on real pools and not in this run, test, B = 8: the default "
+        f"minus `adaptive` {before} points, minus pruned {pruned}."
+    )
     if given.json:
-        print(json.dumps({"experiments_run": done}))
+        print(json.dumps({"experiments_run": done, "figures": drawn, **compared}))
 
 
 if __name__ == "__main__":

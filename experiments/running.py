@@ -16,13 +16,13 @@ from benchmarks.spending.results import Results, write_csv
 from benchmarks.spending.scored import Scored
 
 import radin
-from experiments import table
+from experiments import default, table
 from experiments.scores import Streamed
 from radin import Pool, Task
 from radin.engine.device import Device
 from radin.files import write_json, write_text
 
-STRATEGIES = (
+REPLAYED = (
     "best single",
     "uniform",
     "top-k",
@@ -33,6 +33,9 @@ STRATEGIES = (
     "ours",
 )
 """Those of benchmarks/spending/strategies.py that a table has; RADIN's with C = 200 candidates."""
+
+STRATEGIES = (*REPLAYED, default.LABEL)
+"""All that a table has."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +53,9 @@ class Plan:
 def run(title: str, task: Path, members: Sequence[Path], out: Path, plan: Plan) -> dict[str, Any]:
     """Everything from task file and checkpoints to ``out``/table.md and table.json; goes on where it stopped.
 
-    out/outputs: the members' outputs. out/known.sqlite: true scores, so that no soup is evaluated twice. out/run: the
-    run directory of cook on all members at the largest budget. out/points.csv: each strategy's choice in each draw.
-    Returns what table.json holds.
+    out/outputs: the members' outputs. out/known.sqlite: true scores, so that no soup is evaluated twice.
+    out/defaults.json: what runs of the default chose. out/run: the run directory of cook on all members at the largest
+    budget. out/points.csv: each strategy's choice in each draw. Returns what table.json holds.
     """
     started = time.monotonic()
     pool = Pool.open(members)
@@ -60,7 +63,10 @@ def run(title: str, task: Path, members: Sequence[Path], out: Path, plan: Plan) 
     device = Device.create(plan.device, batch_size=plan.batch_size)
     scores = Streamed(pool, Task.load(task), out, device)
     say(f"{title}: {len(pool)} members, {len(scores.targets):,} validation examples")
-    points = replayed(scores, title, plan)
+    places = [member.path for member in pool]
+    defaults = default.Defaults(scores, places, task, out, device=plan.device, batch_size=plan.batch_size)
+    points = replayed(scores, title, plan, defaults)
+    scores.passes += defaults.passes
     write_csv(points, out / "points.csv")
     facts = table.Facts.of(scores, title, plan.members, device.name, round(time.monotonic() - started, 1))
     cooked = None
@@ -81,15 +87,18 @@ def run(title: str, task: Path, members: Sequence[Path], out: Path, plan: Plan) 
     return found
 
 
-def replayed(scores: Scored, title: str, plan: Plan) -> list[Point]:
+def replayed(scores: Scored, title: str, plan: Plan, defaults: default.Defaults) -> list[Point]:
     """Every strategy on every draw: its choice after each pass, scored on test and shifts."""
     points = []
     for index in range(plan.draws):
-        started, before = time.monotonic(), scores.passes
+        started, before = time.monotonic(), scores.passes + defaults.passes
         group = Group.of(scores, str(index), drawn(len(scores.pool), plan.members, index), index)
-        for label in STRATEGIES:
-            points += play(scores, title, group, label, plan.most, shifts=bool(scores.shifts))[0]
-        made = f"{scores.passes - before:.1f} new passes, {time.monotonic() - started:.0f} s"
+        for label in REPLAYED:
+            found = play(scores, title, group, label, plan.most, shifts=bool(scores.shifts))[0]
+            points += found
+            if label == "ours":
+                points += defaults.points(found, group, plan.most)
+        made = f"{scores.passes + defaults.passes - before:.1f} new passes, {time.monotonic() - started:.0f} s"
         say(f"  draw {index + 1} of {plan.draws}: {made}")
     return points
 

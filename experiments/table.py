@@ -78,7 +78,9 @@ def as_markdown(results: Results, facts: Facts, cooked: Mapping[str, Any] | None
         f"examples (standard error of one score about {facts.validation_stderr:.4f}); test: {facts.test:,} "
         f"({facts.test_stderr:.4f}). ± is one standard error over {which}.",
         "Recipes are chosen on validation alone; test and shifts are looked at for what was chosen. RADIN: 200 "
-        'candidates, Algorithm 2. "Ours": the strategy `adaptive`, run anew for each B.',
+        'candidates, Algorithm 2. "Ours": the strategy `adaptive`, run anew for each B. "Default": what `radin cook` '
+        "does where no strategy is named; below a budget of 8 that is the same, from there on whole runs that learn "
+        "ratios by gradient (`learned-by-layer`).",
         f"{facts.passes:,.1f} passes were made for this table, in {facts.seconds:,.0f} s on {facts.device}.",
         "",
         "## Validation / test",

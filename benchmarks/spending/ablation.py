@@ -30,7 +30,7 @@ RESULTS = Path(__file__).parents[1] / "results"
 
 
 @contextmanager
-def _without(module: Any, **changed: Any) -> Iterator[None]:
+def without(module: Any, **changed: Any) -> Iterator[None]:
     """Other values for some names of a module, for as long as one strategy runs."""
     before = {name: getattr(module, name) for name in changed}
     for name, value in changed.items():
@@ -76,7 +76,7 @@ def _as_counted(examples: Any, weights: Floats, estimates: Floats) -> Floats:
 
 def _patched(module: Any, **changed: Any) -> Callable[[Problem], Asks]:
     def play(problem: Problem) -> Asks:
-        with _without(module, **changed):
+        with without(module, **changed):
             yield from base.get(OURS).run(problem, **base.get(OURS).settings())
 
     return play

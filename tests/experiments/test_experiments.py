@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from benchmarks.spending.play import Group, Point
 from PIL import Image
 from safetensors.torch import load_file
 
+import radin
 import toy
 from experiments import cifar10, domainnet, models, running, shifts, standins, training
 from experiments.__main__ import main
+from experiments.default import Defaults
 from experiments.pictures import Pictures
+from experiments.scores import Streamed
 from radin import RadinError, Task
+from radin.engine.device import Device
 
 timm = pytest.importorskip("timm")
 open_clip = pytest.importorskip("open_clip")
@@ -229,6 +235,33 @@ def network():
 def transform(picture):
     return torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1) / 255
 """
+
+
+def test_the_default_is_cooked_once_where_it_learns(toy_folder: Path, tmp_path: Path) -> None:
+    pool, task = radin.Pool.open(toy_folder), toy_folder / "task.py"
+    scores = Streamed(pool, Task.load(task), tmp_path, Device.create("cpu"))
+    group = Group.of(scores, "0", [0, 2, 5], seed=4)
+    ours = [Point("toy", "0", 3, "ours", b, 0.5 + 0.01 * b, 0.4, {"noisy": 0.3}, 2, b - 0.1) for b in range(1, 10)]
+    defaults = Defaults(scores, [member.path for member in pool], task, tmp_path, device="cpu")
+    found = defaults.points(ours, group, 9)
+    assert found[:7] == [replace(point, strategy="default") for point in ours[:7]]
+
+    chosen = [pool[k].path for k in group.members]
+    alone = radin.cook(chosen, task, budget=8, out=tmp_path / "alone", seed=4, device="cpu")
+    assert alone.strategy["name"] == "learned-by-layer"
+    best = alone.best
+    splits = {name: score for name, (score, _) in best.splits.items()}
+    shifts = {"noisy": splits["shifts/noisy"]}
+    spent = alone.passes.soups
+    expected = Point("toy", "0", 3, "default", 8, best.score, splits["test"], shifts, best.recipe.size, spent)
+    assert found[7] == expected
+    assert found[8] == replace(expected, budget=9, shifts=None)
+    assert defaults.passes == pytest.approx(spent)
+    assert list((tmp_path / "cooking").iterdir()) == []
+
+    again = Defaults(scores, [], task, tmp_path, device="cpu")  # no members: nothing is left to cook
+    assert again.points(ours, group, 9) == found
+    assert again.passes == 0
 
 
 def test_a_model_of_ones_own_has_a_task_file_too(tmp_path: Path) -> None:
