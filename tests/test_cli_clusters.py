@@ -23,8 +23,15 @@ def test_options_become_settings():
     assert cluster("ray", 3, "auto", 0.5, 2.0, ()) == radin.Ray(
         workers=3, address="auto", gpus_per_worker=0.5, cpus_per_worker=2.0
     )
-    found = cluster("slurm", 4, None, None, None, ("partition=gpu", "time_minutes=240", "slurm_account=vision"))
-    assert found == radin.Slurm(workers=4, partition="gpu", time_minutes=240, parameters={"slurm_account": "vision"})
+    found = cluster("slurm", 4, None, 1.0, 2.0, ("partition=gpu", "time_minutes=240", "slurm_account=vision"))
+    assert found == radin.Slurm(
+        workers=4,
+        partition="gpu",
+        gpus_per_worker=1,
+        cpus_per_worker=2,
+        time_minutes=240,
+        parameters={"slurm_account": "vision"},
+    )
     assert cluster("ray", *NOTHING) == radin.Ray()
 
 

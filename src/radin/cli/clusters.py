@@ -82,8 +82,8 @@ def cluster(
     asked: dict[str, Any] = {
         "workers": workers,
         "address": address,
-        "gpus_per_worker": gpus_per_worker,
-        "cpus_per_worker": cpus_per_worker,
+        "gpus_per_worker": _whole(gpus_per_worker),
+        "cpus_per_worker": _whole(cpus_per_worker),
     }
     more: dict[str, Any] = {}
     for text in settings:
@@ -107,3 +107,8 @@ def _value(text: str) -> Any:
         except ValueError:
             continue
     return text
+
+
+def _whole(number: float | None) -> float | None:
+    """A whole number as such: a queue gives no share of a processor."""
+    return int(number) if number is not None and number == int(number) else number

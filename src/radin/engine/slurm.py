@@ -37,7 +37,7 @@ class Slurm(Cluster):
     is left it is submitted again. gpus_per_worker, cpus_per_worker, memory_gb: what each gets. executor: "local" runs
     the same jobs as processes of this machine, to try things out. parameters: any of submitit's for Slurm, such as
     {"slurm_account": "me", "slurm_qos": "low", "slurm_setup": ["module load cuda"]}. patience_minutes: how long to wait
-    for a worker while there is none.
+    for a worker while there is none. timing: how often the two sides look at each other's files, in seconds.
 
     Raises RadinError for settings that cannot be.
     """
