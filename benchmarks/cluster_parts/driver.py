@@ -129,7 +129,8 @@ def simulated(
                     def spend(engine: SimulatedEngine) -> None:
                         def search() -> Search:
                             rates = Rates(len(pool.targets))
-                            return Search(*known, account=Account(budget, rates, metric.score), **given)
+                            account = Account(budget, rates, metric.score)
+                            return Search(*known, account=account, slots=engine.slots, **given)
 
                         sessions.append(Session(job, engine, search, {}, best=float(singles.max())))
                         sessions[-1].spend()

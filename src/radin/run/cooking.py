@@ -475,6 +475,7 @@ def _search(
         gradients=gradients,
         account=account,
         among=among,
+        slots=engine.slots,
         progress=job.progress,
     )
     if asked["uniform"]:
