@@ -1,7 +1,7 @@
 """The driver over many workers: how busy they are kept, and what it takes for each question.
 
     python benchmarks/cluster.py --quick --json     the two figures below; a few minutes of one core
-    python benchmarks/cluster.py --write            1 to 512 workers, up to 10,000 members, to results/cluster.md
+    python benchmarks/cluster.py --write            1 to 512 workers, up to 10,000 members, to results/cluster.md, .svg
     python benchmarks/cluster.py --one 72 64 adaptive 256      one run: members, workers, strategy, budget
 
 The workers are simulated (cluster_parts/): the search, session, account and ledger are the real ones, and their work
@@ -9,7 +9,7 @@ moves the clock of the workers, whose passes take 10 seconds. --json ends with o
 
     utilisation_64           of 64 workers while soups are evaluated, budget of 4 passes for each, from the first
                              question to the last answer; strategy random, whose questions are whole passes
-    driver_ms_per_question   of the processor, with 64 workers and adaptive, whose questions are slices too
+    driver_ms_per_question   of the processor, with 64 workers and adaptive, the strategy that computes most
 
 and, once cluster_parts/real.py measures a real cluster, with what its ``measured()`` gives.
 """
@@ -47,12 +47,9 @@ SECONDS, PER_WORKER, PATIENCE = 10.0, 4, 600.0
 QUICK = [(72, 64, "random", 256), (72, 64, "adaptive", 128)]
 PLAN = [
     *((72, w, "random", PER_WORKER * w) for w in (1, 8, 64, 256, 512)),
-    *((1000, w, "random", PER_WORKER * w) for w in (64, 512)),
-    (10000, 64, "random", 256),
-    (24, 8, "greedy", 32),
-    (24, 64, "adaptive", 64),
-    *((72, w, "adaptive", b) for w, b in ((1, 8), (8, 32), (64, 128))),
-    (72, 64, "adaptive, no outputs", 64),
+    *((72, w, "adaptive", b) for w, b in ((1, 8), (8, 32), (64, 256), (256, 512), (512, 1024))),
+    *((1000, w, s, b) for s in ("random", "adaptive") for w, b in ((64, 128), (512, 1024))),
+    *((10000, 64, s, 128) for s in ("random", "adaptive")),
 ]
 
 
@@ -130,6 +127,32 @@ def table(found: dict[tuple[Any, ...], dict[str, Any] | None]) -> list[str]:
     return lines
 
 
+def curve(found: dict[tuple[Any, ...], dict[str, Any] | None], path: Path) -> None:
+    """Utilisation by workers, of 72 members, a line for each strategy; where a run is in twice, the larger budget."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "radin", "font.size": 9})
+    figure, axes = plt.subplots(figsize=(6.0, 3.2), layout="constrained")
+    for strategy, colour in (("random", "#2c6fbb"), ("adaptive", "#c0392b")):
+        points = {}
+        for members, workers, name, budget in sorted(found):
+            run = found[members, workers, name, budget]
+            if run is not None and (members, name) == (72, strategy):
+                points[workers] = run["soups"]["utilisation"]
+        axes.plot(list(points), list(points.values()), "o-", color=colour, label=strategy)
+    axes.axhline(0.95, color="#777777", linewidth=0.8, linestyle=":")
+    axes.set(xscale="log", xlabel="workers", ylabel="utilisation", ylim=(0, 1.02))
+    axes.set_xticks([1, 8, 64, 256, 512], ["1", "8", "64", "256", "512"])
+    axes.minorticks_off()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
 def measured() -> dict[str, Any]:
     """What a real cluster gives, where cluster_parts/real.py is there to measure it."""
     if importlib.util.find_spec("benchmarks.cluster_parts.real") is None:
@@ -152,7 +175,8 @@ def main() -> None:
         members, workers, strategy, budget = given.one
         print(json.dumps(one(int(members), int(workers), strategy, int(budget), commit)))
         return
-    found = {row: apart(row, commit, given.patience) for row in (QUICK if given.quick else [*QUICK, *PLAN])}
+    rows = QUICK if given.quick else dict.fromkeys([*QUICK, *PLAN])
+    found = {row: apart(row, commit, given.patience) for row in rows}
     lines = table(found)
     print(*lines, f"\nA commit of the ledger took {1000 * commit:.1f} ms on this disk.", sep="\n")
     if given.write:
@@ -164,6 +188,7 @@ def main() -> None:
         )
         notes = RESULT.read_text().partition("\n## ")[1:] if RESULT.exists() else ()
         RESULT.write_text("\n".join(["# Many workers", "", about, "", *lines, ""]) + "".join(notes))
+        curve(found, RESULT.with_suffix(".svg"))
     if given.json:
         busy, asked = (found[row] for row in QUICK)
         figures = {

@@ -39,14 +39,16 @@ class Phase:
     """One phase of a run. Seconds are simulated ones, with the driver's real ones among them.
 
     ``ideal``: all work shared by all workers, no worker starting a pass that ends after the others' by more than one
-    pass; of a sequential strategy the sum of its passes. ``first``: until the first question. ``useful``, ``wasted``:
-    of all workers together. ``driver``: processor seconds; ``parts``: the same by part, those of parts inside it taken
-    out. ``commits``: of the ledger, and ``waited`` the seconds that the disk was taken to need for them.
+    pass; of a sequential strategy the sum of its passes. ``first``: until the search is ready to ask, ``before`` the
+    processor's among them. ``useful``, ``wasted``: of all workers together. ``driver``: processor seconds; ``parts``:
+    the same by part, those of parts inside it taken out. ``commits``: of the ledger, and ``waited`` the seconds that
+    the disk was taken to need for them.
     """
 
     questions: int
     seconds: float
     first: float
+    before: float
     useful: float
     wasted: float
     driver: float
@@ -69,7 +71,7 @@ class Phase:
     @property
     def ms(self) -> float:
         """Milliseconds of the driver's processor for each question, from the first on."""
-        return 1000 * max(self.driver - self.first, 0.0) / max(self.questions, 1)
+        return 1000 * (self.driver - self.before) / max(self.questions, 1)
 
 
 @dataclass(frozen=True)
@@ -129,9 +131,11 @@ def simulated(
                     def spend(engine: SimulatedEngine) -> None:
                         def search() -> Search:
                             rates = Rates(len(pool.targets))
-                            return Search(*known, account=Account(budget, rates, metric.score), **given)
+                            account = Account(budget, rates, metric.score)
+                            return Search(*known, account=account, slots=engine.slots, **given)
 
                         sessions.append(Session(job, engine, search, {}, best=float(singles.max())))
+                        engine.begin()
                         sessions[-1].spend()
 
                     sequential = strategy in SEQUENTIAL
@@ -169,6 +173,7 @@ def _timed(
         len(engine.answered),
         seconds,
         engine.first or 0.0,
+        engine.before,
         engine.useful,
         engine.wasted,
         clock.driver,

@@ -133,17 +133,23 @@ class SimulatedEngine(Engine):
         """Seconds of workers on passes whose answers were used, and on those that a death or a repetition wasted."""
         self.died = self.repeated = 0
         self.first: float | None = None
-        """When the first question came."""
+        self.before = 0.0
+        """When the driver began to ask, and its processor seconds until then; see ``begin``."""
         for worker, when in workers.deaths.items():
             self._push(when, "death", worker, None)
 
     def identity(self) -> Mapping[str, Any]:
         return {"the engine": "simulated"}
 
+    def begin(self) -> None:
+        """The driver asks from now on; without this, from the first question submitted on."""
+        self.first, self.before = self.clock.now(), self.clock.driver
+
     def submit(self, question: Question) -> None:
         with self.clock.stopped():
             now = self.clock.now()
-            self.first = now if self.first is None else self.first
+            if self.first is None:
+                self.begin()
             self._until(now)  # who became idle before this question came
             self._queue.append(self._made(question))
             self._in_work.append(self._queue[-1])

@@ -489,6 +489,7 @@ def _search(
         gradients=gradients,
         account=account,
         among=among,
+        slots=engine.slots,
         progress=job.progress,
     )
     if asked["uniform"]:

@@ -76,6 +76,8 @@ class Search:
     shares with others; ``among``: the examples, of all that the account knows, that the outputs are over.
     ``progress``: called with (what, done, total) while estimates that take long are made.
 
+    ``slots``: how many questions are answered at once. What is asked may depend on it where it is large.
+
     ``seed``: of all that is drawn at random. ``device``: where estimates are made, "cpu" or a GPU.
 
     The answers depend on the members' content, not on their order. To resume, build the same search and tell
@@ -104,6 +106,7 @@ class Search:
         calibration: int = 0,
         account: Account | None = None,
         among: Indices | None = None,
+        slots: int = 1,
         device: str = "cpu",
         progress: Progress | None = None,
     ) -> None:
@@ -180,6 +183,7 @@ class Search:
             screen=members.screen if members.prior is None else None,
             metric=self.metric.name,
             progress=progress or silent,
+            slots=whole_number("slots", slots, 1, None),
         )
         """What the strategy sees: members in canonical order, utilities."""
         self._running = self.strategy.run(self.problem, **self.settings)

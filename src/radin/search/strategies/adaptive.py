@@ -9,8 +9,9 @@ are nonlinear in the weights between them; each evaluation then corrects the ran
 
 Where soups may be evaluated on some examples only, many are started, on the examples where the answer may change, few
 are continued, and the best is evaluated on all. Where several questions may be open, the prediction for each stands in
-for its answer. Each step is the one with the largest knowledge gradient (Frazier,
-Powell and Dayanik 2008) for what it costs.
+for its answer; where so many that small slices would be answered faster than they can be asked, small ones are left
+out, and where the budget allows few passes for each, soups are evaluated whole. Each step is the one with the largest
+knowledge gradient (Frazier, Powell and Dayanik 2008) for what it costs.
 
 Axis names: members N, candidates K, evaluations n.
 """
@@ -30,13 +31,16 @@ from radin.search.strategies.base import Asks, Examples, Floats, Indices, Open, 
 from radin.search.strategies.normal import expected_improvement, normal_below
 from radin.search.strategies.process import Nonlinear, Posterior, Prior, Process, expected
 from radin.search.strategies.scores_only import search_scores
-from radin.search.strategies.slices import SOFTENING, Slices, contested, reading_of
+from radin.search.strategies.slices import LEVELS, SOFTENING, Slices, contested, reading_of
 
 _ANCHORS = 8  # of each size, and how many sizes are told apart in a large pool
 _SIZES = 32
 _PLENTY = 1024  # candidates, where their number need not be watched
 _ROWS = 64
 _TINY = 1e-18  # of variances, which are divided by
+_WORTH = 0.005  # of a pass, for each question that may be open: the least that a question should be worth
+_ROUNDS = 4  # passes for each of many questions that may be open, below which soups are evaluated whole
+_SINGLES = 256  # members that are candidates by themselves: those that tell most of what soups score
 
 _State = tuple[list[int], Floats, Floats, Floats]
 _REFITTED = 8  # answers after which a process with open evaluations is fitted anew; see ``_Beliefs``
@@ -61,12 +65,25 @@ def adaptive(
     estimates = estimated(problem, weights)
     usable = np.isfinite(estimates)
     weights, estimates = weights[usable], estimates[usable]
-    if problem.examples is None:
-        yield from _whole(problem, weights, Process.of(problem, weights, estimates))
+    if problem.examples is not None:
+        estimates = softened(problem.examples, weights, estimates)
+    process, least = Process.of(problem, weights, estimates), least_slice(problem)
+    if problem.examples is None or least is None:
+        yield from _whole(problem, weights, process)
     else:
-        soft = softened(problem.examples, weights, estimates)
-        race = _Race(problem.examples, weights, Process.of(problem, weights, soft), min(finish, problem.budget))
-        yield from _by_slices(race)
+        yield from _by_slices(_Race(problem.examples, weights, process, min(finish, problem.budget), least))
+
+
+def least_slice(problem: Problem) -> float | None:
+    """The share of the examples that a slice should add at least; None: soups are to be evaluated whole.
+
+    Many workers answer small slices faster than the driver finds and records the next ones. And with few passes for
+    each of them, they wait longest while the last soups are evaluated on the rest of the examples.
+    """
+    least = _WORTH * problem.slots
+    if least <= LEVELS[0]:
+        return 0.0
+    return None if least > LEVELS[-1] or problem.budget < _ROUNDS * problem.slots else least
 
 
 def _whole(problem: Problem, weights: Floats, process: Process) -> Asks:
@@ -139,13 +156,16 @@ def _by_slices(race: _Race) -> Asks:
 class _Race:
     """Which soup to evaluate on its next slice, and which on all examples."""
 
-    def __init__(self, examples: Examples, weights: Floats, process: Process, finish: int) -> None:
-        """``finish``: how many soups there must be passes left for to evaluate on all examples."""
+    def __init__(self, examples: Examples, weights: Floats, process: Process, finish: int, least: float = 0.0) -> None:
+        """``finish``: how many soups there must be passes left for to evaluate on all examples.
+
+        ``least``: the share of the examples that a slice should add.
+        """
         self.weights = weights
         self._examples = examples
         self._finish = finish
         self._believed = _Beliefs(_Model(process))
-        self._slices = Slices(examples.count, contested(examples, weights[0]))
+        self._slices = Slices(examples.count, contested(examples, weights[0]), least)
         self._singles = (weights > 0).sum(axis=1) == 1
         self._broken = np.zeros(len(weights), dtype=np.bool_)
         self._over_budget: set[int] = set()
@@ -439,7 +459,7 @@ def softened(examples: Examples, weights: Floats, estimates: Floats) -> Floats:
 
 
 def candidates(problem: Problem, count: int, keep: int, most: int = 0) -> Floats:
-    """Distinct recipes (K, N): the members alone, the best by estimate of every source, and anchors of every size.
+    """Distinct recipes (K, N): members alone, the best by estimate of every source, and anchors of every size.
 
     ``problem.estimate`` says what counts as best. ``most``: of soups, where estimating each takes long.
 
@@ -458,7 +478,7 @@ def candidates(problem: Problem, count: int, keep: int, most: int = 0) -> Floats
     subsets = best_recipes(problem, equal, count=count, keep=8 * keep).weights
     best_first = equal_weights(prefixes(members)[1:])
     rows = [
-        np.eye(members),
+        np.eye(min(members, _SINGLES), members),  # the best, as members are sorted
         thinned(subsets, keep // 2),
         thinned(found, keep // 2),
         best_first[_spread(len(best_first), first)],

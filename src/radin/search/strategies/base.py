@@ -172,7 +172,8 @@ class Problem:
     expect; else None.
     ``affords``: about how many recipes ``estimate`` may be asked where it takes long; 0 where it does not.
     ``screen(problem)``: a cheap estimate that is close to it, for ranking very many; None where it is cheap itself.
-    ``metric``: its name, and ``progress``: called while estimates are made, both for messages.
+    ``metric``: its name, and ``progress``: called while estimates are made, both for messages. ``slots``: how many
+    questions may be open at once.
     """
 
     members: int
@@ -191,6 +192,7 @@ class Problem:
     screen: Callable[[Problem], Callable[[Floats], Floats] | None] | None = None
     metric: str = "the metric"
     progress: Progress = silent
+    slots: int = 1
 
 
 @dataclass(frozen=True)

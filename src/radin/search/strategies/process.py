@@ -164,7 +164,7 @@ class Posterior:
         """See ``Process.posterior``."""
         self._process, self._prior = process, prior
         lower, whitened = process._whitened(seen, truth, noise, prior)
-        cross = np.linalg.solve(lower, process._covariance(seen, slice(None), prior))
+        cross = np.linalg.solve(lower, process._covariance(seen, slice(None), prior)).astype(np.float64, copy=False)
         self.mean: Floats = process.expected + cross.T @ whitened
         explained = (process._singles(prior, slice(None)) ** 2).sum(axis=0) + (cross**2).sum(axis=0)
         alone = process.scale**2 * (prior.trend**2 * (process.trends**2).sum(axis=1) + prior.remainder**2)

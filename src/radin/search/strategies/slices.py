@@ -107,10 +107,19 @@ def contested(examples: Examples, ratios: Floats) -> int:
 class Slices:
     """The readings of all soups started, and how far those of each level have been from later ones."""
 
-    def __init__(self, examples: int, contested: int) -> None:
-        """``contested``: examples on which the members do not all agree; no slice needs to hold more."""
+    def __init__(self, examples: int, contested: int, least: float = 0.0) -> None:
+        """``contested``: examples on which the members do not all agree; no slice needs to hold more.
+
+        ``least``: the share of the examples that a slice should add to the one before; those that add less are left
+        out, except that there is one.
+        """
         sizes = {min(max(1, round(share * examples)), max(contested, 1)) for share in LEVELS}
-        self.sizes: tuple[int, ...] = tuple(sorted(sizes - {examples})) or (examples,)
+        found = sorted(sizes - {examples}) or [examples]
+        kept: list[int] = []
+        for size in found:
+            if size - (kept[-1] if kept else 0) > least * examples - 1:  # sizes are rounded
+                kept.append(size)
+        self.sizes: tuple[int, ...] = tuple(kept or found[-1:])
         """Examples known after each slice."""
         self.readings: dict[int, Reading] = {}
         """By candidate."""
