@@ -138,7 +138,7 @@ def test_an_answer_that_comes_with_an_error_is_kept(toy_folder, toy_pool):
         good, bad = Question(Recipe.single(0, 6)), Question(Recipe.single(1, 6), None, "test")
         engine.submit(bad)
         engine.submit(good)
-        pipes = [worker.pipe for worker in engine._workers._processes]
+        pipes = [worker.pipe for worker in engine._crew._processes]
         assert all(pipe.poll(120) for pipe in pipes)
         ((question, answer),) = engine.wait()
         assert question is good

@@ -118,6 +118,9 @@ def test_a_run_of_radins_own_is_no_pool(tmp_path: Path) -> None:
     for name in ("run.json", "ledger.sqlite"):
         (tmp_path / "runs/soup" / name).write_text("{}")
     assert found(tmp_path / "runs", root=tmp_path) == ["runs/a/best.pt"]
+    (tmp_path / "runs/soup/ledger.sqlite").unlink()
+    (tmp_path / "runs/soup/journal").mkdir()  # where the ledger is kept as whole files
+    assert found(tmp_path / "runs", root=tmp_path) == ["runs/a/best.pt"]
     assert any("soup (a run of radin's)" in note for note in look_for(tmp_path / "runs").notes)
 
 

@@ -31,7 +31,7 @@ _INITIAL = re.compile(
     r"([-_.]?(model|checkpoint|ckpt|weights))?",
     re.IGNORECASE,
 )
-_RUN_FILES = ("run.json", "ledger.sqlite", "journal")  # of a run of radin's: its soup and outputs are no members
+_RUN_FILE, _LEDGERS = "run.json", {"ledger.sqlite", "journal"}  # of a run of radin's: its soup is no member
 _EARLIER = "earlier states of a run whose final model is taken; to have them too, name them"
 _DISTRIBUTED = ".metadata"  # of torch.distributed.checkpoint
 
@@ -126,7 +126,7 @@ class Search:
                 f"{printable(folder)}: more than {ENTRIES:,} files and folders to look through; name the folders or "
                 "give a pattern such as 'runs/*/best.pt'"
             )
-        if set(_RUN_FILES) <= set(files):
+        if _RUN_FILE in files and not _LEDGERS.isdisjoint([*files, *folders]):
             self.left.append((folder, "a run of radin's"))
             return
         if is_checkpoint_folder(files):
