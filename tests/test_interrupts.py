@@ -19,7 +19,7 @@ from radin import interrupts
 
 READY = "import radin.__main__, sys\nfrom radin import interrupts\n"
 READY += "with interrupts.handled():\n    print('ready', flush=True)\n"
-SEVERAL = 12  # moments of a start, a third of them for each signal
+SEVERAL = 6  # moments of a start, a third of them for each signal
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 
 
