@@ -71,3 +71,13 @@ def build(folder: Path, members: int = 6) -> list[Path]:
     (folder / "task.py").write_text(TASK)
     (folder / "settings.json").write_text(json.dumps({"members": members}))
     return paths
+
+
+def what_matters(out: Path) -> dict[str, Any]:
+    """Of a run's result.json, what two runs over the same must have in common."""
+    found: dict[str, Any] = json.loads((out / "result.json").read_text())
+    for gone in ("seconds", "soup", "checksum", "notes", "passes"):
+        found.pop(gone)
+    for scored in [found["best"], found["best_single"], found["uniform"], *found["evaluations"]]:
+        scored.pop("seconds")
+    return found

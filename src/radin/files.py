@@ -225,7 +225,7 @@ def sweep(folder: Path, *, held: bool = False) -> list[Path]:
     with suppress(OSError):
         for entry in sorted(folder.iterdir()):
             left = _LEFT.fullmatch(entry.name)
-            ours = left is not None and left.group(1) == _host() and not _runs(int(left.group(2)))
+            ours = left is not None and left.group(1) == _host() and not runs_here(int(left.group(2)))
             if ours or (held and (left or _SAFETENSORS_LEFT.fullmatch(entry.name))):
                 if entry.is_dir() and not entry.is_symlink():
                     shutil.rmtree(entry, ignore_errors=True)
@@ -278,8 +278,8 @@ def _host() -> str:
     return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 
 
-def _runs(pid: int) -> bool:
-    """Whether a process of this number may be there."""
+def runs_here(pid: int) -> bool:
+    """Whether a process of this number may be there, on this machine."""
     if pid == os.getpid():
         return True
     try:

@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 
 from radin import disks
 from radin.errors import RadinError
-from radin.files import storage_error, sync_folder
+from radin.files import runs_here, storage_error, sync_folder
 
 LEASE = ".lease"
 MODE = "RADIN_LEDGER"
@@ -198,7 +198,7 @@ def holder(path: Path, now: float | None = None) -> Holder | None:
         host, process, token = str(said["host"]), int(said["process"]), str(said["token"])
     except (ValueError, KeyError, TypeError):  # half written, or another program's: its time decides
         return Holder("an unknown machine", None, "", age, False)
-    return Holder(host, process, token, age, host == _host() and not _runs(process))
+    return Holder(host, process, token, age, host == _host() and not runs_here(process))
 
 
 def put(path: Path, content: bytes) -> bool:
@@ -252,13 +252,3 @@ def _host() -> str:
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip()[:8])
         parts.append(os.readlink("/proc/self/ns/pid").strip("pid:[]"))
     return "-".join(parts)
-
-
-def _runs(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):
-        return True
-    return True

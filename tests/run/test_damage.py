@@ -43,15 +43,6 @@ def copied(whole, tmp_path):
     return tmp_path / "run", task
 
 
-def what_matters(out: Path) -> dict:
-    found = json.loads((out / "result.json").read_text())
-    for gone in ("seconds", "soup", "checksum", "notes", "passes"):
-        found.pop(gone)
-    for scored in [found["best"], found["best_single"], found["uniform"], *found["evaluations"]]:
-        scored.pop("seconds")
-    return found
-
-
 def flip(path: Path, bit: int) -> None:
     content = bytearray(path.read_bytes())
     content[bit // 8] ^= 1 << bit % 8
@@ -85,7 +76,7 @@ def test_one_flipped_bit_anywhere_is_made_good_or_named(toy_pool, copied, whole,
             shutil.rmtree(out)
             shutil.copytree(whole[0], out)
             continue
-        assert what_matters(out) == what_matters(whole[0])
+        assert toy.what_matters(out) == toy.what_matters(whole[0])
         assert again.soup.read_bytes() == (whole[0] / "soup.safetensors").read_bytes()
         if which in ("compiled", "member", "soup.safetensors"):
             assert which == "compiled" or path.read_bytes() == before
@@ -116,7 +107,7 @@ def test_an_edited_row_is_made_again_or_refused(toy_pool, copied, whole, table):
         db.execute(f"UPDATE {table} SET {column} = {column} + 0.01 WHERE id = 1")
     if table == "evaluations":
         result = radin.cook(toy_pool, task, budget=BUDGET, out=out)
-        assert what_matters(out) == what_matters(whole[0])
+        assert toy.what_matters(out) == toy.what_matters(whole[0])
         assert any("row 1 of its evaluations does not match its checksum" in note for note in result.notes)
         assert not any("evaluations" in note for note in radin.cook(toy_pool, task, budget=BUDGET, out=out).notes)
     else:
@@ -127,11 +118,11 @@ def test_an_edited_row_is_made_again_or_refused(toy_pool, copied, whole, table):
 def test_a_members_damaged_evaluation_is_made_again_without_outputs_too(toy_pool, whole, tmp_path):
     _, task = whole
     first = radin.cook(toy_pool, task, budget=2, out=tmp_path / "run", keep_outputs=False)
-    before = what_matters(tmp_path / "run")
+    before = toy.what_matters(tmp_path / "run")
     with sqlite3.connect(tmp_path / "run" / "ledger.sqlite") as db:
         db.execute("UPDATE evaluations SET score = score + 0.01 WHERE id = 2 AND kind = 'member'")
     again = radin.cook(toy_pool, task, budget=2, out=tmp_path / "run", keep_outputs=False)
-    assert what_matters(tmp_path / "run") == before
+    assert toy.what_matters(tmp_path / "run") == before
     assert again.best.recipe == first.best.recipe
     assert any("row 2 of its evaluations" in note for note in again.notes)
 

@@ -41,18 +41,9 @@ def whole(toy_pool, task, tmp_path_factory):
     return out
 
 
-def what_matters(out: Path) -> dict:
-    found = json.loads((out / "result.json").read_text())
-    for gone in ("seconds", "soup", "checksum", "notes", "passes"):
-        found.pop(gone)
-    for scored in [found["best"], found["best_single"], found["uniform"], *found["evaluations"]]:
-        scored.pop("seconds")
-    return found
-
-
 def test_a_run_with_a_journal_is_the_same_run(toy_pool, task, whole, tmp_path):
     radin.cook(toy_pool, task, budget=BUDGET, out=tmp_path / "run")
-    assert what_matters(whole) == what_matters(tmp_path / "run")
+    assert toy.what_matters(whole) == toy.what_matters(tmp_path / "run")
     assert not (whole / "ledger.sqlite").exists()
     assert not (whole / ".lease").exists()
     notes = json.loads((whole / "result.json").read_text())["notes"]
@@ -105,7 +96,7 @@ def test_a_damaged_entry_is_put_aside_named_and_asked_again(toy_pool, task, whol
     last = path == entries[-1] and how == "gone"
     assert last or any(str(path) in problem for problem in status.problems)
     result = radin.cook(toy_pool, task, budget=BUDGET, out=out)
-    assert what_matters(out) == what_matters(whole)
+    assert toy.what_matters(out) == toy.what_matters(whole)
     noted = [note for note in result.notes if str(path) in note]
     assert last or len(noted) == 1
     if path != entries[-1]:

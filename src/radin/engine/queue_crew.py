@@ -116,14 +116,14 @@ class QueueCrew(Crew):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Who died, what was done again, and what was begun twice."""
+        """Who died, what was done again, and what was started twice."""
         notes = list(self._notes)
         if self._unsaid:
             notes.append(f"and so {self._unsaid} times more")
         if self._roster.repeated:
             notes.append(
-                f"{self._roster.repeated} passes were begun a second time near the end, by workers that were free, as "
-                "those that had them were slow"
+                f"{self._roster.repeated} passes were started a second time near the end, by workers that were free, "
+                "as those that had them were slow"
             )
         return tuple(notes)
 

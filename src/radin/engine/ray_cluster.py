@@ -21,7 +21,7 @@ from radin.engine.crew import Cluster, Crew, Plan
 from radin.errors import RadinError, printable
 
 _ANSWER = 5.0  # seconds in which whoever listens at an address must take a connection, and then speak
-# How HTTP/2, which Ray speaks, is begun: by this and an empty frame of settings; the other side sends its settings too.
+# How HTTP/2, which Ray speaks, starts: by this and an empty frame of settings; the other side sends its settings too.
 _BEGIN, _SETTINGS = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 4
 _SKIPPED = "RAY_DEDUP_LOGS_SKIP_REGEX"  # lines that a driver does not print; Ray reads it when it is imported
 _MOST = 100_000  # workers: more is a slip

@@ -277,7 +277,7 @@ class _Race:
             if self._observations is None:
                 self._observations = self._slices.observations()
             seen, found, noise = self._observations
-            if not self._believed.holds(len(seen)):  # begun anew: from here on news are added to this
+            if not self._believed.holds(len(seen)):  # computed anew: later answers are added to this
                 self._observed = dict(zip(seen, zip(found.tolist(), noise.tolist(), strict=True), strict=True))
             mean, variance = self._believed.given(
                 seen, found, noise, {candidate: self._adds(candidate) for candidate in self.pending}
