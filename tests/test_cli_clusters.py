@@ -41,6 +41,7 @@ def test_options_become_settings():
         (("slurm", 2, "auto", None, None, ()), "--address is for --engine ray"),
         (("ray", 0, None, None, None, ()), "--workers"),
         (("ray", None, None, None, None, ("color=red",)), "Ray has no setting color"),
+        (("slurm", None, None, None, None, ("color=red",)), "Slurm has no setting color; it has .*slurm_account"),
         (("slurm", None, None, None, None, ("partition",)), "-E name=value; got 'partition'"),
     ],
 )

@@ -70,9 +70,10 @@ class Mount:
     kind: str
 
 
-def is_behind_url(path: Path) -> bool:
-    """Whether this was a URL before it became a path, which leaves one slash of two ("s3:/bucket/run")."""
-    return re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path)) is not None
+def url_of(path: Path) -> str | None:
+    """The URL that this was before it became a path, which leaves one slash of two ("s3:/bucket/run"); else None."""
+    found = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", str(path))
+    return None if found is None else f"{found[1]}://{found[2]}"
 
 
 def mount_of(path: Path) -> Mount | None:

@@ -227,7 +227,7 @@ def test_without_hard_links_a_name_is_taken_first(tmp_path, monkeypatch):
 
 def test_a_url_is_no_place_for_a_run(toy_pool, task, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(RunError, match="s3:/bucket/run is a URL; a run lives in a folder"):
+    with pytest.raises(RunError, match="s3://bucket/run is a URL; a run lives in a folder"):
         radin.cook(toy_pool, task, budget=BUDGET, out="s3://bucket/run")
     assert list(tmp_path.iterdir()) == []
 

@@ -24,7 +24,7 @@ from radin.cli.shared import (
     typed,
     uploaded,
 )
-from radin.disks import is_behind_url
+from radin.disks import url_of
 from radin.errors import RadinError
 
 
@@ -82,10 +82,8 @@ def average(
     radin average run1 run2 run3 -o soup              (Hugging Face folders, or LoRA adapters: a folder)
     radin average linear.yml -o soup
     """
-    if is_behind_url(output):
-        raise RadinError(
-            f"-o {output} was a URL: an average is written to a disk first; give --upload URL beside -o FILE"
-        )
+    if (url := url_of(output)) is not None:
+        raise RadinError(f"an average is written to a disk first: give -o {output.name} --upload {url}")
     if output.exists() and not force:
         raise RadinError(f"{output} exists; give another name, or --force to replace it")
     require_hub(repository)

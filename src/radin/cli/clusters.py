@@ -92,8 +92,13 @@ def cluster(
             raise RadinError(f"settings of an engine are given as -E name=value; got {text!r}")
         place = asked if name in known else more
         place[name] = _value(value)
-    if more and "parameters" not in known:
-        raise RadinError(f"{kind.__name__} has no setting {', '.join(more)}; it has {', '.join(sorted(known))}")
+    own = "slurm_" if "parameters" in known else None
+    unknown = [name for name in more if own is None or not name.startswith(own)]
+    if unknown:
+        also = "" if own is None else f", and those of submitit, such as {own}account"
+        raise RadinError(
+            f"{kind.__name__} has no setting {', '.join(unknown)}; it has {', '.join(sorted(known))}{also}"
+        )
     if more:
         asked["parameters"] = more
     return kind(**{name: value for name, value in asked.items() if value is not None})

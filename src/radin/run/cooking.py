@@ -132,6 +132,7 @@ def cook(
     seed = whole_number("the seed", seed, 0, None)
     for folder in (out, outputs or ""):
         require_utf8(folder)
+    RunDirectory.require_folder(Path(out))
     if strategy is not None:
         settings = base.get(strategy).settings(options)
     if not isinstance(task, Command | Engine):

@@ -10,7 +10,7 @@ from typing import Any
 
 from radin.checks import fits
 from radin.checksums import opened, sealed
-from radin.disks import is_behind_url
+from radin.disks import url_of
 from radin.errors import RunError
 from radin.files import is_left, read_json, sweep, write_json
 from radin.locks import LEASE, FolderLock, InUseError
@@ -50,13 +50,17 @@ class RunDirectory:
         """The outputs on the half that is searched on, while they are needed."""
         return self.path / "searched-half"
 
+    @staticmethod
+    def require_folder(path: Path) -> None:
+        """Raise RunError for a URL."""
+        if (url := url_of(path)) is not None:
+            raise RunError(
+                f"{url} is a URL; a run lives in a folder, on a disk of this machine or one that machines share. Give "
+                "such a folder with --out; --upload copies the soup to a URL when it has finished."
+            )
+
     def __enter__(self) -> RunDirectory:
         """Raises RunError when another process holds it, or when it belongs to something else."""
-        if is_behind_url(self.path):
-            raise RunError(
-                f"{self.path} is a URL; a run lives in a folder, on a disk of this machine or one that machines share. "
-                "Give such a folder with --out, and copy what it holds when it has finished."
-            )
         if self.path.exists() and not self.path.is_dir():
             raise RunError(f"{self.path} is a file; give a directory for the run")
         if self.path.is_dir() and self.is_new:

@@ -12,7 +12,7 @@ from typing import Any
 
 from radin.checks import misfits
 from radin.checksums import opened
-from radin.disks import is_behind_url
+from radin.disks import url_of
 from radin.errors import RadinError, RunError
 from radin.files import read_json, replacing, replacing_folder, told
 from radin.recipe import Recipe
@@ -218,8 +218,8 @@ class Result:
                 local = self.save(Path(folder) / PurePosixPath(str(path)).name)
                 return upload(Path(local), str(path), force=True)
         target = Path(path)
-        if is_behind_url(target):
-            raise RunError(f"{path} was a URL and is a path now: give the URL as text")
+        if (url := url_of(target)) is not None:
+            raise RunError(f"{path} was a URL and is a path now: give it as text, {url!r}")
         if self.soup.is_dir() and target.suffix in SAVE_SUFFIXES:
             return self._save_file(target)
         if target.suffix != self.soup.suffix:
