@@ -90,9 +90,8 @@ from radin.errors import RadinError
 @click.option("--members-at-once", type=int, help="Members sharing one reading of the data; default what fits.")
 @click.option(
     "--outputs",
-    type=click.Path(path_type=Path),
-    help="Folder of cached outputs that several runs share; with --eval, of outputs saved elsewhere: NAME.npy for each "
-    "member, and targets.npy.",
+    help="Folder of cached outputs, or its URL, that several runs share; with --eval, of outputs saved elsewhere: "
+    "NAME.npy for each member, and targets.npy.",
 )
 @click.option(
     "--keep-outputs/--no-keep-outputs",
@@ -137,7 +136,7 @@ def cook(
     uniform: bool | None,
     choose_on_half: bool,
     members_at_once: int | None,
-    outputs: Path | None,
+    outputs: str | None,
     keep_outputs: bool,
     outputs_dtype: str,
     integers_from: str | None,

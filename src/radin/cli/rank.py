@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from radin.cli.shared import JSON, LOG, console_progress, show, starting
@@ -15,10 +13,10 @@ from radin.cli.shared import JSON, LOG, console_progress, show, starting
     "outputs",
     multiple=True,
     required=True,
-    help="A member's outputs (.npy or .safetensors), or the outputs folder of a run; repeat.",
+    help="A member's outputs (.npy or .safetensors), or the outputs folder of a run; a path or a URL; repeat.",
 )
 @click.argument("more", nargs=-1)
-@click.option("--targets", type=click.Path(path_type=Path), help="Targets (.npy, .safetensors); a run has its own.")
+@click.option("--targets", help="Targets (.npy, .safetensors); a run has its own.")
 @click.option("--metric", default="accuracy", show_default=True)
 @click.option("--top", type=int, default=10, show_default=True, help="How many recipes to show.")
 @click.option("--count", type=int, default=10_000, show_default=True, help="Recipes that each random source draws.")
@@ -30,7 +28,7 @@ from radin.cli.shared import JSON, LOG, console_progress, show, starting
 def rank(
     outputs: tuple[str, ...],
     more: tuple[str, ...],
-    targets: Path | None,
+    targets: str | None,
     metric: str,
     top: int,
     count: int,

@@ -110,6 +110,7 @@ def collect_outputs(
             raise OutputsError(f"{found.path}: {found.shape[0]} examples, the data has {len(targets)}")
         stored[k] = found
     store.save_targets(targets, expected_data)
+    store.share(pool.fingerprints)
     in_order = tuple(stored[k].array() for k in range(len(pool)))
     return MemberOutputs(in_order, targets, expected_data, len(missing), time.monotonic() - started)
 

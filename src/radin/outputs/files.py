@@ -17,6 +17,7 @@ from radin.files import open_regular, parse_json, read_json
 from radin.outputs.lm_eval import find_logs, read_logs
 from radin.outputs.store import StoredOutputs, is_read, map_array
 from radin.weights.pool import Member, Pool
+from radin.weights.remote import fetch_files, is_url
 
 _SUFFIXES = (".npy", ".safetensors")
 _TENSORS = ("outputs", "logits")  # what the outputs are called in a .safetensors file that holds more
@@ -28,6 +29,11 @@ class SavedOutputs(NamedTuple):
 
     outputs: tuple[NDArray[Any], ...]
     targets: NDArray[Any]
+
+
+def located(place: str | Path) -> Path:
+    """Where outputs are on this machine: a path as it is, a URL's file or folder as a copy. Raises PoolError."""
+    return fetch_files(str(place)) if is_url(place) else Path(place)
 
 
 def read_outputs(folder: Path, pool: Pool) -> SavedOutputs:

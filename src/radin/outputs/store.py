@@ -28,13 +28,14 @@ from safetensors.numpy import save
 from radin.checksums import BLANK, KEY, damage, opened, seal, sealed, sealed_header
 from radin.data.batches import DataFingerprint
 from radin.disks import is_network, read_part
-from radin.errors import OutputsError
+from radin.errors import OutputsError, RadinError
 from radin.files import (
     attributed,
     hidden_error,
     open_regular,
     read_json,
     replacing,
+    sweep,
     sync,
     sync_folder,
     told,
@@ -42,8 +43,11 @@ from radin.files import (
 )
 from radin.locks import FolderLock, InUseError
 from radin.memory import free_memory
+from radin.progress import Progress
+from radin.weights.shared_folder import SharedFolder
 
 _TENSOR = "outputs"
+_TARGETS = "targets.safetensors"
 _HEADER_BYTES = 4096  # reserved at the head of a partial file, so that finishing it moves no data
 _SAFE_EVERY = 5.0  # seconds of work a kill may cost while outputs are being made
 _DTYPES = {"float32": "F32", "float16": "F16"}
@@ -128,9 +132,17 @@ class OutputStore:
     """The folder of cached outputs. ``dtype``: "float32", or "float16" for half the disk.
 
     Each file is read whole once, to see that it is as it was written; one that is not is made again, as ``notes`` say.
+    ``shared``: a folder behind a URL; what it has is copied to ``folder``, what is made is sent there.
     """
 
-    def __init__(self, folder: Path, *, precision: str = "float32", dtype: str = "float32") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        precision: str = "float32",
+        dtype: str = "float32",
+        shared: SharedFolder | None = None,
+    ) -> None:
         if dtype not in _DTYPES:
             raise OutputsError(f"outputs can be stored as {' or '.join(_DTYPES)}; got {dtype!r}")
         self.folder = folder
@@ -138,6 +150,8 @@ class OutputStore:
         self.dtype = np.dtype(dtype)
         self.notes: list[str] = []
         self._whole: dict[str, StoredOutputs] = {}
+        self._shared = shared
+        self._sent = set() if shared is None else set(shared.names)
         folder.mkdir(parents=True, exist_ok=True)
 
     @contextmanager
@@ -152,6 +166,30 @@ class OutputStore:
             yield
         finally:
             lock.release()
+
+    def receive(self, members: Sequence[str], progress: Progress | None = None) -> None:
+        """Copy what the shared folder has of these members and is not here. Raises PoolError, StorageError."""
+        if self._shared is not None:
+            sweep(self.folder)
+            lacking = [path for path in map(self.path, dict.fromkeys(members)) if not path.exists()]
+            self._shared.fetch(lacking, progress)
+
+    def share(self, members: Sequence[str]) -> None:
+        """Send these members' outputs, and the targets, to the shared folder where it lacks them.
+
+        One that cannot be sent is here nonetheless: ``notes`` say so, and the next session tries again.
+        """
+        if self._shared is None:
+            return
+        for path in (*map(self.path, members), self.folder / _TARGETS):
+            if path.name in self._sent or not path.exists():
+                continue
+            try:
+                self._shared.send(path)
+            except RadinError as error:
+                self.notes.append(f"not uploaded, but in {path}: {error}")
+                return
+            self._sent.add(path.name)
 
     def path(self, member: str) -> Path:
         """Where the outputs of a member lie, by its fingerprint."""
@@ -171,6 +209,7 @@ class OutputStore:
             stored = StoredOutputs.open(path)
         except OutputsError as error:
             self.notes.append(f"made again: {error}")
+            self._sent.discard(path.name)
             return None
         if stored.member != member:
             raise OutputsError(f"{path} holds the outputs of other weights ({stored.member[:12]}). Delete it.")
@@ -192,7 +231,7 @@ class OutputStore:
 
     def save_targets(self, targets: NDArray[Any], data: str) -> None:
         """Write targets.safetensors beside the outputs, whole or not at all."""
-        with replacing(self.folder / "targets.safetensors") as temporary:
+        with replacing(self.folder / _TARGETS) as temporary:
             temporary.write_bytes(save({"targets": targets}, metadata={"data": data, KEY: BLANK}))
             seal(temporary)
 
@@ -329,6 +368,7 @@ class PendingOutputs:
             os.replace(partial, self._store.path(member))
         sync_folder(self._store.folder)
         self._note.unlink(missing_ok=True)
+        self._store.share(self._members)
 
     def _header(self, member: str, data: str) -> bytes:
         shape = [self._rows, self._classes]

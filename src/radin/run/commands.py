@@ -14,7 +14,7 @@ from radin.data.task import Task, TaskText
 from radin.engine.device import Device
 from radin.engine.evaluate import Evaluator
 from radin.errors import RadinError, TaskError
-from radin.outputs.files import open_array, open_targets, outputs_at
+from radin.outputs.files import located, open_array, open_targets, outputs_at
 from radin.progress import Progress
 from radin.run.preflight import preflight
 from radin.search import rank
@@ -108,7 +108,7 @@ def evaluate_pool(
 
 def rank_files(
     outputs: Sequence[str],
-    targets: Path | None,
+    targets: str | Path | None,
     metric: str,
     *,
     top: int,
@@ -118,18 +118,22 @@ def rank_files(
     device: str,
     progress: Progress | None = None,
 ) -> RankedFiles:
-    """The best recipes by estimate, from files of outputs (.npy or radin's .safetensors) or a run's outputs folder."""
+    """The best recipes by estimate, from files of outputs (.npy or radin's .safetensors) or a run's outputs folder.
+
+    Each a path or a URL.
+    """
     chosen = metrics.get(metric)
-    found = [pair for text in outputs for pair in outputs_at(Path(text))]
+    places = [located(text) for text in outputs]
+    found = [pair for place in places for pair in outputs_at(place)]
     names = [name for name, _ in found]
     members = [open_array(path) for _, path in found]
     if targets is None:
-        targets = Path(outputs[0]) / "targets.safetensors"
+        targets = places[0] / "targets.safetensors"
         if not targets.is_file():
             raise RadinError("rank needs --targets, a file with one target per example")
     if len(members) < 2:
         raise RadinError("rank needs the outputs of at least two members")
-    labels = np.asarray(open_targets(targets))
+    labels = np.asarray(open_targets(located(targets)))
     ranked = rank(
         members,
         labels,

@@ -17,6 +17,7 @@ import radin
 from radin.checks import whole_number
 from radin.checksums import sealed
 from radin.data.task import Task, TaskText
+from radin.disks import url_of
 from radin.engine.base import Engine
 from radin.engine.command import Command, CommandEngine
 from radin.engine.crew import Cluster, CrewCommandEngine
@@ -105,13 +106,14 @@ def cook(
     soups side by side (a Command has its ``jobs``). engine: workers elsewhere, which make the members' outputs too and
     run a Command: ``radin.Ray(...)``, ``radin.Slurm(...)``; by default all is done on this machine.
     outputs: a folder for the members' outputs that several runs share, so that a member added later costs one pass and
-    not N; default inside ``out``. With a Command: a folder of outputs that were saved elsewhere, from which recipes are
-    estimated by ``metric``. keep_outputs=False compiles outputs as they are made and stores none: for accuracy, top-k,
-    token and pixel accuracy and mean IoU, when disk is short; it gives up resuming inside a reading, other metrics, and
-    adding members without new passes. scores: with a Command, the members' own scores where they are known: a file, or
-    one number for each in the pool's order. integers_from: the member whose integer tensors the soup takes. files_from:
-    the member whose files beside the weights (config, tokenizer) a soup's folder takes; by default the one with the
-    largest ratio.
+    not N; default inside ``out``. A URL (s3://, gs://): what lies there is copied to ``out``/outputs first, and what is
+    made is sent there when it is made. With a Command: a folder (or URL) of outputs that were saved elsewhere, from
+    which recipes are estimated by ``metric``. keep_outputs=False compiles outputs as they are made and stores none: for
+    accuracy, top-k, token and pixel accuracy and mean IoU, when disk is short; it gives up resuming inside a reading,
+    other metrics, and adding members without new passes. scores: with a Command, the members' own scores where they are
+    known: a file, or one number for each in the pool's order. integers_from: the member whose integer tensors the soup
+    takes. files_from: the member whose files beside the weights (config, tokenizer) a soup's folder takes; by default
+    the one with the largest ratio.
     device: where models run, "auto", "cpu", "cuda", "cuda:1", ...; precision: "float32", "bfloat16" or "float16"
     (autocast). batch_size: what the task's batches are cut to at most. members_at_once: members that share one reading
     of the data; by default what fits. outputs_dtype: of the members' outputs on disk; "float16" halves them.
@@ -130,6 +132,8 @@ def cook(
     budget = whole_number("the budget, the number of passes to spend on soups,", budget, 1)
     workers = whole_number("workers, the number of processes that evaluate soups,", workers, 1, _WORKERS)
     seed = whole_number("the seed", seed, 0, None)
+    if isinstance(outputs, Path):
+        outputs = url_of(outputs) or outputs
     for folder in (out, outputs or ""):
         require_utf8(folder)
     RunDirectory.require_folder(Path(out))

@@ -21,7 +21,7 @@ from radin.engine.scores import read_scores
 from radin.errors import RadinError, TaskError
 from radin.estimate import AccuracyEstimator, Estimator, estimator
 from radin.metrics import Metric
-from radin.outputs.files import SavedOutputs, read_outputs
+from radin.outputs.files import SavedOutputs, located, read_outputs
 from radin.outputs.store import OutputStore
 from radin.question import VALIDATION, Floats, Indices, Rates
 from radin.run.identity import code_identity, metric_identity
@@ -29,6 +29,8 @@ from radin.run.job import Job, data_name
 from radin.run.members import Known, asked_scores, slice_cost, some_examples, stored_outputs, streamed_outputs
 from radin.run.preflight import preflight
 from radin.weights import Pool
+from radin.weights.remote import is_url
+from radin.weights.shared_folder import SharedFolder
 
 _ROWS = 4096
 _NONE = "none"  # a split that the task does not have, as the identity of a run says it
@@ -133,6 +135,9 @@ class TaskEvaluator(Evaluator):
                 "outputs need not be kept for accuracy, top-k, token and pixel accuracy and mean IoU only; metric "
                 f"{self.metric.name!r} needs them"
             )
+        self._shared = SharedFolder(str(outputs)) if is_url(outputs) else None
+        if not keep_outputs and self._shared is not None:
+            raise RadinError("outputs that are not kept cannot be shared: leave out --no-keep-outputs, or --outputs")
         if not keep_outputs and crew is not None:
             raise RadinError("workers elsewhere give the members' outputs to be kept: leave out --no-keep-outputs")
 
@@ -193,8 +198,10 @@ class TaskEvaluator(Evaluator):
     def _store(self, job: Job) -> OutputStore:
         """One for the session: what it has found to be whole is not read again."""
         if self._kept is None:
-            folder = Path(self._outputs or job.directory.outputs)
-            self._kept = OutputStore(folder, precision=self.engine.device.precision, dtype=self._dtype)
+            folder = job.directory.outputs if self._shared else Path(self._outputs or job.directory.outputs)
+            precision = self.engine.device.precision
+            self._kept = OutputStore(folder, precision=precision, dtype=self._dtype, shared=self._shared)
+            self._kept.receive(job.pool.fingerprints, job.progress)
         return self._kept
 
     def bind(self, job: Job, known: Known, asked: Mapping[str, Any]) -> Rates:
@@ -234,7 +241,7 @@ class EngineEvaluator(Evaluator):
         self._pool = pool
         self._scores = _scores(pool, scores)
         self._reading = 0.0
-        self._saved = None if outputs is None else read_outputs(Path(outputs), pool)
+        self._saved = None if outputs is None else read_outputs(located(outputs), pool)
         self._estimate = metrics.get(metric)
         if self._saved is not None:
             self._estimate.check(np.asarray(self._saved.targets), self._saved.outputs[0].shape[1])

@@ -43,11 +43,7 @@ def fetch(url: str, progress: Progress | None = None) -> Found:
     ``progress`` is told the bytes of what has to be copied. Raises PoolError where there are none or the library is
     missing.
     """
-    root = copies.folder()
-    if root is None:
-        raise PoolError(
-            f"{printable(url)}: is copied to radin's cache folder first, and RADIN_CACHE=off says to have none"
-        )
+    root = _copies(url)
     with reached(url):
         files, path = file_system(url)
         copies.use(root)
@@ -55,6 +51,31 @@ def fetch(url: str, progress: Progress | None = None) -> Found:
         found = remote.found(path)
         remote.copy_all(logged(progress))
         return found
+
+
+def fetch_files(url: str, progress: Progress | None = None) -> Path:
+    """A file behind a URL, or a folder with all files below it, whatever they hold: its copy on this machine.
+
+    Raises PoolError where nothing is there, the library is missing, or copies are kept nowhere (RADIN_CACHE=off).
+    """
+    root = _copies(url)
+    with reached(url):
+        files, path = file_system(url)
+        copies.use(root)
+        remote = _Remote(files, root / url.split("://", 1)[0].lower(), url)
+        place = remote.everything(path)
+        remote.copy_all(logged(progress))
+        return place
+
+
+def _copies(url: str) -> Path:
+    """Where copies go. Raises PoolError where there is no such place."""
+    root = copies.folder()
+    if root is None:
+        raise PoolError(
+            f"{printable(url)}: is copied to radin's cache folder first, and RADIN_CACHE=off says to have none"
+        )
+    return root
 
 
 def file_system(url: str) -> tuple[Any, str]:
@@ -171,6 +192,19 @@ class _Remote:
             raise PoolError(f"{printable(self._url)}: no checkpoints found: no file in it or below is one")
         taken = [self._copied(found) for found in walk.taken]
         return Found(taken, set(taken), list(walk.notes(PurePosixPath(path))))
+
+    def everything(self, path: str) -> Path:
+        """Where the copy of a file will be, or of a folder with all below it; copies of what is gone are removed."""
+        if not self._is_folder(path):
+            return self._copy(path)
+        root = self._place(path)
+        kept = {self._copy(str(file)) for file in self._files.find(path)}
+        if not kept:
+            raise PoolError(f"{printable(self._url)}: no such file or folder")
+        for file in root.rglob("*"):
+            if file.is_file() and not file.name.startswith(".") and file not in kept:
+                file.unlink(missing_ok=True)
+        return root
 
     def entries(self, folder: PurePath) -> tuple[list[str], list[str]]:
         """Names of the files and of the folders in it."""

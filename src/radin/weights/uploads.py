@@ -16,7 +16,7 @@ _OBJECTS = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oss", "h
 def require_target(url: str, *, force: bool = False) -> None:
     """Raise RadinError where nothing can be uploaded, or something is there and ``force`` is not given."""
     with reached(url, "written"):
-        files, path = _target(url)
+        files, path = target(url)
         if files.exists(path) and not force:
             raise RadinError("it exists; give another name, or --force to replace it")
 
@@ -27,21 +27,22 @@ def upload(local: Path, url: str, *, force: bool = False) -> str:
     A single file is there whole or not at all where the storage says so of an upload (S3, GCS). Raises RadinError.
     """
     with reached(url, "written"):
-        files, path = _target(url)
+        files, path = target(url)
         if files.exists(path):
             if not force:
                 raise RadinError("it exists; give another name, or --force to replace it")
             files.rm(path, recursive=True)
         if local.is_file():
-            _put(files, local, path)
+            put(files, local, path)
             return url
         found = sorted((file for file in local.rglob("*") if file.is_file()), key=lambda file: (_is_head(file), file))
         for file in found:
-            _put(files, file, f"{path.rstrip('/')}/{file.relative_to(local).as_posix()}")
+            put(files, file, f"{path.rstrip('/')}/{file.relative_to(local).as_posix()}")
     return url
 
 
-def _target(url: str) -> tuple[Any, str]:
+def target(url: str) -> tuple[Any, str]:
+    """The file system of a URL that can be written to, and the path in it. Raises RadinError."""
     if not is_url(url):
         raise RadinError("it is no URL such as s3://bucket/soup.safetensors")
     if url.split("://", 1)[0].lower() in _READ_ONLY:
@@ -49,9 +50,15 @@ def _target(url: str) -> tuple[Any, str]:
     return file_system(url)
 
 
-def _put(files: Any, file: Path, path: str) -> None:
+def in_buckets(files: Any) -> bool:
+    """Whether a file system is a store of objects in buckets, without folders."""
     names = [files.protocol] if isinstance(files.protocol, str) else files.protocol
-    if _OBJECTS.isdisjoint(names):
+    return not _OBJECTS.isdisjoint(names)
+
+
+def put(files: Any, file: Path, path: str) -> None:
+    """Upload one file. Raises RadinError where other than it arrived."""
+    if not in_buckets(files):
         files.makedirs(files._parent(path), exist_ok=True)
     files.put_file(str(file), path)
     size = files.info(path)["size"]
