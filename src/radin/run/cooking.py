@@ -166,6 +166,8 @@ def cook(
     crew = None
     if engine is not None:
         crew = partial(engine.crew, folder=Path(out))
+        if progress:
+            progress(f"reaching {engine.name}", 0, None)
         if workers > 1 or isinstance(task, Engine):
             raise RadinError("engine says where workers are: give no others beside it, and no engine of your own")
     if isinstance(task, Command):
