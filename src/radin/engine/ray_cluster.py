@@ -243,7 +243,10 @@ def _not_connected(place: str, error: Exception) -> str:
         )
     if place == "auto":
         return f"no running Ray cluster was found from here: {printable(said)[:300]} Start one (ray start --head)"
-    return f"no Ray cluster answers at {place}: {type(error).__name__}: {printable(said)[:600]}"
+    return (
+        f"no Ray cluster answers at {place}: {type(error).__name__}: {printable(said)[:600]}. If it asks for a token, "
+        "that must be here too: RAY_AUTH_TOKEN, or ~/.ray/auth_token"
+    )
 
 
 @contextmanager
