@@ -16,7 +16,7 @@ _SUM_TOLERANCE = 1e-6
 _LARGE = 1e100
 _FARTHEST = 100.0  # a ratio of an affine recipe: beyond that, rounding of the members is most of the sum
 _HOW_AFFINE = (
-    "A soup lies among its members; a recipe that is to go beyond them says so: affine=True, or \"affine\": true in its "
+    'A soup lies among its members; a recipe that is to go beyond them says so: affine=True, or "affine": true in its '
     "JSON file"
 )
 _MOST_GROUPS = 100_000  # in a file; a model has fewer modules
@@ -290,7 +290,7 @@ def _check(weights: Sequence[float], where: str, affine: bool) -> None:
             )
         if affine and abs(weight) > _FARTHEST:
             raise RadinError(
-                f"mixing ratios of an affine recipe must lie within {_FARTHEST:g} of 0; ratio {index}{where} is {weight}"
+                f"mixing ratios of an affine recipe lie within {_FARTHEST:g} of 0; ratio {index}{where} is {weight}"
             )
     total = math.fsum(weights) if affine or max(weights) <= 2 else max(weights)
     if abs(total - 1.0) > _SUM_TOLERANCE:

@@ -15,8 +15,8 @@ def group_rows(
     """Column names; a row for the tensors that no group names, then one per group in natural order; what is left out.
 
     names, weights (n,): the members used, with their ratios outside of groups. groups: (name, ratios (n,)). The members
-    with the largest mean ratio over the rows, its sign apart, have columns of their own, the others one together. What is left out is a
-    sentence, empty where nothing is.
+    with the largest mean ratio over the rows, whatever its sign, have columns of their own, the others one together.
+    What is left out is a sentence, empty where nothing is.
     """
     rows = [(_REST, weights), *sorted(groups, key=lambda group: _natural(group[0]))]
     order = sorted(range(len(names)), key=lambda k: -sum(abs(ratios[k]) for _, ratios in rows))

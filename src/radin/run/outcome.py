@@ -166,8 +166,8 @@ class Outcome:
         if self.known.targets is None:
             return {}
         if self.choose is None:
-            found = dict(zip(recipes, map(float, self.session.search.estimate(recipes)), strict=True))
-            return {recipe: value for recipe, value in found.items() if not recipe.affine or np.isfinite(value)}
+            values = zip(recipes, map(float, self.session.search.estimate(recipes)), strict=True)
+            return {recipe: value for recipe, value in values if not recipe.affine or np.isfinite(value)}
         return {recipe: found[0] for recipe in recipes if (found := self._ensemble(recipe)) is not None}
 
     def _ensemble(self, recipe: Recipe) -> tuple[float, float] | None:
