@@ -248,7 +248,9 @@ def main() -> None:
     if given.write:
         command = f"python benchmarks/choice.py POOL... --draws {draws} --budget {given.budget}"
         head = f"# By which score to choose\n\n`{command}`\n\nPercentage points of accuracy on the other half, less"
-        (RESULTS / "choice.md").write_text(f"{head} those of `{reference}`.\n\n{text}\n")
+        kept = RESULTS / "choice.md"
+        _, mark, further = kept.read_text().partition("\n## ")  # what other benchmarks measured, written by hand
+        kept.write_text(f"{head} those of `{reference}`.\n\n{text}\n{mark}{further}")
     if given.json:
         print(json.dumps({"pools": list(found), "draws": draws, "found": found}))
 

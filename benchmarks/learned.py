@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -71,7 +72,7 @@ def cooked(
     strategy: NAME, or NAME:OPTION=VALUE,...; an option like _ROUND is a constant of the module ``learned``.
     """
     name, _, settings = strategy.partition(":")
-    options = dict(pair.split("=", 1) for pair in settings.split(",") if pair)
+    options = dict(pair.split("=", 1) for pair in re.split(r",(?=\w+=)", settings) if pair)
     constants = {option: json.loads(options.pop(option)) for option in list(options) if option.startswith("_")}
     with tempfile.TemporaryDirectory() as scratch, without(learned, **constants):
         result = radin.cook(
@@ -100,7 +101,10 @@ def runs(
                 if (pool, members, draw, strategy, budget) in known:
                     continue
                 mine = mine or tasks(folder, halves)
-                pairs = [cooked(task, chosen, strategy, budget, draw, Path(outputs)) for task in mine]
+                pairs = [
+                    cooked(task, chosen, strategy, budget, draw, Path(outputs) / str(half))  # of other data each
+                    for half, task in enumerate(mine)
+                ]
                 test, validation = np.mean(pairs, axis=0).tolist()
                 yield Row(pool, folder.name, members, draw, strategy, budget, test, validation)
 

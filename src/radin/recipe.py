@@ -14,6 +14,11 @@ from radin.errors import RadinError, printable
 
 _SUM_TOLERANCE = 1e-6
 _LARGE = 1e100
+_FARTHEST = 100.0  # a ratio of an affine recipe: beyond that, rounding of the members is most of the sum
+_HOW_AFFINE = (
+    'A soup lies among its members; a recipe that is to go beyond them says so: affine=True, or "affine": true in its '
+    "JSON file"
+)
 _MOST_GROUPS = 100_000  # in a file; a model has fewer modules
 _LONGEST_NAME = 1000
 
@@ -23,11 +28,12 @@ class Group:
     """Mixing ratios of some tensors: of those named ``name``, or whose names start with it and a dot.
 
     ``name``: a module's or a tensor's, such as "encoder.layer.3". ``weights`` has one float per member, in the pool's
-    order, as those of a recipe.
+    order, as those of a recipe. ``affine``: as of a recipe.
     """
 
     name: str
     weights: tuple[float, ...]
+    affine: bool = False
 
     def __post_init__(self) -> None:
         """Raises RadinError when the name can be none of a module, or for ratios that no recipe could have."""
@@ -36,43 +42,65 @@ class Group:
                 "a group of tensors is named as a module is, encoder.layer.3, without a dot at either end; got "
                 f"{printable(self.name[:_LONGEST_NAME])!r}"
             )
-        _check(self.weights, f" in the group {printable(self.name)}")
+        _check(self.weights, f" in the group {printable(self.name)}", self.affine)
+        object.__setattr__(self, "affine", _has_negative(self.weights))
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Mixing ratios p over the members of a pool: p >= 0, sum 1.
+    """Mixing ratios p over the members of a pool: sum 1, and p >= 0 unless the recipe is affine.
 
     ``weights`` has one float per member, in the pool's order. ``reestimated``: of one member alone, that its BatchNorm
     statistics are estimated again, as those of every soup are; a member as it is has it False, and so has a soup.
     ``groups``: tensors with ratios of their own; ``weights`` are those of every other tensor. Where several groups name
     a tensor, the longest name holds. They are kept in the order of their names, and one that gives its tensors what
-    they had without it is dropped. Two recipes are equal when all three are.
+    they had without it is dropped. ``affine``: that ratios may be negative, here and in groups, and beyond 1: what lies
+    outside of the members' hull. Where none is, it is False, so a recipe without has one form. Two recipes are equal
+    when all of these are.
     """
 
     weights: tuple[float, ...]
     reestimated: bool = False
     groups: tuple[Group, ...] = ()
+    affine: bool = False
 
     def __post_init__(self) -> None:
         """Raises RadinError when a ratio is negative or not finite, or when they do not sum to 1.
 
-        So too for groups of one name, or with another number of ratios.
+        Negative ones are allowed where ``affine`` says so, none larger than 100. So too for groups of one name, or with
+        another number of ratios.
         """
-        _check(self.weights, "")
+        _check(self.weights, "", self.affine)
         if self.groups:
+            for group in self.groups:
+                if group.affine and not self.affine:
+                    _check(group.weights, f" in the group {printable(group.name)}", False)
             object.__setattr__(self, "groups", _canonical(self.weights, self.groups))
+        if self.affine:
+            below = _has_negative(self.weights) or any(group.affine for group in self.groups)
+            object.__setattr__(self, "affine", below)
         if self.reestimated and self.size != 1:
             raise RadinError(f"only a member alone can be marked as re-estimated; this recipe has {self.size} members")
 
     @classmethod
-    def normalized(cls, weights: Iterable[float], groups: Mapping[str, Iterable[float]] | None = None) -> Recipe:
-        """The recipe proportional to ``weights`` (any non-negative numbers, not all zero), and so for each group."""
-        own = tuple(Group(name, _normalized(values)) for name, values in (groups or {}).items())
-        return cls(_normalized(weights), groups=own)
+    def normalized(
+        cls,
+        weights: Iterable[float],
+        groups: Mapping[str, Iterable[float]] | None = None,
+        *,
+        affine: bool = False,
+    ) -> Recipe:
+        """The recipe proportional to ``weights`` (any non-negative numbers, not all zero), and so for each group.
+
+        ``affine``: any numbers, of a sum above zero.
+        """
+        own = tuple(Group(name, _normalized(values, affine), affine) for name, values in (groups or {}).items())
+        return cls(_normalized(weights, affine), groups=own, affine=affine)
 
     @classmethod
-    def by_group(cls, groups: Mapping[str, Sequence[float]], sizes: Mapping[str, int]) -> Recipe:
+    def by_group(
+        cls, groups: Mapping[str, Sequence[float]], sizes: Mapping[str, int], *, affine: bool = False
+    ) -> Recipe:
         """Ratios by group, and for all other tensors their mean over the tensors that groups name.
 
         ``sizes``: elements of each tensor of the pool, tied ones once; the mean is by elements. Raises RadinError where
@@ -80,8 +108,8 @@ class Recipe:
         """
         if not groups:
             raise RadinError("a recipe by group needs at least one group of tensors; got none")
-        first = Recipe(tuple(next(iter(groups.values()))))
-        own = _by_name(first.weights, (Group(name, tuple(values)) for name, values in groups.items()))
+        first = Recipe(tuple(next(iter(groups.values()))), affine=affine)
+        own = _by_name(first.weights, (Group(name, tuple(values), affine) for name, values in groups.items()))
         held = Counter[str]()
         for name, size in sizes.items():
             if (group := group_of(own, name)) is not None:
@@ -95,7 +123,7 @@ class Recipe:
             math.fsum(size * own[name].weights[k] for name, size in held.items()) / total
             for k in range(len(first.weights))
         )
-        return cls(_normalized(mean), groups=tuple(own.values()))
+        return cls(_normalized(mean, affine), groups=tuple(own.values()), affine=affine)
 
     @classmethod
     def uniform(cls, members: Iterable[int], pool_size: int) -> Recipe:
@@ -121,15 +149,15 @@ class Recipe:
 
     @cached_property
     def members(self) -> tuple[int, ...]:
-        """Indices of the members with a positive ratio anywhere, ascending."""
+        """Indices of the members with a ratio other than 0 anywhere, ascending."""
         if not self.groups:
-            return tuple(k for k, ratio in enumerate(self.weights) if ratio > 0)
+            return tuple(k for k, ratio in enumerate(self.weights) if ratio)
         rows = [self.weights, *(group.weights for group in self.groups)]
-        return tuple(k for k, ratios in enumerate(zip(*rows, strict=True)) if max(ratios) > 0)
+        return tuple(k for k, ratios in enumerate(zip(*rows, strict=True)) if any(ratios))
 
     @property
     def size(self) -> int:
-        """How many members have a positive ratio."""
+        """How many members have a ratio other than 0."""
         return len(self.members)
 
     @property
@@ -157,14 +185,14 @@ class Recipe:
 
     def permuted(self, order: Sequence[int]) -> Recipe:
         """The same recipe over a reordered pool: new position i holds the old member ``order[i]``."""
-        groups = (Group(group.name, tuple(group.weights[k] for k in order)) for group in self.groups)
-        return Recipe(tuple(self.weights[k] for k in order), self.reestimated, tuple(groups))
+        groups = (Group(group.name, tuple(group.weights[k] for k in order), group.affine) for group in self.groups)
+        return Recipe(tuple(self.weights[k] for k in order), self.reestimated, tuple(groups), self.affine)
 
     def identity(self, fingerprints: Sequence[str]) -> str:
         """A hash of which contents are mixed in which ratio: the same in any order of the members, in any pool."""
 
         def parts(weights: Sequence[float]) -> list[tuple[str, str]]:
-            return sorted((fingerprints[k], weight.hex()) for k, weight in enumerate(weights) if weight > 0)
+            return sorted((fingerprints[k], weight.hex()) for k, weight in enumerate(weights) if weight)
 
         what: object = parts(self.weights)
         if self.reestimated:
@@ -192,6 +220,7 @@ class Recipe:
     def __repr__(self) -> str:
         more = ", reestimated=True" if self.reestimated else ""
         more += f", groups={self.groups}" if self.groups else ""
+        more += ", affine=True" if self.affine else ""
         return f"Recipe(weights={self.weights}{more})"
 
     def __str__(self) -> str:
@@ -205,8 +234,8 @@ class Recipe:
     def to_json(self, names: Sequence[str], fingerprints: Sequence[str]) -> dict[str, Any]:
         """A JSON form that stands on its own: each member's name, content fingerprint and ratio ("weight").
 
-        And "reestimated": true, of a member alone with its BatchNorm statistics estimated again; and "groups", of a
-        recipe with such: each one's name and "weights", in the order of "members".
+        And "reestimated": true, of a member alone with its BatchNorm statistics estimated again; "groups", of a recipe
+        with such: each one's name and "weights", in the order of "members"; and "affine": true, where any is negative.
         """
         used = self.members
         members = [{"name": names[k], "fingerprint": fingerprints[k], "weight": self.weights[k]} for k in used]
@@ -215,6 +244,7 @@ class Recipe:
             "members": members,
             **({"reestimated": True} if self.reestimated else {}),
             **({"groups": groups} if groups else {}),
+            **({"affine": True} if self.affine else {}),
         }
 
     @classmethod
@@ -240,34 +270,49 @@ class Recipe:
                 weights[place] = float(ratio)
             return tuple(weights)
 
-        groups = (Group(name, placed(ratios)) for name, ratios in _groups(value, len(members)))
-        return cls(placed([m["weight"] for m in members]), value.get("reestimated") is True, tuple(groups))
+        affine = value.get("affine") is True
+        groups = (Group(name, placed(ratios), affine) for name, ratios in _groups(value, len(members)))
+        return cls(placed([m["weight"] for m in members]), value.get("reestimated") is True, tuple(groups), affine)
 
 
-def _check(weights: Sequence[float], where: str) -> None:
+def _has_negative(weights: Sequence[float]) -> bool:
+    return min(weights) < 0
+
+
+def _check(weights: Sequence[float], where: str, affine: bool) -> None:
     """Raises RadinError unless these can be the ratios of a soup. where: what to say of which they are."""
     if not weights:
         raise RadinError(f"a recipe needs at least one mixing ratio{where}; got none")
     for index, weight in enumerate(weights):
-        if not math.isfinite(weight) or weight < 0:
+        if not math.isfinite(weight) or (weight < 0 and not affine):
             raise RadinError(
-                f"mixing ratios must be finite and not negative; ratio {index}{where} is {weight}. "
-                "Task arithmetic with negative ratios is not a soup."
+                f"mixing ratios must be finite and not negative; ratio {index}{where} is {weight}. {_HOW_AFFINE}"
             )
-    total = math.fsum(weights) if max(weights) <= 2 else max(weights)
+        if affine and abs(weight) > _FARTHEST:
+            raise RadinError(
+                f"mixing ratios of an affine recipe lie within {_FARTHEST:g} of 0; ratio {index}{where} is {weight}"
+            )
+    total = math.fsum(weights) if affine or max(weights) <= 2 else max(weights)
     if abs(total - 1.0) > _SUM_TOLERANCE:
         raise RadinError(f"mixing ratios must sum to 1; these{where} sum to {total:.6g}. Use Recipe.normalized.")
 
 
-def _normalized(weights: Iterable[float]) -> tuple[float, ...]:
+def _normalized(weights: Iterable[float], affine: bool = False) -> tuple[float, ...]:
     """Ratios proportional to these. Raises RadinError where there are none such."""
     values = [float(w) for w in weights]
     for index, value in enumerate(values):
-        if not math.isfinite(value) or value < 0:
-            raise RadinError(f"mixing ratios must be finite and not negative; ratio {index} is {value}")
-    largest = max(values, default=0.0)
+        if not math.isfinite(value) or (value < 0 and not affine):
+            raise RadinError(f"mixing ratios must be finite and not negative; ratio {index} is {value}. {_HOW_AFFINE}")
+    largest = max(map(abs, values), default=0.0)
     if largest <= 0:
         raise RadinError("mixing ratios must have a positive sum; " + ("all are 0" if values else "got none"))
+    if min(values) < 0:
+        values = [value / largest for value in values]
+        if math.fsum(values) < 1 / _FARTHEST:
+            raise RadinError(
+                f"mixing ratios must have a positive sum, and none may be more than {_FARTHEST:g} times that; the "
+                f"largest here is {largest:g}, the sum {largest * math.fsum(values):g}"
+            )
     if largest > _LARGE:  # their sum could be infinite
         values = [value / largest for value in values]
     total = math.fsum(values)

@@ -84,6 +84,7 @@ def recipes(names: dict[str, Any]) -> None:
     assert weights["embed.weight"].tolist() == [1.75, 1.75]
     assert weights["encoder.layer.11.key"].tolist() == [2.75, 2.75]
     assert weights["encoder.layer.11.output.weight"].tolist() == [3.0, 3.0]
+    assert names["further"]["embed.weight"].tolist() == [1.0, 1.0]
 
 
 def metrics(names: dict[str, Any]) -> None:

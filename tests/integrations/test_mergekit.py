@@ -164,11 +164,11 @@ def test_what_is_no_average_of_local_models_is_refused(members, tmp_path, change
     assert not (tmp_path / "soup").exists()
 
 
-def test_weights_by_layer_or_below_zero_and_other_paths_are_refused(members, tmp_path):
+def test_weights_by_layer_or_without_a_sum_and_other_paths_are_refused(members, tmp_path):
     path = recipe(tmp_path, members, ([0.1, 0.9], 1, 1))
     assert "the weight of" in refused("average", path, "-o", tmp_path / "soup")
-    path = recipe(tmp_path, members, (-1, 2, 1))
-    assert "not negative" in refused("average", path, "-o", tmp_path / "soup")
+    path = recipe(tmp_path, members, (-1, 2, -1))
+    assert "must have a positive sum" in refused("average", path, "-o", tmp_path / "soup")
     assert "give no other paths" in refused("average", path, members, "-o", tmp_path / "soup")
     path.write_text("a: &a [1]\nb: *a\nmerge_method: linear\n")
     assert "YAML aliases" in refused("average", path, "-o", tmp_path / "soup")
@@ -231,5 +231,17 @@ def test_weights_by_filter_are_read_as_mergekit_reads_them(members, tmp_path):
     assert "must be one number, or a list of 'value: NUMBER' with 'filter: TEXT'" in refused(
         "average", path, "-o", tmp_path / "none"
     )
-    path = recipe(tmp_path, members, ([{"filter": "mlp", "value": -3}, {"value": 1}], two, 1))
-    assert "not negative" in refused("average", path, "-o", tmp_path / "none")
+
+
+def test_weights_below_zero_are_merged_by_mergekit_to_the_same_soup_and_back(members, tmp_path):
+    pool = radin.Pool.open(members)
+    given = radin.Recipe.normalized([3, -1, 1], {"model.layers.1": [-1, 0, 3]}, affine=True)
+    (tmp_path / "recipe.json").write_text(json.dumps(given.to_json(pool.member_names, pool.fingerprints)))
+    says("average", members, "--recipe", tmp_path / "recipe.json", "-o", tmp_path / "soup")
+    assert "Some are negative" in (tmp_path / "soup/README.md").read_text()
+    says("export", tmp_path / "soup", members, "--mergekit", tmp_path / "a.yml")
+    ours = load_file(tmp_path / "soup/model.safetensors")
+    assert differing(merged(tmp_path / "a.yml", tmp_path / "theirs"), ours) == []
+    assert (yaml.safe_load((tmp_path / "a.yml").read_text())["models"][1]["parameters"]["weight"][-1]["value"]) < 0
+    says("average", tmp_path / "a.yml", "-o", tmp_path / "again")
+    assert differing(load_file(tmp_path / "again/model.safetensors"), ours) == []

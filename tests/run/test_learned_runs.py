@@ -7,12 +7,14 @@ import sqlite3
 
 import numpy as np
 import pytest
+import torch
 
 import radin
 import toy
 from radin.engine.local import LocalEngine
 from radin.question import Answer
 from radin.recipe import group_of
+from radin.report.page import write_page
 from radin.run.ledger import Ledger
 from radin.weights import average
 from radin.weights.grouping import groupings
@@ -185,3 +187,32 @@ def test_ratios_are_learned_by_default_where_the_budget_is_worth_it(toy_folder, 
         out = tmp_path / f"run-{budget}-{bool(options)}-{choose}"
         radin.cook(files, tmp_path / "task.py", budget=budget, out=out, options=options, choose_on_half=choose)
         assert any(question.gradient for question in questions(out)) == learns
+
+
+def test_ratios_below_zero_are_kept_resumed_and_shown(toy_folder, toy_pool, tmp_path):
+    options = {"affine": True, "rate": 2.0, "search": 0.6}
+    result = cook(toy_folder, tmp_path / "run", "learned", 8, options=options)
+    beyond = [found for found in result.evaluations if found.recipe.affine]
+    assert beyond, "a rate this large leaves the hull"
+    assert result.best.score >= max(found.score for found in result.evaluations) - 1e-12
+    # as the metric of the outputs averaged by these very ratios, which compiled margins could not give
+    outputs = np.stack([rows_of(toy_folder, toy_pool, k) for k in range(len(toy_pool))])
+    targets = np.concatenate([np.asarray(t) for _, t in radin.Task.load(toy_folder / "task.py").batches("validation")])
+    for found in beyond:
+        averaged = np.tensordot(found.recipe.weights, outputs, 1)
+        assert found.estimate == pytest.approx(float((averaged.argmax(axis=1) == targets).mean()))
+    again = cook(toy_folder, tmp_path / "run", "learned", 8, options=options)
+    assert essence(again) == essence(result)
+    loaded = radin.Result.load(tmp_path / "run").evaluations
+    assert [(e.recipe, e.estimate) for e in loaded] == [(e.recipe, e.estimate) for e in result.evaluations]
+    page = write_page(tmp_path / "run")
+    assert page.stat().st_size > 10_000
+
+
+def rows_of(folder, pool, k):
+    model = toy.model()
+    model.load_state_dict(pool.tensors(k))
+    model.eval()
+    with torch.no_grad():
+        batches = radin.Task.load(folder / "task.py").batches("validation")
+        return np.concatenate([model(inputs).numpy() for inputs, _ in batches])

@@ -358,7 +358,8 @@ def _estimates(directory: Path, soups: Sequence[Entry], pool: Pool, metric: str,
         for found in result.evaluations:
             if found.estimate is not None:
                 known[found.recipe.identity(result.fingerprints)] = found.estimate
-    missing = [e for e in soups if e.identity not in known and "groups" not in e.recipe]  # groups have no estimate
+    # Ratios by group have no estimate, and negative ones none by margins.
+    missing = [e for e in soups if e.identity not in known and not {"groups", "affine"} & e.recipe.keys()]
     outputs = {f: directory / "outputs" / f"{f[:32]}.safetensors" for f in pool.fingerprints}
     targets = directory / "outputs" / "targets.safetensors"
     chosen = _metric(metric, task)

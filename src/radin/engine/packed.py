@@ -81,6 +81,7 @@ def work_parts(work: Work) -> tuple[dict[str, Any], Tensors]:
             "weights": list(asked.recipe.weights),
             "reestimated": asked.recipe.reestimated,
             "groups": [[group.name, list(group.weights)] for group in asked.recipe.groups],
+            "affine": asked.recipe.affine,
             "split": asked.split,
             "gradient": None if asked.gradient is None else [asked.gradient.objective, *asked.gradient.groups],
         }
@@ -96,10 +97,12 @@ def work_of(value: Mapping[str, Any], tensors: Tensors) -> Work:
         question = None
         if "question" in value:
             asked = value["question"]
+            affine = asked["affine"] is True
             recipe = Recipe(
                 tuple(float(ratio) for ratio in asked["weights"]),
                 asked["reestimated"] is True,
-                tuple(Group(str(name), tuple(float(r) for r in ratios)) for name, ratios in asked["groups"]),
+                tuple(Group(str(name), tuple(float(r) for r in ratios), affine) for name, ratios in asked["groups"]),
+                affine,
             )
             examples = tensors["examples"].numpy().astype(np.intp) if "examples" in tensors else None
             named = asked["gradient"]

@@ -19,13 +19,16 @@ RECIPE_BYTES = 64 * 2**20
 SUM_TOLERANCE = 1e-6
 
 
-def as_weights(weights: Array, members: int) -> Floats:
-    """Mixing weights as (S, N) float64. Raises RadinError unless each row is p >= 0 with sum 1 (within 1e-6)."""
+def as_weights(weights: Array, members: int, *, affine: bool = False) -> Floats:
+    """Mixing weights as (S, N) float64. Raises RadinError unless each row is p >= 0 with sum 1 (within 1e-6).
+
+    affine: they may be negative.
+    """
     rows = np.ascontiguousarray(weights, dtype=np.float64)
     if rows.ndim != 2 or rows.shape[1] != members:
         raise RadinError(f"mixing weights must have shape (recipes, {members}); they have {rows.shape}")
     # One comparison catches NaN too: it fails every comparison.
-    if len(rows) and not (rows.min() >= 0 and np.abs(rows.sum(axis=1) - 1).max() <= SUM_TOLERANCE):
+    if len(rows) and not ((affine or rows.min() >= 0) and np.abs(rows.sum(axis=1) - 1).max() <= SUM_TOLERANCE):
         raise RadinError("mixing weights must be finite, not negative, and sum to 1 in each row")
     return rows
 
@@ -47,8 +50,20 @@ class DenseEstimator:
     recipes per reading as fit 64 MiB.
     """
 
-    def __init__(self, outputs: Outputs, targets: Array, metric: Metric, *, names: Sequence[str] | None = None) -> None:
-        """outputs (N, M, C), targets (M, ...). Raises OutputsError or TaskError when they do not fit."""
+    def __init__(
+        self,
+        outputs: Outputs,
+        targets: Array,
+        metric: Metric,
+        *,
+        names: Sequence[str] | None = None,
+        affine: bool = False,
+    ) -> None:
+        """outputs (N, M, C), targets (M, ...). affine: scores negative mixing weights too, which others cannot.
+
+        Raises OutputsError or TaskError when they do not fit.
+        """
+        self._affine = affine
         self._reader = Reader(outputs, names)
         self._targets = check_targets(targets, self._reader, metric)
         self._metric = metric
@@ -56,7 +71,7 @@ class DenseEstimator:
 
     def scores(self, weights: Array) -> Floats:
         """The metric of each recipe's averaged outputs: weights (S, N) -> (S,)."""
-        rows = as_weights(weights, self.members)
+        rows = as_weights(weights, self.members, affine=self._affine)
         if self._metric.totals is not None:
             return self._totals(rows)
         if self._metric.per_example is not None:

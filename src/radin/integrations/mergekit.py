@@ -55,7 +55,7 @@ class Linear:
         places = {_real(member.path): k for k, member in enumerate(pool)}
         members = [places[stands_for.get(path, path)] for path in map(_real, self.paths)]
         if all(setting[0][0] is None for setting in self.weights):
-            return Recipe(self._shares("", members, len(pool)))
+            return Recipe(self._shares("", members, len(pool)), affine=True)
         aliases = pool.aliases
         sizes = {name: count(shape) for name, shape in pool.shapes.items() if name not in aliases}
         return _by_tensor({name: self._shares(name, members, len(pool)) for name in sizes}, sizes)
@@ -74,7 +74,7 @@ class Linear:
         total = sum(shares)
         if not self.normalize and abs(total - 1) > 1e-6:
             raise RadinError(f"{self.file}: normalize is false and the weights sum to {total:g}: not an average")
-        return Recipe.normalized(shares).weights
+        return Recipe.normalized(shares, affine=True).weights  # a file of mergekit's says what it wants by the sign
 
     def files_from(self, pool: Pool) -> str | None:
         """The name of the member whose config and tokenizer the file asks for; None where it names none."""
@@ -233,11 +233,11 @@ def _by_tensor(rows: Mapping[str, tuple[float, ...]], sizes: Mapping[str, int]) 
     for name, row in rows.items():
         held[row] += sizes[name]
     groups = [
-        Group(name, next(iter(found)))
+        Group(name, next(iter(found)), affine=True)
         for name, found in within.items()
         if len(found) == 1 and ("." not in name or len(within[name.rpartition(".")[0]]) > 1)
     ]
-    return Recipe(held.most_common(1)[0][0], groups=tuple(groups))
+    return Recipe(held.most_common(1)[0][0], groups=tuple(groups), affine=True)
 
 
 def _conditions(pool: Pool, recipe: Recipe) -> list[tuple[str, tuple[float, ...]]]:

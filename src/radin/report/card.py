@@ -48,6 +48,9 @@ def _what(card: Card) -> str:
     else:
         text = f"A model soup: the average of the weights of {count} checkpoints, in these ratios"
         text += f", with ratios of their own in {len(card.groups)} groups of tensors." if card.groups else "."
+        rows = [[ratio for _, ratio, _ in card.members], *(ratios for _, ratios in card.groups)]
+        if min(min(row) for row in rows) < 0:
+            text += " Some are negative: it lies beyond the checkpoints, not among them."
     if card.origin.base is not None and card.origin.repository is not None:
         text += f" They were fine-tuned from {_plain(card.origin.base)}."
     return text

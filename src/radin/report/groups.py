@@ -15,11 +15,11 @@ def group_rows(
     """Column names; a row for the tensors that no group names, then one per group in natural order; what is left out.
 
     names, weights (n,): the members used, with their ratios outside of groups. groups: (name, ratios (n,)). The members
-    with the largest mean ratio over the rows have columns of their own, the others one together. What is left out is a
-    sentence, empty where nothing is.
+    with the largest mean ratio over the rows, whatever its sign, have columns of their own, the others one together.
+    What is left out is a sentence, empty where nothing is.
     """
     rows = [(_REST, weights), *sorted(groups, key=lambda group: _natural(group[0]))]
-    order = sorted(range(len(names)), key=lambda k: -sum(ratios[k] for _, ratios in rows))
+    order = sorted(range(len(names)), key=lambda k: -sum(abs(ratios[k]) for _, ratios in rows))
     shown, others = (order, []) if len(order) <= _MEMBERS else (order[: _MEMBERS - 1], order[_MEMBERS - 1 :])
     columns = ["tensors", *(names[k] for k in shown), *([f"{len(others)} others"] if others else [])]
     cells = [

@@ -176,7 +176,9 @@ def average_pool(
     warnings = _of_statistics(pool, recipe, output)
     recipe = replace(recipe, reestimated=False)  # there is no data here to do it with
     what = "averaging" if unread is None or not unread.digests else "reading and averaging"
-    soup = Soup(pool, recipe, integers_from=integers_from, progress=_counted(progress, what), unread=unread)
+    soup = Soup(
+        pool, recipe, integers_from=integers_from, progress=_counted(progress, what), unread=unread, finite=True
+    )
     metadata = recipe_metadata(pool, recipe, integers_from=integers_from)
     if like is None:
         save(soup, output, metadata=metadata)
@@ -206,8 +208,9 @@ def _of_statistics(pool: Pool, recipe: Recipe, output: Path) -> list[str]:
         return []
     named = ".".join(filter(None, (layers[0], "running_mean")))
     count = f"{len(layers)} BatchNorm layer{'s' * (len(layers) > 1)}"
+    how = "by the positive ratios alone" if recipe.affine else "like all else"
     return [
-        f"warning: the running statistics of {count} ({named}, ...) were averaged like all else, and do not fit "
+        f"warning: the running statistics of {count} ({named}, ...) were averaged {how}, and do not fit "
         f"averaged weights. Estimate them again over some training batches before {output} is used: "
         "torch.optim.swa_utils.update_bn(batches, model), or cook with a task that has calibration()"
     ]

@@ -111,7 +111,7 @@ class Outcome:
 
         # A single member's averaged outputs are its own: then the average of all is the one to compare with. Outputs
         # have no groups: they are averaged by the ratios outside of them.
-        together = uniform if best.size == 1 else Recipe(best.weights)
+        together = uniform if best.size == 1 else Recipe(best.weights, affine=best.affine)
         ensemble = self._ensemble(together)
         averaged = "probability ensemble" if job.metric.target_only else "logit ensemble"
         evaluations = tuple(scored(r, f"soup {i + 1}, {r.size} members") for i, r in enumerate(complete))
@@ -166,13 +166,19 @@ class Outcome:
         if self.known.targets is None:
             return {}
         if self.choose is None:
-            return dict(zip(recipes, map(float, self.session.search.estimate(recipes)), strict=True))
+            values = zip(recipes, map(float, self.session.search.estimate(recipes)), strict=True)
+            return {recipe: value for recipe, value in values if not recipe.affine or np.isfinite(value)}
         return {recipe: found[0] for recipe in recipes if (found := self._ensemble(recipe)) is not None}
 
     def _ensemble(self, recipe: Recipe) -> tuple[float, float] | None:
-        """Score and standard error of a plain recipe's averaged outputs; None where there are no outputs."""
+        """Score and standard error of a plain recipe's averaged outputs; None where there are no outputs.
+
+        Of an affine one they must be at hand, and no probabilities: compiled margins know nothing of negative ratios.
+        """
         known = self.known
         if known.estimator is None or known.targets is None:
+            return None
+        if recipe.affine and (known.outputs is None or self.job.metric.target_only):
             return None
         if known.outputs is not None:
             rows: slice | NDArray[np.intp] = slice(None) if self.choose is None else self.choose

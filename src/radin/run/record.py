@@ -232,12 +232,12 @@ class RunRecord:
 
     def estimates(self, recipes: Sequence[Recipe]) -> Floats:
         """Scores of averaged outputs (S,), in the metric's units; NaN where they are not known."""
-        if self.estimator is None:
-            return np.array([self.listed.get(recipe, np.nan) for recipe in recipes], dtype=np.float64)
-        if not recipes:
-            return np.empty(0)
-        ratios = np.array([recipe.weights for recipe in recipes], dtype=np.float64)
-        return np.asarray(self.estimator.scores(ratios), dtype=np.float64)
+        found = np.array([self.listed.get(recipe, np.nan) for recipe in recipes], dtype=np.float64)
+        places = [k for k, recipe in enumerate(recipes) if not recipe.affine]  # the others' take outputs, not margins
+        if self.estimator is not None and places:
+            ratios = np.array([recipes[k].weights for k in places], dtype=np.float64)
+            found[places] = np.asarray(self.estimator.scores(ratios), dtype=np.float64)
+        return found
 
 
 def _unknown_metric(outputs: Any, targets: Any) -> NoReturn:

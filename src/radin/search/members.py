@@ -17,6 +17,7 @@ from radin import metrics
 from radin.errors import OutputsError, RadinError
 from radin.estimate import Estimator, Outputs
 from radin.estimate import estimator as build_estimator
+from radin.estimate.dense import DenseEstimator
 from radin.estimate.reading import Array, ArrayLike2D, FileArray, Reader, not_finite
 from radin.metrics import Metric
 from radin.positions import UNCOUNTED
@@ -145,6 +146,20 @@ class Members:
             self._estimator_is_canonical = True
         given = ratios if self._estimator_is_canonical else ratios[:, self.position]
         return np.asarray(self._estimator.scores(np.ascontiguousarray(given)), dtype=np.float64)
+
+    def affine_scores(self, ratios: Floats) -> Floats:
+        """As ``scores``, of ratios that may be negative; NaN where there are no outputs, or they are probabilities.
+
+        From the outputs themselves: compiled margins leave out what no ratios of zero and more decide. NaN too where
+        these do not give the best member's score, as those of a program may not.
+        """
+        unknown = np.full(len(ratios), np.nan)
+        if not self._outputs or self.metric.target_only:
+            return unknown
+        rows = np.vstack([np.eye(1, self.count), ratios])
+        found = DenseEstimator(**self._canonical(), metric=self.metric, affine=True).scores(rows)
+        best = self.singles[self.order[0]]
+        return found[1:] if np.isclose(found[0], best, rtol=1e-6, atol=1e-9) else unknown
 
     def estimate(self, ratios: Floats) -> Floats:
         """Utilities of the averaged outputs, (S,); higher is better, -inf for NaN."""

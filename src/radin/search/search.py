@@ -455,14 +455,16 @@ class Search:
         """Estimated scores of recipes, (S,), in the metric's own units: those of their averaged outputs.
 
         Without outputs, those that the members' scores and distances lead one to expect. NaN for a recipe with groups:
-        which outputs would be averaged is not defined where layers are mixed differently.
+        which outputs would be averaged is not defined where layers are mixed differently. And for an affine one where
+        outputs are not at hand, or are probabilities, which negative ratios make none of.
         """
         asked = list(recipes)
-        plain = np.array([not recipe.groups for recipe in asked], dtype=bool)
         found = np.full(len(asked), np.nan)
-        if plain.any():
-            ratios = np.array([recipe.weights for recipe in asked if not recipe.groups], dtype=np.float64)
-            found[plain] = self._members.scores(ratios[:, self._members.order])
+        for affine, scores in ((False, self._members.scores), (True, self._members.affine_scores)):
+            places = [k for k, recipe in enumerate(asked) if not recipe.groups and recipe.affine == affine]
+            if places:
+                ratios = np.array([asked[k].weights for k in places], dtype=np.float64)
+                found[places] = scores(ratios[:, self._members.order])
         return found
 
     def score(self, utility: float) -> float:

@@ -156,7 +156,7 @@ def average_adapters(
 
         def shares(name: str) -> list[tuple[Reader, Adapter, float]]:
             ratios = recipe.of(name)
-            return [(reader, adapter, ratios[k]) for reader, adapter, k in read if ratios[k] > 0]
+            return [(reader, adapter, ratios[k]) for reader, adapter, k in read if ratios[k]]
 
         for module, found in like.factors.items():
             mixed = [(reader, adapter.factors[module], p) for reader, adapter, p in shares(f"{module}.weight")]

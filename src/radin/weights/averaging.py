@@ -15,6 +15,7 @@ from radin import __version__
 from radin.errors import PoolError, printable
 from radin.recipe import Recipe
 from radin.weights.fitting import common_aliases, common_dtypes
+from radin.weights.geometry import STATISTICS
 from radin.weights.layout import Piece, count, is_averaged, leaves
 from radin.weights.pool import Opened, Pool, Progress
 from radin.weights.raw import RawFiles, on_threads, threads_here
@@ -46,6 +47,8 @@ def average(
     """The soup: sum_k p_k theta_k for each float tensor, summed in float64 and rounded once to its own dtype.
 
     p: where a group of the recipe's names the tensor, that group's ratios; of a tied one, by the name that comes first.
+    Of an affine recipe, BatchNorm statistics (``running_mean``, ``running_var``) are averaged by its positive ratios
+    alone, scaled to sum 1: a variance beyond the members' may be below zero.
 
     ``pool``: one that was opened; or what ``Pool.open`` takes, to be checked in the same reading as it is averaged.
     ``recipe``: without one, uniform. Members are read in blocks, so peak memory is the result and a few megabytes,
@@ -81,7 +84,8 @@ class Soup(Mapping[str, Tensor]):
 
     ``shapes``, ``dtypes`` and ``aliases`` are known before anything is read. ``save``, ``write_alike`` and
     ``save_alike`` write one block after another. ``unread``: whose content is to be found out in the same reading;
-    ``final_metadata`` then says what was.
+    ``final_metadata`` then says what was. ``finite``: raise PoolError where the average of finite weights is not,
+    as that of an affine recipe may be.
     """
 
     def __init__(
@@ -92,8 +96,10 @@ class Soup(Mapping[str, Tensor]):
         integers_from: str | None = None,
         progress: Progress | None = None,
         unread: Unread | None = None,
+        finite: bool = False,
     ) -> None:
         self.pool = pool
+        self._checked = finite and recipe.affine
         self._source = integer_source(pool, recipe, integers_from)
         self._members = recipe.members
         self._unread = unread
@@ -149,6 +155,8 @@ class Soup(Mapping[str, Tensor]):
 
         Raises CheckpointError when a member changed.
         """
+        if self._checked:
+            sink = _finite(sink)
         members = [self.pool[index] for index in dict.fromkeys([*self._members, self._source])]
         for member in members:
             member.require_unchanged()
@@ -208,10 +216,13 @@ class Soup(Mapping[str, Tensor]):
 
 
 def _ratios(pool: Pool, recipe: Recipe, aliases: Mapping[str, str]) -> dict[str, dict[int, float]]:
-    """By tensor, the members' positive ratios by index. Raises PoolError for a group that no tensor is in."""
+    """By tensor, the members' ratios by index, those that are 0 left out.
+
+    Raises PoolError for a group that no tensor is in.
+    """
     rows = {group.name: group.weights for group in recipe.groups}
     shares: dict[str | None, dict[int, float]] = {
-        name: {index: ratio for index, ratio in enumerate(weights) if ratio > 0}
+        name: {index: ratio for index, ratio in enumerate(weights) if ratio}
         for name, weights in [(None, recipe.weights), *rows.items()]
     }
     named = {name: recipe.group_of(name) for name in pool.names}
@@ -229,7 +240,34 @@ def _ratios(pool: Pool, recipe: Recipe, aliases: Mapping[str, str]) -> dict[str,
             f"the recipe's group {printable(group)} names no tensor of the pool{_similar(group, pool.names)}. A group "
             "is named as the module is, or as the tensor"
         )
-    return {name: shares[group] for name, group in named.items()}
+    if not recipe.affine:
+        return {name: shares[group] for name, group in named.items()}
+    inside = {group: _positive(ratios) for group, ratios in shares.items()}
+    return {name: (inside if _is_statistic(name) else shares)[group] for name, group in named.items()}
+
+
+def _finite(sink: Sink) -> Sink:
+    """The same sink, which raises PoolError for values that are not finite."""
+
+    def checked(piece: Piece, values: Tensor) -> None:
+        if not bool(torch.isfinite(values).all()):
+            raise PoolError(
+                f"{printable(piece.name)} of this affine recipe is too large for {values.dtype}: give ratios nearer to "
+                "0, or members in a wider dtype"
+            )
+        sink(piece, values)
+
+    return checked
+
+
+def _is_statistic(name: str) -> bool:
+    return name.rpartition(".")[2] in STATISTICS
+
+
+def _positive(ratios: Mapping[int, float]) -> dict[int, float]:
+    """The positive ones, scaled to sum 1."""
+    total = sum(ratio for ratio in ratios.values() if ratio > 0)
+    return {index: ratio / total for index, ratio in ratios.items() if ratio > 0}
 
 
 def _similar(group: str, names: Iterable[str]) -> str:

@@ -120,8 +120,10 @@ def distances(gram: Floats) -> Floats:
 def dispersion(gram: Floats, ratios: Floats) -> Floats:
     """D(p) = sum_{i<j} p_i p_j ||theta_i - theta_j||^2 = p'diag(G) - p'Gp, zero for a single member.
 
+    Below zero, it may be, only where a ratio is negative: beyond the members.
+
     ``ratios`` (S, N) or (N,), each row summing to 1 -> (S,) or (). The Gram matrix may be about any origin.
     """
     rows = np.asarray(ratios, dtype=np.float64)
     result: Floats = np.asarray(rows @ np.diag(gram) - ((rows @ gram) * rows).sum(axis=-1))
-    return np.maximum(result, 0.0)
+    return np.where((rows < 0).any(axis=-1), result, np.maximum(result, 0.0))  # rounding else

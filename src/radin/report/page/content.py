@@ -215,7 +215,7 @@ def _figures(
     places = _member_rows(members)
     found.append(charts.member_scores(places, metric, apart is not None))
     weighty = sorted((row for row in places if "importance" in row), key=lambda row: -row["importance"])
-    take(lambda: charts.importance(weighty, metric), weighty, "importance", "no soup won, or nothing is estimated")
+    take(lambda: charts.importance(weighty, metric), weighty, "importance", "no soup won, or it has no estimate")
     if apart is not None and record.members > 2:
         found.append(charts.pool_map(*pool.pool_map(record, winner, apart), metric))
     lines, known = soups.ratios(record)

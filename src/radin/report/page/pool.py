@@ -56,8 +56,11 @@ def members(record: RunRecord, winner: Recipe, to_centre: Floats | None) -> list
 
 
 def importance(record: RunRecord, winner: Recipe) -> dict[int, float]:
-    """By member of the winner, how much better its estimate is than without that member, in the metric's units."""
-    if record.estimator is None or winner.size < 2 or winner.groups:
+    """By member of the winner, how much better its estimate is than without that member, in the metric's units.
+
+    Empty where that is not defined: of ratios by group, and of negative ones.
+    """
+    if record.estimator is None or winner.size < 2 or winner.groups or winner.affine:
         return {}
     whole, *left = record.estimates([winner, *without(winner, winner.members)])
     sign = 1.0 if record.metric.higher_is_better else -1.0

@@ -7,6 +7,9 @@ replacement. After each round the learned soup gets a pass of its own. Where it 
 began, that is where the next one begins, with half the rate; after two such rounds what is left is searched with. So
 nothing is lost but passes: whatever is returned is the best by its true score.
 
+Where ``affine`` allows it, ratios move freely instead, their sum kept by taking the mean off each step, as far as a
+trust region around the members goes.
+
 Axis names: members N, those learned n, groups of tensors G.
 """
 
@@ -41,6 +44,7 @@ _ROUND = 4.0  # passes that a round takes: three for the gradients over all exam
 _STEPS = 16  # of a round
 _FEW = 64  # examples that a step is over at least
 _MANY = 4000  # examples from which on counting right answers, softened, is sure enough to learn by
+_LEAST_RATIO, _MOST_RATIO = -1.0, 2.0  # affine ratios: from one member past another by as much as they are apart
 _FAILURES = 2  # rounds in a row that find nothing, after which no more is learned
 _MOMENTA = (0.9, 0.99)  # of gradient and its square; the latter forgets faster than in long trainings
 
@@ -51,9 +55,10 @@ def learned(
     *,
     rate: Annotated[float, "how far a step changes the logarithm of a ratio"] = 0.1,
     search: Annotated[float, "share of the budget that is searched with before, from 0 to 1"] = 0.5,
+    affine: Annotated[bool, "whether ratios may be negative, down to -1 and up to 2"] = False,
 ) -> Asks:
     """Search with half of the budget, then learn the ratios of the best soup by gradient, one for each member."""
-    yield from _learned(problem, "one", rate, search)
+    yield from _learned(problem, "one", rate, search, affine)
 
 
 @strategy("learned-by-layer", geometry=True, gradients=True)
@@ -63,12 +68,13 @@ def learned_by_layer(
     groups: Annotated[Literal["modules", "blocks"], "which tensors have ratios of their own"] = "modules",
     rate: Annotated[float, "how far a step changes the logarithm of a ratio"] = 0.2,
     search: Annotated[float, "share of the budget that is searched with before, from 0 to 1"] = 0.5,
+    affine: Annotated[bool, "whether ratios may be negative, down to -1 and up to 2"] = False,
 ) -> Asks:
     """Search with half of the budget, then learn ratios by gradient, of their own for each module or block."""
-    yield from _learned(problem, groups, rate, search)
+    yield from _learned(problem, groups, rate, search, affine)
 
 
-def _learned(problem: Problem, level: str, rate: float, share: float) -> Asks:
+def _learned(problem: Problem, level: str, rate: float, share: float, affine: bool) -> Asks:
     gradients = problem.gradients
     if gradients is None or problem.budget < _LEAST:
         yield from adaptive(problem)
@@ -77,7 +83,9 @@ def _learned(problem: Problem, level: str, rate: float, share: float) -> Asks:
     found = _Found(problem)
     yield from found.search(problem.budget * (1 - min(max(share, 0.0), 1.0)))
     if found.ratios is not None:
-        yield from _climb(problem, gradients, objective, found.ratios, found.utility, gradients.groups[level], rate)
+        groups = gradients.groups[level]
+        ways = (_Affine if affine else _Softmax)(np.flatnonzero(found.ratios), problem.members, groups)
+        yield from _climb(problem, gradients, objective, ways, found.ratios, found.utility, rate)
     if problem.left() >= 1:
         yield from adaptive(problem)
 
@@ -130,14 +138,13 @@ def _climb(
     problem: Problem,
     gradients: Gradients,
     objective: str,
+    ways: _Softmax,
     start: Floats,
     utility: float,
-    groups: tuple[str, ...],
     rate: float,
 ) -> Asks:
     """Rounds of learning and evaluation from ``start`` (N,), whose soup has this utility."""
-    members = np.flatnonzero(start)
-    here = np.tile(np.log(start[members]), (1 + len(groups), 1))
+    here = ways.at(start)
     rng = np.random.default_rng(problem.seed)
     failures = 0
     while failures < _FAILURES and problem.left() > 1:
@@ -146,29 +153,26 @@ def _climb(
         there, step = here, _Adam(here.shape)
         batches = _batches(gradients, passes, rng)
         for done, examples in enumerate(batches):
-            ratios = _soup(there, members, problem.members, groups)
-            reply = yield Slope(ratios, examples, objective, groups, reserve=1.0)
+            reply = yield Slope(ways.soup(there), examples, objective, ways.groups, reserve=1.0)
             if reply is None or not np.isfinite(reply[0]):
                 break
             cosine = 0.5 * (1 + np.cos(np.pi * done / len(batches)))
-            there = there + rate * cosine * step(_by_logarithm(there, reply[1][:, members]))
+            there = ways.moved(there, reply[1], step, rate * cosine)
         if there is here:
             return
-        reached = yield from _evaluated(there, members, problem, groups)
+        reached = yield from _evaluated(ways.soup(there))
         if not reached > utility and problem.left() >= 1 and problem.left() < 1 + gradients.cost(_FEW):
             there = (here + there) / 2  # no passes to learn by are left, but one to see whether half of it is better
-            reached = yield from _evaluated(there, members, problem, groups)
+            reached = yield from _evaluated(ways.soup(there))
         if reached > utility:
             here, utility, failures = there, reached, 0
         else:
             rate, failures = rate / 2, failures + 1
 
 
-def _evaluated(
-    logarithms: Floats, members: Indices, problem: Problem, groups: tuple[str, ...]
-) -> Generator[Ask, Any, float]:
-    """The utility of these ratios' soup, by a pass of its own; -inf where there is none left."""
-    ticket = yield Open(_soup(logarithms, members, problem.members, groups))
+def _evaluated(soup: Ratios) -> Generator[Ask, Any, float]:
+    """The utility of a soup, by a pass of its own; -inf where there is none left."""
+    ticket = yield Open(soup)
     while ticket is not None and not ticket.done:
         yield Wait()
     return -np.inf if ticket is None else float(ticket.answer)
@@ -207,27 +211,66 @@ class _Adam:
         return result
 
 
-def _ratios(logarithms: Floats) -> Floats:
-    """The softmax of each row, (1 + G, n)."""
-    shares = np.exp(logarithms - logarithms.max(axis=1, keepdims=True))
-    result: Floats = shares / shares.sum(axis=1, keepdims=True)
-    return result
+class _Softmax:
+    """Ratios on the simplex, by their logarithms: points are (1 + G, n), those outside of groups first."""
+
+    affine = False
+
+    def __init__(self, members: Indices, count: int, groups: tuple[str, ...]) -> None:
+        """members (n,): those whose ratios are learned, of ``count``."""
+        self._members, self._count, self.groups = members, count, groups
+
+    def at(self, start: Floats) -> Floats:
+        """The point of ratios (N,) that are the same in all groups."""
+        return np.tile(np.log(start[self._members]), (1 + len(self.groups), 1))
+
+    def ratios(self, point: Floats) -> Floats:
+        """(1 + G, n) ratios, each row of sum 1."""
+        shares = np.exp(point - point.max(axis=1, keepdims=True))
+        result: Floats = shares / shares.sum(axis=1, keepdims=True)
+        return result
+
+    def moved(self, point: Floats, gradient: Floats, step: _Adam, rate: float) -> Floats:
+        """The point after a step of this rate. gradient (1 + G, N): by the ratios."""
+        ratios = self.ratios(point)
+        known = np.where(ratios > 0, gradient[:, self._members], 0.0)
+        by_logarithm = ratios * (known - (ratios * known).sum(axis=1, keepdims=True))
+        return point + rate * step(by_logarithm)
+
+    def soup(self, point: Floats) -> Ratios:
+        """The ratios of all members, by group where there are groups."""
+        rows = np.zeros((len(point), self._count))
+        rows[:, self._members] = self.ratios(point)
+        plain: Floats = rows[0]
+        if not self.groups and not self.affine:
+            return plain
+        first, *own = [tuple(row) for row in rows.tolist()]
+        groups = (Group(name, row, self.affine) for name, row in zip(self.groups, own, strict=True))
+        return Recipe(first, groups=tuple(groups), affine=self.affine)
 
 
-def _by_logarithm(logarithms: Floats, gradient: Floats) -> Floats:
-    """From the gradient by ratios to that by their logarithms, (1 + G, n) each."""
-    ratios = _ratios(logarithms)
-    known = np.where(ratios > 0, gradient, 0.0)
-    result: Floats = ratios * (known - (ratios * known).sum(axis=1, keepdims=True))
-    return result
+class _Affine(_Softmax):
+    """Ratios of sum 1 that may be negative: the points are the ratios themselves.
 
+    A rate is in shares of the mean ratio, 1 / n, so that it means about what it does by logarithms.
+    """
 
-def _soup(logarithms: Floats, members: Indices, count: int, groups: tuple[str, ...]) -> Ratios:
-    """The ratios of all ``count`` members, by group where there are groups."""
-    rows = np.zeros((len(logarithms), count))
-    rows[:, members] = _ratios(logarithms)
-    plain: Floats = rows[0]
-    if not groups:
-        return plain
-    first, *own = [tuple(row) for row in rows.tolist()]
-    return Recipe(first, groups=tuple(Group(name, row) for name, row in zip(groups, own, strict=True)))
+    affine = True
+
+    def at(self, start: Floats) -> Floats:
+        """The point of ratios (N,) that are the same in all groups."""
+        return np.tile(start[self._members], (1 + len(self.groups), 1))
+
+    def ratios(self, point: Floats) -> Floats:
+        """The point."""
+        return point
+
+    def moved(self, point: Floats, gradient: Floats, step: _Adam, rate: float) -> Floats:
+        """The point after a step of this rate, or as far that way, row by row, as the trust region goes."""
+        known = np.nan_to_num(gradient[:, self._members])  # a ratio that is 0 in every group has none
+        way = step(known - known.mean(axis=1, keepdims=True))
+        way = rate / len(self._members) * (way - way.mean(axis=1, keepdims=True))
+        room = np.where(way > 0, _MOST_RATIO - point, point - _LEAST_RATIO)
+        share = np.min(room / np.maximum(np.abs(way), 1e-30), axis=1, keepdims=True)
+        result: Floats = point + np.clip(share, 0.0, 1.0) * way
+        return result
