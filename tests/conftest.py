@@ -57,24 +57,32 @@ def toy_task() -> Task:
 
 
 @pytest.fixture(scope="session")
-def radin_command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Run the command line in a process of its own: radin_command("check", path, ...) -> CompletedProcess.
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[forking.Commands]:
+    """The command line in processes of their own: run(["check", path]), or start(["cook", ...]) and then wait or kill.
 
-    Where processes can be forked it is the fork of one that has imported torch, which takes seconds; else, and with
-    ``started=True``, it is started.
+    Where processes can be forked they are forks of one that has imported torch, which takes seconds.
+    """
+    made = forking.Commands(_with_tests_on_path(), tmp_path_factory.mktemp("commands"))
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def radin_command(commands: forking.Commands) -> Any:
+    """Run the command line to its end: radin_command("check", path, ...) -> CompletedProcess.
+
+    ``started=True``: as a user starts it, imports and all.
     """
     environment = _with_tests_on_path()
-    commands = forking.Commands(environment, tmp_path_factory.mktemp("commands"))
 
     def run(*arguments: object, cwd: Path | None = None, started: bool = False) -> subprocess.CompletedProcess[str]:
-        if sys.platform == "linux" and not started:
-            return commands.run([*map(str, arguments)], cwd)
+        if not started:
+            return commands.run(arguments, cwd)
         command = [sys.executable, "-m", "radin", *map(str, arguments)]
         whole = os.environ | environment
         return subprocess.run(command, capture_output=True, text=True, env=whole, cwd=cwd, check=False)
 
-    yield run
-    commands.close()
+    return run
 
 
 def _with_tests_on_path() -> dict[str, str]:
