@@ -99,7 +99,7 @@ def expected_values(tensors: dict[str, torch.Tensor]) -> np.ndarray:
 
 def is_gone(pid_file: Path) -> bool:
     """Whether the process whose number a program wrote has ended; a signal may take a moment on a busy machine."""
-    until = time.monotonic() + 3
+    until = time.monotonic() + 30
     while time.monotonic() < until:
         try:
             if psutil.Process(int(pid_file.read_text())).status() == psutil.STATUS_ZOMBIE:
@@ -111,7 +111,7 @@ def is_gone(pid_file: Path) -> bool:
 
 
 def wait_for(path: Path) -> None:
-    until = time.monotonic() + 10
+    until = time.monotonic() + 60
     while not (path.exists() and path.read_text().strip()):
         assert time.monotonic() < until, f"{path} was not written"
         time.sleep(0.01)
@@ -255,9 +255,9 @@ def test_a_program_that_hangs_is_ended_at_its_time(engine, toy_pool, script, tmp
     monkeypatch.setattr(process, "GRACE", 60.0)  # which nothing here waits for
     command = script(f"sleep 100 & echo $! > {tmp_path}/pid; echo waiting >&2; wait") + " {soup}"
     started = time.monotonic()
-    message = failure(engine(command, timeout=0.5), toy_pool)
-    assert 0.5 < time.monotonic() - started < 30
-    assert message.startswith("the command gave no answer within 0.5 s and was ended\n")
+    message = failure(engine(command, timeout=2), toy_pool)
+    assert 2 < time.monotonic() - started < 30
+    assert message.startswith("the command gave no answer within 2 s and was ended\n")
     assert message.endswith("    waiting")
     assert is_gone(tmp_path / "pid")
 
@@ -266,8 +266,8 @@ def test_a_program_deaf_to_sigterm_is_killed(engine, toy_pool, script, tmp_path,
     monkeypatch.setattr(process, "GRACE", 0.5)
     deaf = f"trap '' TERM; echo $$ > {tmp_path}/pid; while true; do sleep 0.2; done"
     started = time.monotonic()
-    assert "within 0.2 s" in failure(engine(script(deaf) + " {soup}", timeout=0.2), toy_pool)
-    assert 0.7 <= time.monotonic() - started < 30
+    assert "within 1 s" in failure(engine(script(deaf) + " {soup}", timeout=1), toy_pool)
+    assert 1.5 <= time.monotonic() - started < 30
     assert is_gone(tmp_path / "pid")
 
 
@@ -353,7 +353,7 @@ with CommandEngine(pool, radin.Command({command!r}), Path({str(tmp_path / "scrat
     child = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True)
     wait_for(tmp_path / "pid")
     child.send_signal(2)
-    _, stderr = child.communicate(timeout=20)
+    _, stderr = child.communicate(timeout=60)
     assert stderr.rstrip().endswith("KeyboardInterrupt")
     assert is_gone(tmp_path / "pid")
     assert not (tmp_path / "scratch").exists()
