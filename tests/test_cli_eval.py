@@ -184,6 +184,8 @@ def test_what_does_not_go_together_is_said_before_anything_runs(here, radin_comm
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.clock
+@pytest.mark.long
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
 def test_interrupted_and_resumed(here, commands, tmp_path, number, code):
     (tmp_path / "slow.sh").write_text(f'sleep 0.3\n{PYTHON} score.py "$1" 2>/dev/null\n')

@@ -18,6 +18,8 @@ import pytest
 import toy
 from radin import interrupts
 
+pytestmark = pytest.mark.clock
+
 READY = "import radin.__main__, sys\nfrom radin import interrupts\n"
 READY += "with interrupts.handled():\n    print('ready', flush=True)\n"
 SEVERAL = 6  # moments of a start, a third of them for each signal
@@ -46,6 +48,7 @@ def start(tmp_path):
         process.communicate()
 
 
+@pytest.mark.long
 def test_at_any_moment_of_a_start_it_is_one_line(start, toy_folder):
     chance = random.Random(0)
     arguments = ("check", toy_folder, "--task", toy_folder / "task.py")
@@ -123,6 +126,7 @@ def test_it_ends_with_the_batch_in_flight_and_gives_the_whole_command(start, toy
     assert "Traceback" not in err
 
 
+@pytest.mark.long
 def test_a_second_signal_ends_at_once(start, toy_folder, tmp_path):
     # It takes the first interrupt for its own affair.
     how = f"""
@@ -147,6 +151,7 @@ def workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
     return [p for p in psutil.Process(process.pid).children() if "spawn_main" in str(p.cmdline())]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("signals", [1, 2])
 def test_workers_end_with_it(start, toy_folder, tmp_path, signals):
     arguments, _ = marked(tmp_path, toy_folder, "time.sleep(0.2)")
@@ -164,6 +169,7 @@ def test_workers_end_with_it(start, toy_folder, tmp_path, signals):
     assert not alive
 
 
+@pytest.mark.long
 def test_the_terminals_interrupt_reaches_workers_without_a_word(toy_folder, tmp_path):
     """Ctrl-C goes to the whole group; workers that are still importing must not answer it with tracebacks."""
     arguments, _ = marked(tmp_path, toy_folder, "time.sleep(0.2)")
@@ -185,6 +191,7 @@ def test_the_terminals_interrupt_reaches_workers_without_a_word(toy_folder, tmp_
     assert len([line for line in err.splitlines() if line.startswith("radin: ")]) == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("signals", [1, 2])
 def test_programs_end_with_it_even_those_that_do_not_listen(start, toy_folder, tmp_path, signals):
     script = tmp_path / "score.sh"
@@ -205,6 +212,7 @@ def test_programs_end_with_it_even_those_that_do_not_listen(start, toy_folder, t
     assert not alive
 
 
+@pytest.mark.long
 def test_importing_and_using_the_library_installs_nothing(toy_folder, tmp_path):
     code = f"""
 import signal

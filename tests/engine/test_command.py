@@ -251,6 +251,7 @@ def test_nonsense_is_shown_with_what_was_expected(engine, toy_pool, script):
     ]  # fmt: skip
 
 
+@pytest.mark.clock
 def test_a_program_that_hangs_is_ended_at_its_time(engine, toy_pool, script, tmp_path, monkeypatch):
     monkeypatch.setattr(process, "GRACE", 60.0)  # which nothing here waits for
     command = script(f"sleep 100 & echo $! > {tmp_path}/pid; echo waiting >&2; wait") + " {soup}"
@@ -262,6 +263,7 @@ def test_a_program_that_hangs_is_ended_at_its_time(engine, toy_pool, script, tmp
     assert is_gone(tmp_path / "pid")
 
 
+@pytest.mark.clock
 def test_a_program_deaf_to_sigterm_is_killed(engine, toy_pool, script, tmp_path, monkeypatch):
     monkeypatch.setattr(process, "GRACE", 0.5)
     deaf = f"trap '' TERM; echo $$ > {tmp_path}/pid; while true; do sleep 0.2; done"
@@ -286,6 +288,7 @@ def test_a_program_that_fails_every_third_time_needs_retries(engine, script, tmp
     assert always.message.endswith("that was the last of 3 attempts")
 
 
+@pytest.mark.clock
 @pytest.mark.parametrize("stream", [1, 2])
 def test_a_hundred_megabytes_of_output_take_no_memory(engine, stream):
     line = "x" * 199
@@ -308,6 +311,7 @@ def test_a_hundred_megabytes_of_output_take_no_memory(engine, stream):
     assert peak[0] - before < (8 << 20 if stream == 2 else 120 << 20)
 
 
+@pytest.mark.clock
 def test_what_a_finished_program_leaves_running_is_ended(engine, script, tmp_path, monkeypatch):
     monkeypatch.setattr(process, "GRACE", 60.0)  # which nothing here waits for
     made = engine(script(f"sleep 100 > /dev/null 2>&1 & echo $! > {tmp_path}/pid; echo 0.5") + " {soup}")
@@ -321,6 +325,7 @@ def test_what_a_finished_program_leaves_running_is_ended(engine, script, tmp_pat
     assert is_gone(tmp_path / "pid")
 
 
+@pytest.mark.clock
 def test_closing_ends_what_runs_with_its_grandchildren(engine, script, tmp_path, monkeypatch):
     monkeypatch.setattr(process, "GRACE", 60.0)  # which nothing here waits for
     tree = script(f"sh -c 'sleep 100 & echo $! > {tmp_path}/grandchild; wait' & echo $$ > {tmp_path}/child; wait")
@@ -338,6 +343,7 @@ def test_closing_ends_what_runs_with_its_grandchildren(engine, script, tmp_path,
         made.submit(Question(Recipe.single(0, 6)))
 
 
+@pytest.mark.clock
 def test_an_interrupt_leaves_nothing_running(toy_folder, script, tmp_path):
     command = script(f"echo $$ > {tmp_path}/pid; exec sleep 100") + " {soup}"
     program = f"""

@@ -39,6 +39,8 @@ from radin.errors import OutputsError, RadinError, TaskError
 from radin.question import Answer, Failure, Gradient, Question
 from radin.recipe import Group, Recipe
 
+pytestmark = pytest.mark.clock
+
 FORK = multiprocessing.get_context("fork")
 QUICK = Timing(beat=0.1, lease=30, orphaned=1.0, shortest=0.01, longest=0.1)
 

@@ -15,6 +15,8 @@ from safetensors.torch import load_file
 import toy
 from radin.weights import read_recipe
 
+pytestmark = [pytest.mark.long, pytest.mark.clock]
+
 # Every batch and forward takes a little while, so that kills fall into outputs and parts of soups, not start-up only.
 SLOW_TASK = """
 import time

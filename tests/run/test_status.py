@@ -72,6 +72,8 @@ def test_a_run_given_more_budget_and_stopped_goes_on_from_there(finished, tmp_pa
     assert status.stage != "finished"
 
 
+@pytest.mark.clock
+@pytest.mark.long
 @linux
 def test_a_run_in_work_and_then_killed(toy_folder, tmp_path, commands):
     (tmp_path / "slow.py").write_text(SLOW)

@@ -64,6 +64,7 @@ def refused(done: subprocess.CompletedProcess[str]) -> str:
     return message
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="limits as Linux has them")
 @pytest.mark.parametrize("limit", [100, 4_000, 20_000])
 def test_files_that_may_not_grow_are_named_and_the_run_goes_on(toy_folder, tmp_path, commands, limit):

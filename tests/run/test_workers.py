@@ -187,6 +187,8 @@ def workers_of(process):
     return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
 
 
+@pytest.mark.clock
+@pytest.mark.long
 def test_killed_with_two_questions_open_it_loses_at_most_those(folder, tmp_path, commands):
     out, moments, told = tmp_path / "run", random.Random(0), 0
     for number in range(2):
@@ -227,6 +229,8 @@ def _peek(out):
         return []
 
 
+@pytest.mark.clock
+@pytest.mark.long
 def test_a_dead_worker_gives_its_question_to_another(folder, tmp_path, commands):
     process = commands.start(cook(folder, tmp_path / "run"))
     wait_for(lambda: len(workers_of(process)) == 2 and len(_peek(tmp_path / "run")) >= 4, process)
@@ -236,6 +240,8 @@ def test_a_dead_worker_gives_its_question_to_another(folder, tmp_path, commands)
     check_ledger(tmp_path / "run", 4)
 
 
+@pytest.mark.clock
+@pytest.mark.long
 def test_interrupted_it_ends_with_its_workers_and_says_how_to_go_on(folder, tmp_path, commands):
     process = commands.start(cook(folder, tmp_path / "run"))
     wait_for(lambda: len(workers_of(process)) == 2 and len(_peek(tmp_path / "run")) >= 3, process)
