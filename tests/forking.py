@@ -22,6 +22,12 @@ from pathlib import Path
 from typing import Any
 
 
+def heard() -> None:
+    """In a new process: signals that whoever runs the tests ignores, as nohup and a shell's & do, end it as usual."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 class Forked:
     """A command that runs, used as one of subprocess.Popen is; what it prints goes to files."""
 
@@ -96,6 +102,7 @@ class Commands:
                     stderr=stderr,
                     env=request["environment"],
                     cwd=request["cwd"],
+                    preexec_fn=heard,
                 )
             self._begun.append(Forked(run.pid, run.poll, out, err))
         return self._begun[-1]
@@ -150,6 +157,7 @@ def _load() -> None:
 
 def _become(request: dict[str, Any]) -> None:
     """What ``python -m radin`` is, in this fork; ends as that ends."""
+    heard()
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for number, path in enumerate(request["streams"], 1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)

@@ -185,6 +185,7 @@ def test_what_does_not_go_together_is_said_before_anything_runs(here, radin_comm
 
 
 @pytest.mark.clock
+@pytest.mark.timeout(900)
 @pytest.mark.long
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
 def test_interrupted_and_resumed(here, commands, tmp_path, number, code):

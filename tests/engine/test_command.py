@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import forking
 import radin
 import toy
 from radin import Command, Pool, RadinError, Recipe
@@ -356,7 +357,9 @@ with CommandEngine(pool, radin.Command({command!r}), Path({str(tmp_path / "scrat
     engine.submit(Question(radin.Recipe.uniform([0, 1], 6)))
     engine.wait()
 """
-    child = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True)
+    child = subprocess.Popen(
+        [sys.executable, "-c", program], stderr=subprocess.PIPE, text=True, preexec_fn=forking.heard
+    )
     wait_for(tmp_path / "pid")
     child.send_signal(2)
     _, stderr = child.communicate(timeout=60)

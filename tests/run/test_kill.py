@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 import toy
 from radin.weights import read_recipe
 
-pytestmark = [pytest.mark.long, pytest.mark.clock]
+pytestmark = [pytest.mark.long, pytest.mark.clock, pytest.mark.timeout(900)]
 
 # Every batch and forward takes a little while, so that kills fall into outputs and parts of soups, not start-up only.
 SLOW_TASK = """

@@ -73,6 +73,7 @@ def test_a_run_given_more_budget_and_stopped_goes_on_from_there(finished, tmp_pa
 
 
 @pytest.mark.clock
+@pytest.mark.timeout(900)
 @pytest.mark.long
 @linux
 def test_a_run_in_work_and_then_killed(toy_folder, tmp_path, commands):

@@ -188,6 +188,7 @@ def workers_of(process):
 
 
 @pytest.mark.clock
+@pytest.mark.timeout(900)
 @pytest.mark.long
 def test_killed_with_two_questions_open_it_loses_at_most_those(folder, tmp_path, commands):
     out, moments, told = tmp_path / "run", random.Random(0), 0
@@ -230,6 +231,7 @@ def _peek(out):
 
 
 @pytest.mark.clock
+@pytest.mark.timeout(900)
 @pytest.mark.long
 def test_a_dead_worker_gives_its_question_to_another(folder, tmp_path, commands):
     process = commands.start(cook(folder, tmp_path / "run"))
@@ -241,6 +243,7 @@ def test_a_dead_worker_gives_its_question_to_another(folder, tmp_path, commands)
 
 
 @pytest.mark.clock
+@pytest.mark.timeout(900)
 @pytest.mark.long
 def test_interrupted_it_ends_with_its_workers_and_says_how_to_go_on(folder, tmp_path, commands):
     process = commands.start(cook(folder, tmp_path / "run"))
