@@ -1,4 +1,4 @@
-# Two commands on a fresh machine: "make demo" and "make test". Python 3.11+ is all they need.
+# Two commands on a fresh machine: "make demo" and "make test". Python 3.11+ is all they need. "make ci" is all there is.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
@@ -16,7 +16,7 @@ CORE := tests/stats tests/estimate tests/data tests/outputs/test_files.py tests/
   tests/run/test_cook.py tests/run/test_session.py tests/search/test_search.py tests/search/test_rank.py \
   tests/search/test_paper.py tests/test_cli.py tests/weights/test_formats.py tests/weights/test_pool.py
 
-.PHONY: demo test docs lint format clean ci coverage oldest release-check
+.PHONY: demo test long docs lint format clean ci coverage oldest release-check
 
 # torch is named in the same command as what depends on it, so that one resolution picks its version.
 $(READY): pyproject.toml constraints.txt
@@ -28,10 +28,15 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(RUN)/radin demo --out demo-run
 
+# All that is not marked as long: every room of src, in under ten minutes on two cores.
 test: lint
-	$(RUN)/python $(TESTS)
+	$(RUN)/python $(TESTS) -m "not long"
 
-# The same tests, with the share of lines and branches of src that they reach in their own processes.
+# What takes long by its nature: clusters, a browser, what the documentation shows, trainings, kills.
+long: $(READY)
+	$(RUN)/python $(TESTS) -m long
+
+# All tests, with the share of lines and branches of src that they reach in their own processes.
 coverage: $(READY)
 	$(RUN)/python $(TESTS) --cov --cov-report=term --cov-fail-under=$(COVERED)
 
@@ -39,8 +44,9 @@ coverage: $(READY)
 docs: $(READY)
 	$(RUN)/python -m sphinx -q -W --keep-going -b html docs site
 
-# What continuous integration runs.
-ci: test docs
+# What continuous integration runs. A test that is marked as clock and fails is run once more, and listed as such.
+ci: TESTS += --rerun-clock -rfER
+ci: test long docs
 
 # The oldest versions that pyproject.toml allows. Its torch comes with CUDA's libraries: 3 GB to load, 5.5 GB on disk.
 $(OLDEST)/.ready: constraints-oldest.txt

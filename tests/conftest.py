@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,6 +25,29 @@ torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
 # Every Python that tests start makes torchvision importable too: see sitecustomize.py.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
+
+
+_ALL_LONG = re.compile(r"^pytestmark = \[?pytest\.mark\.long\b", re.MULTILINE)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--rerun-clock", action="store_true", help="run a failed test once more if it is marked as clock")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out modules without a test of the part that is asked for: some import for seconds."""
+    part = config.getoption("markexpr")
+    if part not in ("long", "not long") or not re.fullmatch(r"test_\w+\.py", collection_path.name):
+        return None
+    text = collection_path.read_text(encoding="utf-8")
+    unasked = "mark.long" not in text if part == "long" else _ALL_LONG.search(text) is not None
+    return True if unasked else None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if config.getoption("rerun_clock") and item.get_closest_marker("clock"):
+            item.add_marker(pytest.mark.flaky(reruns=1))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -57,24 +81,32 @@ def toy_task() -> Task:
 
 
 @pytest.fixture(scope="session")
-def radin_command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Run the command line in a process of its own: radin_command("check", path, ...) -> CompletedProcess.
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[forking.Commands]:
+    """The command line in processes of their own: run(["check", path]), or start(["cook", ...]) and then wait or kill.
 
-    Where processes can be forked it is the fork of one that has imported torch, which takes seconds; else, and with
-    ``started=True``, it is started.
+    Where processes can be forked they are forks of one that has imported torch, which takes seconds.
+    """
+    made = forking.Commands(_with_tests_on_path(), tmp_path_factory.mktemp("commands"))
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def radin_command(commands: forking.Commands) -> Any:
+    """Run the command line to its end: radin_command("check", path, ...) -> CompletedProcess.
+
+    ``started=True``: as a user starts it, imports and all.
     """
     environment = _with_tests_on_path()
-    commands = forking.Commands(environment, tmp_path_factory.mktemp("commands"))
 
     def run(*arguments: object, cwd: Path | None = None, started: bool = False) -> subprocess.CompletedProcess[str]:
-        if sys.platform == "linux" and not started:
-            return commands.run([*map(str, arguments)], cwd)
+        if not started:
+            return commands.run(arguments, cwd)
         command = [sys.executable, "-m", "radin", *map(str, arguments)]
         whole = os.environ | environment
         return subprocess.run(command, capture_output=True, text=True, env=whole, cwd=cwd, check=False)
 
-    yield run
-    commands.close()
+    return run
 
 
 def _with_tests_on_path() -> dict[str, str]:

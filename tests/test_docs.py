@@ -15,6 +15,8 @@ from safetensors.torch import load_file
 
 import toy
 
+pytestmark = pytest.mark.long
+
 TEXT = (Path(__file__).parents[1] / "docs" / "evaluators.md").read_text()
 SHELL, PYTHON = (re.findall(rf"```{language}\n(.*?)```", TEXT, re.DOTALL) for language in ("sh", "python"))
 COMMANDS = re.findall(r"^    (radin cook .*)$", TEXT, re.MULTILINE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -105,9 +106,29 @@ def test_the_citation_and_the_templates_can_be_read():
     assert [hook["id"] for hook in hooks] == ["ruff", "ruff-format", "mypy"]
 
 
+def test_every_change_meets_both_parts_of_the_tests_and_the_week_the_rest():
+    yaml = pytest.importorskip("yaml")
+    if shutil.which("make") is None:
+        pytest.skip("there is no make here")
+    assert (ROOT / ".ci/run").read_text().splitlines()[-1] == "make ci"
+
+    def made(target):
+        return subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+    assert [how for how in ("ruff check", "mypy", '-m "not long"', "-m long", "sphinx") if how not in made("ci")] == []
+    assert made("ci").count("--rerun-clock") == 2
+    assert "--rerun-clock" not in made("test")
+    assert "-m long" not in made("test")
+    jobs = yaml.safe_load((ROOT / ".github/workflows/weekly.yml").read_text())["jobs"]
+    assert [job["steps"][-1]["run"] for job in jobs.values()] == ["make oldest", "make coverage"]
+    assert "--cov-fail-under" in made("coverage")
+    assert "--rerun-clock" not in made("oldest")  # whose environment has no such plugin
+
+
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "extending.md").read_text(), re.DOTALL)
 
 
+@pytest.mark.long
 def test_the_strategy_of_the_documentation_passes_as_it_stands(tmp_path):
     (tmp_path / "soup_pairs.py").write_text(BLOCKS[0])
     (tmp_path / "check.py").write_text(BLOCKS[1])

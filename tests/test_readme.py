@@ -12,6 +12,8 @@ import torch
 import toy
 from radin import Pool, Task
 
+pytestmark = pytest.mark.long
+
 BLOCKS = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[1] / "README.md").read_text(), re.DOTALL)
 
 

@@ -9,6 +9,8 @@ from radin.engine.crew import Crew, Reply, Work
 from radin.engine.worker import MemberRows
 from radin.errors import RadinError
 
+pytestmark = pytest.mark.long
+
 
 class Counted(Crew):
     """Gives back what it was given, and says how much it had at most."""

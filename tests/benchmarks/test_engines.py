@@ -11,6 +11,8 @@ from benchmarks.engine_parts import trace
 
 import pools
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

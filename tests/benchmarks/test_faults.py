@@ -14,6 +14,8 @@ from benchmarks.fault_parts.compare import differences, rows
 
 from benchmarks import faults
 
+pytestmark = pytest.mark.long
+
 AMOUNTS = {"kills": 10, "faults": 8, "flips": 18, "fuzz": 340}
 
 

@@ -1,6 +1,9 @@
 """The measurement of what a slice costs, on few images."""
 
+import pytest
 from benchmarks.engine_parts.slices import measure
+
+pytestmark = [pytest.mark.long, pytest.mark.clock]
 
 
 def test_a_slice_by_index_costs_less_than_one_in_order(tmp_path):

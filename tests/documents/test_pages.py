@@ -158,6 +158,7 @@ def test_what_the_readme_types_is_run_too() -> None:
     assert sorted(lines("README.md") - pages) == ["make demo", "make test"]
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("page", HERE, ids=lambda page: Path(page).stem)
 def test_page(page: str, toy_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,6 +45,7 @@ def words(site: Path, page: str) -> str:
     )
 
 
+@pytest.mark.long
 def test_every_command_and_option_is_there(site: Path) -> None:
     text = words(site, "commands")
     options = [
@@ -61,6 +62,7 @@ def test_every_command_and_option_is_there(site: Path) -> None:
     assert [name for name in options if name not in text] == []
 
 
+@pytest.mark.long
 def test_every_strategy_with_its_options_is_there(site: Path) -> None:
     text = words(site, "strategies")
     for name in base.names():
@@ -68,11 +70,13 @@ def test_every_strategy_with_its_options_is_there(site: Path) -> None:
         assert base.get(name).summary in text
 
 
+@pytest.mark.long
 def test_every_public_name_is_there(site: Path) -> None:
     text = (site / "api.html").read_text(encoding="utf-8")
     assert [name for name in radin.__all__ if f'id="radin.{name}"' not in text and name != "__version__"] == []
 
 
+@pytest.mark.long
 def test_nothing_is_fetched_from_elsewhere(site: Path) -> None:
     for page in site.rglob("*.html"):
         text = page.read_text(encoding="utf-8")

@@ -166,6 +166,8 @@ def model(): return Hungry(*toy.model())
 )
 
 
+@pytest.mark.clock
+@pytest.mark.long
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="RLIMIT_AS binds here")
 def test_a_real_limit_of_memory(toy_folder, tmp_path):
     """A batch of 100 takes 1,600 MB and there are 1,200: half of it fits and leaves 400 for all else."""

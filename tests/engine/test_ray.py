@@ -137,12 +137,14 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
     return {name: one[name] for name in names} == json.loads(json.dumps({name: other[name] for name in names}))
 
 
+@pytest.mark.long
 def test_a_cluster_gives_what_one_process_gives(came, here):
     assert same(came["same"], here)
     assert came["same"]["notes"] == here["notes"]
     assert 8 <= came["same"]["passes"] == came["same"]["models"] <= 6 + 1 + 3  # members, one re-estimated, soups: once
 
 
+@pytest.mark.long
 def test_a_program_is_run_by_the_workers(came):
     assert "error" not in came["program"], came["program"]["error"]
     passes = (came["folder"] / "program" / "passes").read_text().split()
@@ -151,6 +153,7 @@ def test_a_program_is_run_by_the_workers(came):
     assert passes[0] != "?"
 
 
+@pytest.mark.long
 def test_killed_workers_change_nothing(came, here):
     found = came["workers_die"]
     assert same(found, here)
@@ -162,10 +165,12 @@ def test_killed_workers_change_nothing(came, here):
     assert any("over the outputs of run-" not in note for note in died)
 
 
+@pytest.mark.long
 def test_ray_prints_nothing_where_results_go(came):
     assert came["printed"] == ""
 
 
+@pytest.mark.long
 def test_killed_nodes_change_nothing(came, here):
     found = came["nodes_die"]
     assert same(found, here)
@@ -176,6 +181,7 @@ def test_killed_nodes_change_nothing(came, here):
     assert any("over the outputs of" in note and "which another took up" in note for note in found["notes"])
 
 
+@pytest.mark.long
 def test_a_killed_driver_goes_on_without_a_cluster(came, here):
     found = came["driver_dies"]
     assert same(found, here)
@@ -185,6 +191,7 @@ def test_a_killed_driver_goes_on_without_a_cluster(came, here):
     assert found["stopping"] < 30  # seconds; about two on a machine that does nothing else
 
 
+@pytest.mark.long
 def test_what_the_cluster_refuses_names_the_node(came):
     said = came["refusals"]
     assert "error" not in said, said.get("error")

@@ -182,9 +182,10 @@ def test_a_place_where_workers_die_leaves_the_others_at_work(plan):
 def test_nobody_waits_for_ever_for_room(plan):
     ray = OneRay()
     ray.never = True
-    one = crew(plan, ray, patience=0.2)
+    one = crew(plan, ray)
     one.submit(Work(member=0))
     assert one.wait(timeout=0.01) == []
+    one._patience = 0.2
     time.sleep(0.2)
     message = r"within 0.2 seconds: each asks for 1 CPU; the cluster has 1 node with 2 CPUs; free are 1 CPU"
     with pytest.raises(RadinError, match=message):

@@ -12,6 +12,7 @@ from radin.engine.slurm import Slurm
 from radin.errors import RadinError
 
 
+@pytest.mark.long
 def test_jobs_of_submitit_give_what_one_process_gives(toy_pool, toy_folder, tmp_path):
     task = toy_folder / "task.py"
     cluster = Slurm(workers=2, executor="local", time_minutes=5)

@@ -13,6 +13,8 @@ from experiments import cifar10, domainnet, imagenet, shifts, standins
 from experiments.pictures import Pictures, Prepared, held_out, outputs
 from radin import RadinError
 
+pytestmark = pytest.mark.long
+
 
 def array(pictures: Pictures, place: int) -> np.ndarray:
     return np.asarray(pictures.open(place))

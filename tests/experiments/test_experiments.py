@@ -27,6 +27,8 @@ from radin.engine.device import Device
 
 timm = pytest.importorskip("timm")
 open_clip = pytest.importorskip("open_clip")
+
+pytestmark = pytest.mark.long
 TIMM, CLIP = "test_resnet", standins.TINY_CLIP
 LABELS = set(running.STRATEGIES)
 

@@ -12,6 +12,8 @@ import torch
 
 import radin
 
+pytestmark = pytest.mark.long
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 

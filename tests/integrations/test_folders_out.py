@@ -175,7 +175,7 @@ def test_a_folder_that_radin_did_not_write_stays(members, tmp_path):
     radin_says("average", members, "-o", tmp_path / "soup", "--force", "--ratios", "1,1,2")
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_cook_writes_a_folder_and_its_card(members, tmp_path, workers):
     made = {} if workers == 1 else {"workers": 2}
     given = task() if workers == 1 else _task_file(tmp_path)

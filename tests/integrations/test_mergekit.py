@@ -77,6 +77,7 @@ class Last(nn.Module):
         return self.lm_head(self.model(ids).last_hidden_state[:, -1])
 
 
+@pytest.mark.long
 def test_a_run_exported_and_merged_by_mergekit_is_its_soup(members, tmp_path):
     right = Last()
     states = [model(k + 1).state_dict() for k in range(3)]
@@ -112,6 +113,7 @@ def recipe(folder: Path, members: Path, weights: tuple[float, ...] = (2, 1, 1), 
     return folder / "recipe.yml"
 
 
+@pytest.mark.long
 def test_a_recipe_read_gives_what_mergekit_gives(members, tmp_path):
     path = recipe(tmp_path, members, base_model=str(members / "run2"), parameters={"normalize": True})
     says("average", path, "-o", tmp_path / "soup")
@@ -187,6 +189,7 @@ def differing(theirs: dict[str, torch.Tensor], ours: dict[str, torch.Tensor]) ->
     return [name for name, tensor in ours.items() if not torch.allclose(theirs[name], tensor, rtol=0, atol=2e-7)]
 
 
+@pytest.mark.long
 def test_ratios_by_group_are_merged_by_mergekit_to_the_same_soup_and_back(members, tmp_path):
     groups = {"model": [1, 3, 0], "model.layers.1": [1, 1, 2], "model.layers.1.mlp": [0, 0, 1], "model.norm": [0, 1, 1]}
     pool = radin.Pool.open(members)
@@ -218,6 +221,7 @@ def test_filters_are_texts_anywhere_in_a_name(tmp_path):
         assert first == given.of(name), name
 
 
+@pytest.mark.long
 def test_weights_by_filter_are_read_as_mergekit_reads_them(members, tmp_path):
     one = [{"filter": "self_attn", "value": 3}, {"filter": "layers.0", "value": 1}]
     two = [{"filter": "*", "value": 1}, {"filter": "mlp", "value": 5}]

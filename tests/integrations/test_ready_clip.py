@@ -15,6 +15,8 @@ from radin.engine.device import Device
 from radin.run.commands import evaluate_pool
 
 open_clip = pytest.importorskip("open_clip")
+
+pytestmark = pytest.mark.long
 NAME = "radin-tests-tiny"
 
 

@@ -13,6 +13,8 @@ import pytest
 
 import ready_made
 
+pytestmark = pytest.mark.long
+
 TEXT = (Path(__file__).parents[2] / "docs" / "ready-tasks.md").read_text(encoding="utf-8")
 # What stands for what: a network of timm's own for tests is smaller than a ResNet-50.
 SMALL = {"timm:resnet50": "timm:test_efficientnet,img_size=32", "10": "3"}

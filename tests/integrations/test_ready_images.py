@@ -23,6 +23,8 @@ from radin.run.commands import evaluate_pool
 timm = pytest.importorskip("timm")
 datasets = pytest.importorskip("datasets")
 transformers = pytest.importorskip("transformers")
+
+pytestmark = pytest.mark.long
 NAME = "test_efficientnet"  # timm's own for tests: BatchNorm, 360 thousand weights
 READY = f"timm:{NAME},img_size=32"
 

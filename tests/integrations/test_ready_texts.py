@@ -54,6 +54,7 @@ def scores(pool, task, split="validation"):
     return [member.score for member in found.members], found.data
 
 
+@pytest.mark.long
 def test_folders_of_trainer_are_cooked_by_the_command_and_the_soup_scores_the_same_in_transformers(
     made, tmp_path, radin_command
 ):
@@ -69,6 +70,7 @@ def test_folders_of_trainer_are_cooked_by_the_command_and_the_soup_scores_the_sa
     assert result["best"]["score"] > 0.7
 
 
+@pytest.mark.long
 def test_the_printed_file_gives_the_same_data_and_scores(made, pool, tmp_path, radin_command):
     data = f"csv:{made.validation},test={made.test}"
     done = radin_command("task", *made.members, "--model", "hf", "--data", data, "-o", tmp_path / "task.py")

@@ -287,6 +287,7 @@ def test_without_the_libraries_the_table_is_shown_and_the_way_to_get_the_page(ru
 # -- in the browser
 
 
+@pytest.mark.long
 @needs_chromium
 def test_every_figure_draws_its_points(browser, run):
     assert errors(browser) == []
@@ -299,6 +300,7 @@ def test_every_figure_draws_its_points(browser, run):
     assert all(count > 0 for count in marks.values())
 
 
+@pytest.mark.long
 @needs_chromium
 def test_a_click_or_the_keyboard_sorts_a_table(browser):
     def column():
@@ -316,6 +318,7 @@ def test_a_click_or_the_keyboard_sorts_a_table(browser):
     assert button.find_element("xpath", "..").get_attribute("aria-sort") == "ascending"
 
 
+@pytest.mark.long
 @needs_chromium
 def test_pointing_at_a_point_shows_its_recipe(browser, record):
     from selenium.webdriver.common.action_chains import ActionChains
@@ -328,6 +331,7 @@ def test_pointing_at_a_point_shows_its_recipe(browser, record):
     assert sum(name in text for name in record.names) >= 2
 
 
+@pytest.mark.long
 @needs_chromium
 def test_the_arrow_keys_read_the_points(browser, record):
     chart = browser.find_element("id", "chart-truth")
@@ -338,6 +342,7 @@ def test_the_arrow_keys_read_the_points(browser, record):
     assert all(record.names[k] in text for k in best[0].members)
 
 
+@pytest.mark.long
 @needs_chromium
 def test_the_switch_leaves_the_best(browser):
     lines = "return document.querySelectorAll('#chart-parallel .mark-line path').length"
@@ -351,6 +356,7 @@ def test_the_switch_leaves_the_best(browser):
     assert browser.execute_script(lines) == 1
 
 
+@pytest.mark.long
 @needs_chromium
 @pytest.mark.parametrize(("width", "dark"), [(400, False), (400, True), (1200, True)])
 def test_it_fits_the_width_and_follows_the_theme(page, width, dark):
@@ -368,6 +374,7 @@ def test_it_fits_the_width_and_follows_the_theme(page, width, dark):
         assert shot[:8] == b"\x89PNG\r\n\x1a\n"
 
 
+@pytest.mark.long
 @needs_chromium
 def test_a_hostile_name_stays_text(run, tmp_path):
     hostile = _renamed(run, tmp_path / "run")

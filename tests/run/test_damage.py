@@ -306,6 +306,7 @@ print(result.passes.members, result.best.recipe.size)
 """
 
 
+@pytest.mark.long
 def test_three_hundred_members_work_with_512_open_files(tmp_path):
     command = [sys.executable, "-c", MANY, str(tmp_path), str(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment())

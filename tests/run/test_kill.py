@@ -1,12 +1,10 @@
 """A run killed with SIGKILL at any moment continues, spends nothing twice, and ends with the same result."""
 
 import json
-import os
 import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,6 +14,8 @@ from safetensors.torch import load_file
 
 import toy
 from radin.weights import read_recipe
+
+pytestmark = [pytest.mark.long, pytest.mark.clock, pytest.mark.timeout(900)]
 
 # Every batch and forward takes a little while, so that kills fall into outputs and parts of soups, not start-up only.
 SLOW_TASK = """
@@ -37,11 +37,8 @@ def calibration(): return toy.batches(toy.TRAINING)
 """
 
 
-def start(folder: Path, out: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "radin", "cook", str(folder), "--task", str(folder / "slow.py")]
-    command += ["--budget", "6", "--out", str(out), "--members-at-once", "3"]
-    environment = os.environ | {"PYTHONPATH": str(Path(toy.__file__).parent)}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+def cook(folder: Path, out: Path) -> list[object]:
+    return ["cook", folder, "--task", folder / "slow.py", "--budget", 6, "--out", out, "--members-at-once", 3]
 
 
 def essence(out: Path) -> dict:
@@ -56,24 +53,24 @@ def essence(out: Path) -> dict:
 
 
 @pytest.fixture(scope="module")
-def pool(tmp_path_factory):
+def pool(tmp_path_factory, commands):
     folder = tmp_path_factory.mktemp("kill")
     toy.build(folder)
     (folder / "slow.py").write_text(SLOW_TASK)
     started = time.monotonic()
-    process = start(folder, folder / "straight")
-    assert process.wait() == 0, process.stderr.read().decode()
+    process = commands.start(cook(folder, folder / "straight"))
+    assert process.wait() == 0, process.err
     return folder, time.monotonic() - started
 
 
-def test_killed_at_random_moments(pool, tmp_path):
+def test_killed_at_random_moments(pool, tmp_path, commands):
     folder, whole_time = pool
     moments = random.Random(0)
     out = tmp_path / "run"
     kills = 0
     while True:
-        process = start(folder, out)
-        patience = moments.uniform(0.3, 1.0) * whole_time if kills < 2 else 600
+        process = commands.start(cook(folder, out))
+        patience = moments.uniform(0.3, 1.0) * whole_time if kills < 2 else 240
         try:
             code = process.wait(patience)
         except subprocess.TimeoutExpired:
@@ -81,7 +78,7 @@ def test_killed_at_random_moments(pool, tmp_path):
             process.wait()
             kills += 1
             continue
-        assert code == 0, process.stderr.read().decode()
+        assert code == 0, process.err
         if kills:
             break
         shutil.rmtree(out)  # the machine is quicker now than it was for the first run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asking
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,9 +12,8 @@ from radin import metrics
 from radin.question import Answer
 from radin.recipe import Recipe
 from radin.search import Search
-from radin.search.strategies import names
 
-every_strategy = pytest.mark.parametrize("name", names())
+every_strategy = pytest.mark.parametrize("name", asking.every_strategy())
 ACCURACY = metrics.get("accuracy")
 
 
@@ -51,7 +51,7 @@ def play(search, zoo, slots, rng, events=None):
 
 
 @every_strategy
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), slots=st.integers(2, 4), share=st.floats(0, 1))
 def test_what_was_asked_and_told_leads_to_the_same_state(zoo, name, seed, slots, share):
     events: list = []

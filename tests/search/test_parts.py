@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asking
 import numpy as np
 import pytest
 
@@ -10,9 +11,8 @@ from radin.errors import RadinError
 from radin.question import Question
 from radin.recipe import Recipe
 from radin.search import Search
-from radin.search.strategies import names
 
-every_strategy = pytest.mark.parametrize("name", names())
+every_strategy = pytest.mark.parametrize("name", asking.every_strategy())
 CALIBRATIONS = [0, 200]
 
 

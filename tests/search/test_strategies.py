@@ -9,6 +9,7 @@ import subprocess
 import sys
 from typing import Annotated
 
+import asking
 import numpy as np
 import pytest
 
@@ -20,7 +21,7 @@ from radin.testing import check_strategy, checks_of, make_pool
 from radin.testing import strategies as suite
 
 EVERY_CHECK = [
-    pytest.param(check, name, id=f"{check.__name__.removeprefix('check_')}, {name}{kind}")
+    pytest.param(check, name, id=f"{check.__name__.removeprefix('check_')}, {name}{kind}", marks=asking.marks_of(own))
     for own in names()
     for check, name in checks_of(own)
     for kind in [", outputs hidden" if isinstance(name, suite.Hidden) else ""]

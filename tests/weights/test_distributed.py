@@ -120,6 +120,7 @@ dist.destroy_process_group()
 """
 
 
+@pytest.mark.long
 def test_tensors_that_are_spread_over_processes(tmp_path: Path) -> None:
     folder = tmp_path / "sharded"
     environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}

@@ -141,6 +141,7 @@ def test_how_far_copies_are_is_told(site: Path, monkeypatch: pytest.MonkeyPatch)
 COPY = "import sys; from radin.weights.paths import look_for; look_for(sys.argv[1])"
 
 
+@pytest.mark.clock
 def test_an_interrupted_copy_is_not_taken_for_whole_and_is_swept_away(site: Path, cache: Path) -> None:
     pytest.importorskip("aiohttp")
 

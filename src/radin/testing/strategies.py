@@ -93,17 +93,16 @@ def check_the_same_seed_gives_the_same_answers(name: str, pool: SoupPool) -> Non
 
 def check_permuting_the_members_permutes_the_answers(name: str, pool: SoupPool) -> None:
     """No answer depends on the order in which the members are listed."""
-    for metric in _METRICS:
-        for shuffle in (0, 1):
-            order = np.random.default_rng(shuffle).permutation(len(pool.outputs)).tolist()
-            plain, moved = start(pool, name, metric=metric), start(pool.permuted(order), name, metric=metric)
-            while (recipe := ask(plain)) is not None:
-                answer = ask(moved)
-                expect_equal(answer, recipe.permuted(order), f"the recipe asked about of members in order {order}")
-                plain.tell(recipe, pool.score(recipe, metric))
-                moved.tell(recipe.permuted(order), pool.score(recipe, metric))
-            expect_equal(ask(moved), None, "what is asked after the end")
-            expect_equal(moved.best, (plain.best[0].permuted(order), plain.best[1]), "the best")
+    for shuffle, metric in enumerate(_METRICS):
+        order = np.random.default_rng(shuffle).permutation(len(pool.outputs)).tolist()
+        plain, moved = start(pool, name, metric=metric), start(pool.permuted(order), name, metric=metric)
+        while (recipe := ask(plain)) is not None:
+            answer = ask(moved)
+            expect_equal(answer, recipe.permuted(order), f"the recipe asked about of members in order {order}")
+            plain.tell(recipe, pool.score(recipe, metric))
+            moved.tell(recipe.permuted(order), pool.score(recipe, metric))
+        expect_equal(ask(moved), None, "what is asked after the end")
+        expect_equal(moved.best, (plain.best[0].permuted(order), plain.best[1]), "the best")
 
 
 def check_never_below_the_best_single_member(name: str, pool: SoupPool) -> None:
@@ -128,7 +127,8 @@ def check_resumes_after_any_tell(name: str, pool: SoupPool) -> None:
     """A new search that is told what was answered asks what would have been next."""
     for metric in _METRICS:
         whole = play(start(pool, name, metric=metric, budget=7), pool)
-        for done in range(len(whole) + 1):
+        # By one metric after each tell; by the other the same code goes on, so one place will do.
+        for done in range(len(whole) + 1) if metric == _METRICS[0] else [len(whole) // 2]:
             again = start(pool, name, metric=metric, budget=7)
             for recipe in whole[:done]:
                 again.tell(recipe, pool.score(recipe, metric))
