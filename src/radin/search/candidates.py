@@ -22,6 +22,8 @@ Masks = NDArray[np.bool_]
 DRAWS_PER_BLOCK = 4096
 EXHAUSTIVE_LIMIT = 2**20
 _ROWS_PER_BLOCK = 65536
+_NUMBERS_AT_ONCE = 1 << 22  # random numbers of a block that lie in memory together
+_SORTED = 96  # members up to which all of a draw's numbers are sorted
 
 
 def equal_weights(masks: Masks) -> Floats:
@@ -122,10 +124,28 @@ def monte_carlo(
 
 def _draw(members: int, low: int, high: int, rng: np.random.Generator) -> Masks:
     sizes = rng.integers(low, high + 1, DRAWS_PER_BLOCK)
-    order = np.argsort(rng.random((DRAWS_PER_BLOCK, members)), axis=1, kind="stable")
     masks = np.zeros((DRAWS_PER_BLOCK, members), dtype=np.bool_)
-    np.put_along_axis(masks, order, np.arange(members) < sizes[:, None], axis=1)
+    for start in range(0, DRAWS_PER_BLOCK, rows := max(1, _NUMBERS_AT_ONCE // members)):
+        part = masks[start : start + rows]
+        _mark_smallest(part, rng.random(part.shape), sizes[start : start + rows])
     return masks
+
+
+def _mark_smallest(masks: Masks, numbers: Floats, sizes: NDArray[np.int64]) -> None:
+    """In each row of ``masks`` (S, N) set the places of as many of the smallest ``numbers`` (S, N) as ``sizes`` says.
+
+    Of equal numbers the first. In a large pool they are not sorted, which would take most of the time of a draw.
+    """
+    members = masks.shape[1]
+    if members > _SORTED:
+        for mask, row, size in zip(masks, numbers, sizes, strict=True):
+            mask[:] = row <= np.partition(row, size - 1)[size - 1]
+        left = np.flatnonzero(masks.sum(axis=1) != sizes)  # equal numbers
+        masks[left] = False
+    else:
+        left = np.arange(len(masks))
+    order = np.argsort(numbers[left], axis=1, kind="stable")
+    masks[left[:, None], order] = np.arange(members) < sizes[left, None]
 
 
 def subsets(members: int, count: int, rng: np.random.Generator, sizes: tuple[int, int] | None, uniform: bool) -> Masks:

@@ -25,6 +25,7 @@ from typing import Annotated
 import numpy as np
 
 from radin.search.candidates import equal_weights, monte_carlo, prefixes
+from radin.search.leading import leading, over_all
 from radin.search.screening import estimated, screened
 from radin.search.sources import ALL, SubsetMemory, best_recipes, default_sources
 from radin.search.strategies.base import Asks, Examples, Floats, Indices, Open, Problem, Slice, Ticket, Wait, strategy
@@ -46,7 +47,7 @@ _State = tuple[list[int], Floats, Floats, Floats]
 _REFITTED = 8  # answers after which a process with open evaluations is fitted anew; see ``_Beliefs``
 
 
-@strategy("adaptive", geometry=True)
+@strategy("adaptive", geometry=True, leads=True)
 def adaptive(
     problem: Problem,
     *,
@@ -55,6 +56,10 @@ def adaptive(
     finish: Annotated[int, "soups evaluated on all examples in the end, where soups are started on some"] = 1,
 ) -> Asks:
     """Rank recipes of every source, unequal ratios too, and correct the ranking by each soup evaluated."""
+    if (some := leading(problem)) is not None and problem.among is not None:
+        few = adaptive(problem.among(some), count=count, keep=keep, finish=finish)
+        yield from over_all(few, some, problem.members)
+        return
     if problem.prior is not None:
         yield from search_scores(problem, problem.prior)
         return
