@@ -98,6 +98,13 @@ def test_subsets_takes_all_when_there_are_no_more_than_asked():
     assert len(subsets(3, 200, rng, (2, 3), True)) == 4
 
 
+def test_subsets_of_a_large_pool_are_those_of_whole_blocks_made_in_parts(monkeypatch):
+    whole = monte_carlo(130, 5000, (2, 129), np.random.default_rng(0))
+    monkeypatch.setattr(candidates, "_NUMBERS_AT_ONCE", 130 * 999)
+    np.testing.assert_array_equal(monte_carlo(130, 5000, (2, 129), np.random.default_rng(0)), whole)
+    np.testing.assert_array_equal(monte_carlo(130, 1200, (2, 129), np.random.default_rng(0)), whole[:1200])
+
+
 @pytest.mark.parametrize("members", [4, 130])
 def test_the_smallest_numbers_of_a_draw_are_marked_as_a_stable_sort_would(members):
     rng = np.random.default_rng(0)

@@ -117,18 +117,26 @@ def monte_carlo(
     masks = blocked
     while len(masks) < wanted:
         blocks = -(-(wanted - len(masks)) // DRAWS_PER_BLOCK)
-        masks = np.concatenate([masks, *(_draw(members, low, high, rng) for _ in range(blocks))])
-        masks = masks[distinct(masks)]
+        if DRAWS_PER_BLOCK * members <= _NUMBERS_AT_ONCE:
+            masks = np.concatenate([masks, *(part for _ in range(blocks) for part in _draw(members, low, high, rng))])
+            masks = masks[distinct(masks)]
+            continue
+        for part in _draw(members, low, high, rng):  # no more of the block than it takes
+            masks = np.concatenate([masks, part])
+            masks = masks[distinct(masks)]
+            if len(masks) >= wanted:
+                break
     return masks[:wanted]
 
 
-def _draw(members: int, low: int, high: int, rng: np.random.Generator) -> Masks:
+def _draw(members: int, low: int, high: int, rng: np.random.Generator) -> Iterator[Masks]:
+    """One block of draws, in parts whose random numbers lie in memory together."""
     sizes = rng.integers(low, high + 1, DRAWS_PER_BLOCK)
-    masks = np.zeros((DRAWS_PER_BLOCK, members), dtype=np.bool_)
     for start in range(0, DRAWS_PER_BLOCK, rows := max(1, _NUMBERS_AT_ONCE // members)):
-        part = masks[start : start + rows]
-        _mark_smallest(part, rng.random(part.shape), sizes[start : start + rows])
-    return masks
+        part = sizes[start : start + rows]
+        masks = np.zeros((len(part), members), dtype=np.bool_)
+        _mark_smallest(masks, rng.random(masks.shape), part)
+        yield masks
 
 
 def _mark_smallest(masks: Masks, numbers: Floats, sizes: NDArray[np.int64]) -> None:
