@@ -98,6 +98,12 @@ def test_subsets_takes_all_when_there_are_no_more_than_asked():
     assert len(subsets(3, 200, rng, (2, 3), True)) == 4
 
 
+def test_counting_subsets_ends_where_there_are_more_than_matter():
+    assert count_subsets(12, 2, 11) == 2**12 - 14
+    assert count_subsets(12, 2, 11, most=2**12 - 14) == 2**12 - 14
+    assert 100 < count_subsets(12, 2, 11, most=100) < 2**12 - 14
+
+
 def test_subsets_of_a_large_pool_are_those_of_whole_blocks_made_in_parts(monkeypatch):
     whole = monte_carlo(130, 5000, (2, 129), np.random.default_rng(0))
     monkeypatch.setattr(candidates, "_NUMBERS_AT_ONCE", 130 * 999)

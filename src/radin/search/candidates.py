@@ -63,9 +63,17 @@ def size_range(members: int, sizes: tuple[int, int] | None) -> tuple[int, int]:
     return low, high
 
 
-def count_subsets(members: int, low: int, high: int) -> int:
-    """How many subsets of ``members`` have a size in [low, high]."""
-    return sum(comb(members, size) for size in range(low, high + 1))
+def count_subsets(members: int, low: int, high: int, most: int | None = None) -> int:
+    """How many subsets of ``members`` have a size in [low, high]; where more than ``most``, any number above that.
+
+    Of thousands of members the exact number has thousands of digits, and takes long.
+    """
+    total = 0
+    for size in range(low, high + 1):
+        total += comb(members, size)
+        if most is not None and total > most:
+            break
+    return total
 
 
 def exhaustive(members: int, low: int = 2, high: int | None = None) -> Iterator[Masks]:
@@ -112,7 +120,7 @@ def monte_carlo(
     """
     low, high = sizes
     blocked = np.ones((1 if include_uniform else 0, members), dtype=np.bool_)
-    total = count_subsets(members, low, high) - (1 if include_uniform and high == members else 0)
+    total = count_subsets(members, low, high, count + 1) - (1 if include_uniform and high == members else 0)
     wanted = len(blocked) + min(count, total)
     masks = blocked
     while len(masks) < wanted:
@@ -165,7 +173,7 @@ def subsets(members: int, count: int, rng: np.random.Generator, sizes: tuple[int
     if count < 1:
         raise RadinError(f"the number of candidates must be at least 1; got {count}")
     low, high = size_range(members, sizes)
-    if count_subsets(members, low, high) > count:
+    if count_subsets(members, low, high, count) > count:
         return monte_carlo(members, count, (low, high), rng, uniform)
     whole = np.ones((1 if uniform and members >= 2 else 0, members), dtype=np.bool_)
     masks = np.concatenate([whole, *_blocks_of_subsets(members, low, high)])
