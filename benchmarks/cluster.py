@@ -49,7 +49,7 @@ PLAN = [
     *((72, w, "random", PER_WORKER * w) for w in (1, 8, 64, 256, 512)),
     *((72, w, "adaptive", b) for w, b in ((1, 8), (8, 32), (64, 256), (256, 512), (512, 1024))),
     *((1000, w, s, b) for s in ("random", "adaptive") for w, b in ((64, 128), (512, 1024))),
-    *((10000, 64, s, 128) for s in ("random", "adaptive")),
+    *((10000, 64, s, 128) for s in ("adaptive", "random", "top-k", "greedy")),
 ]
 
 

@@ -1,6 +1,7 @@
 """Recipes with ratios of their own for groups of tensors: one form, one identity, a JSON form that comes back."""
 
 import json
+import pickle
 
 import pytest
 from hypothesis import given, settings
@@ -163,3 +164,19 @@ def test_json_of_another_shape_is_refused(groups):
     value = {**Recipe(HALF).to_json(NAMES, PRINTS), "groups": groups}
     with pytest.raises(RadinError, match="each with 2 weights"):
         Recipe.from_json(value, PRINTS)
+
+
+@pytest.mark.parametrize("reestimated", [False, True])
+def test_a_member_alone_is_the_recipe_that_its_ratios_make(reestimated):
+    alone, checked = Recipe.single(2, 4, reestimated=reestimated), Recipe((0.0, 0.0, 1.0, 0.0), reestimated)
+    assert alone == checked
+    assert hash(alone) == hash(checked)
+    assert (alone.members, alone.groups, alone.is_single) == (checked.members, checked.groups, checked.is_single)
+    assert pickle.loads(pickle.dumps(alone)) == checked
+    assert alone.identity("abcd") == checked.identity("abcd")
+    assert alone != Recipe.single(2, 4, reestimated=not reestimated)
+    assert alone != Recipe.single(1, 4, reestimated=reestimated)
+    assert alone != "a recipe"
+    for outside in (-1, 4):
+        with pytest.raises(RadinError, match=r"index in 0\.\.3"):
+            Recipe.single(outside, 4)

@@ -25,6 +25,8 @@ from radin.run.session import Session
 from radin.search import Search
 from radin.search.account import Account
 
+# Where the ledger is meanwhile: what its commits take on a disk is simulated, not waited for.
+_MEMORY = Path("/dev/shm")
 SEQUENTIAL = ("greedy", "pruned")  # strategies that have one question at a time, by what they are
 
 _WATCHED = {
@@ -104,7 +106,7 @@ def simulated(
     metric = metrics.get("accuracy")
     count = len(pool.outputs)
     pool.gram, pool.listed  # noqa: B018 - made now, by the simulator and not by the driver
-    with tempfile.TemporaryDirectory() as made:
+    with tempfile.TemporaryDirectory(dir=_MEMORY if _MEMORY.is_dir() else None) as made:
         path = (out or Path(made)) / "run"
         with RunDirectory(path, {"members": dict.fromkeys(pool.listed.fingerprints, "")}) as directory:
             ledger = Ledger(directory.ledger, run="simulated", metric=metric)

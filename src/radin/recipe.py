@@ -137,7 +137,23 @@ class Recipe:
     @classmethod
     def single(cls, member: int, pool_size: int, *, reestimated: bool = False) -> Recipe:
         """One member alone: as it is, or with its BatchNorm statistics estimated again."""
-        return cls(cls.uniform([member], pool_size).weights, reestimated)
+        if not 0 <= member < pool_size:
+            raise RadinError(f"a recipe of one member needs an index in 0..{pool_size - 1}; got {member}")
+        # Not checked ratio by ratio: of a pool of N members there are N such recipes of N ratios.
+        recipe = cls.__new__(cls)
+        weights = (0.0,) * member + (1.0,) + (0.0,) * (pool_size - member - 1)
+        values = {"weights": weights, "reestimated": reestimated, "groups": (), "affine": False, "members": (member,)}
+        for name, value in values.items():
+            object.__setattr__(recipe, name, value)
+        return recipe
+
+    def __eq__(self, other: object) -> bool:
+        """By ratios, mark and groups; most that differ are told apart by their hashes, not ratio by ratio."""
+        if not isinstance(other, Recipe):
+            return NotImplemented
+        if self is other or self._hash != other._hash:
+            return self is other
+        return (self.weights, self.reestimated, self.groups) == (other.weights, other.reestimated, other.groups)
 
     def __hash__(self) -> int:
         """By the ratios outside of groups, once: a search looks recipes up again and again."""
@@ -192,7 +208,7 @@ class Recipe:
         """A hash of which contents are mixed in which ratio: the same in any order of the members, in any pool."""
 
         def parts(weights: Sequence[float]) -> list[tuple[str, str]]:
-            return sorted((fingerprints[k], weight.hex()) for k, weight in enumerate(weights) if weight)
+            return sorted((fingerprints[k], weights[k].hex()) for k in self.members if weights[k])
 
         what: object = parts(self.weights)
         if self.reestimated:
@@ -283,15 +299,16 @@ def _check(weights: Sequence[float], where: str, affine: bool) -> None:
     """Raises RadinError unless these can be the ratios of a soup. where: what to say of which they are."""
     if not weights:
         raise RadinError(f"a recipe needs at least one mixing ratio{where}; got none")
-    for index, weight in enumerate(weights):
-        if not math.isfinite(weight) or (weight < 0 and not affine):
-            raise RadinError(
-                f"mixing ratios must be finite and not negative; ratio {index}{where} is {weight}. {_HOW_AFFINE}"
-            )
-        if affine and abs(weight) > _FARTHEST:
-            raise RadinError(
-                f"mixing ratios of an affine recipe lie within {_FARTHEST:g} of 0; ratio {index}{where} is {weight}"
-            )
+    if not all(map(math.isfinite, weights)) or (min(weights) < 0 and not affine):
+        index, weight = next((i, w) for i, w in enumerate(weights) if not math.isfinite(w) or w < 0)
+        raise RadinError(
+            f"mixing ratios must be finite and not negative; ratio {index}{where} is {weight}. {_HOW_AFFINE}"
+        )
+    if affine and (farthest := max(map(abs, weights))) > _FARTHEST:
+        index = next(i for i, w in enumerate(weights) if abs(w) == farthest)
+        raise RadinError(
+            f"mixing ratios of an affine recipe lie within {_FARTHEST:g} of 0; ratio {index}{where} is {weights[index]}"
+        )
     total = math.fsum(weights) if affine or max(weights) <= 2 else max(weights)
     if abs(total - 1.0) > _SUM_TOLERANCE:
         raise RadinError(f"mixing ratios must sum to 1; these{where} sum to {total:.6g}. Use Recipe.normalized.")

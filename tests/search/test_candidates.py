@@ -12,6 +12,7 @@ from scipy.stats import chisquare
 
 from radin.errors import RadinError
 from radin.recipe import Recipe
+from radin.search import candidates
 from radin.search.candidates import count_subsets, distinct, equal_weights, exhaustive, monte_carlo, prefixes, subsets
 
 
@@ -95,3 +96,27 @@ def test_subsets_takes_all_when_there_are_no_more_than_asked():
     assert len(subsets(1, 200, rng, None, True)) == 0
     assert as_sets(subsets(3, 200, rng, (2, 3), True))[0] == frozenset({0, 1, 2})
     assert len(subsets(3, 200, rng, (2, 3), True)) == 4
+
+
+def test_counting_subsets_ends_where_there_are_more_than_matter():
+    assert count_subsets(12, 2, 11) == 2**12 - 14
+    assert count_subsets(12, 2, 11, most=2**12 - 14) == 2**12 - 14
+    assert 100 < count_subsets(12, 2, 11, most=100) < 2**12 - 14
+
+
+def test_subsets_of_a_large_pool_are_those_of_whole_blocks_made_in_parts(monkeypatch):
+    whole = monte_carlo(130, 5000, (2, 129), np.random.default_rng(0))
+    monkeypatch.setattr(candidates, "_NUMBERS_AT_ONCE", 130 * 999)
+    np.testing.assert_array_equal(monte_carlo(130, 5000, (2, 129), np.random.default_rng(0)), whole)
+    np.testing.assert_array_equal(monte_carlo(130, 1200, (2, 129), np.random.default_rng(0)), whole[:1200])
+
+
+@pytest.mark.parametrize("members", [4, 130])
+def test_the_smallest_numbers_of_a_draw_are_marked_as_a_stable_sort_would(members):
+    rng = np.random.default_rng(0)
+    numbers, sizes = rng.integers(0, members, (200, members)) / members, rng.integers(1, members + 1, 200)
+    masks = np.zeros(numbers.shape, dtype=np.bool_)
+    candidates._mark_smallest(masks, numbers, sizes)
+    order = np.argsort(numbers, axis=1, kind="stable")
+    for mask, row, size in zip(masks, order, sizes, strict=True):
+        assert np.flatnonzero(mask).tolist() == sorted(row[:size].tolist())

@@ -298,6 +298,11 @@ class AccuracyEstimator:
                 torch.minimum(first[: hi - lo], values[lo:hi], out=first[: hi - lo])
             yield data.example[block.first : block.first + block.examples], first
 
+    def among(self, members: Sequence[int]) -> AccuracyEstimator:
+        """The same of recipes of some members alone, in this order."""
+        few = self.margins.among(members)
+        return AccuracyEstimator(few, device=str(self._device), example_weights=self._each)
+
     def screened(self, probes: Floats, order: Sequence[int] | None = None) -> AccuracyEstimator:
         """The same without the rows that decide nothing for recipes like these, for ranking many of them.
 

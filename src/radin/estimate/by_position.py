@@ -200,6 +200,10 @@ class PositionAccuracy(AccuracyEstimator):
         self._base += float(compiled.right.sum())
         self._scale = int(compiled.counts.sum())
 
+    def among(self, members: Sequence[int]) -> AccuracyEstimator:
+        """The same of recipes of some members alone, in this order."""
+        return PositionAccuracy(self.compiled.reordered(members), device=str(self._device))
+
     def screened(self, probes: Floats, order: Sequence[int] | None = None) -> AccuracyEstimator:
         """The same without the rows that decide nothing for recipes like these."""
         few = self._few_rows(probes, order)

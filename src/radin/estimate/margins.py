@@ -15,6 +15,8 @@ from radin.estimate.pairs import Pairs, Scratch, join, scan
 from radin.estimate.pruning import Purpose, prune
 from radin.estimate.reading import Array, Floats, Reader
 
+_NUMBERS = 1 << 24  # margins that are compared together in float64
+
 
 @dataclass(frozen=True)
 class Dropped:
@@ -67,6 +69,29 @@ class Margins:
         """The same over reordered members: new member i is the old ``order[i]``."""
         columns = list(order)
         return replace(self, logits=self.logits[:, columns], truth=self.truth[:, columns])
+
+    def among(self, members: Sequence[int]) -> Margins:
+        """The same over some of the members, in this order, without the rows that decide nothing among them.
+
+        No member can be added to it. Not of more than the best class (``top``), whose failing rows are counted alone.
+        """
+        some = replace(self.reordered(members), dropped=None)
+        if self.top > 1 or not self.examples:
+            return some
+        parts, step = [], max(1, _NUMBERS // max(1, len(self.example) * len(members) // self.examples))
+        for first in range(0, self.examples, step):
+            lo, hi = np.searchsorted(self.example, [first, first + step])
+            examples = slice(first, first + step)
+            pairs = Pairs(
+                first,
+                self.example[lo:hi],
+                self.rival[lo:hi],
+                some.logits[lo:hi],
+                some.truth[examples],
+                self.targets[examples],
+            )
+            parts.append(compile_pairs(pairs, self.classes, self.top, self.purpose, False))
+        return join_margins(parts)
 
     def of_examples(self, kept: Array) -> Margins:
         """The same over some of the examples, ``kept`` (M,) bool; no member can be added to it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from radin.run.result import Result
 from radin.run.session import Session
 from radin.search import Search
 from radin.search.account import Account
+from radin.search.leading import LEADING
 from radin.search.strategies import base
 from radin.stats.split import split_halves
 from radin.weights import Pool, integer_source
@@ -422,6 +423,18 @@ def _account(job: Job, asked: Mapping[str, Any], rates: Rates) -> Account:
     return Account(asked["budget"], rates, job.metric.score)
 
 
+def _gram(job: Job, known: Known, strategy: base.Strategy) -> Floats | Callable[[Indices], Floats] | None:
+    """Inner products of the members' weights, as far as the strategy looks at them."""
+    if not strategy.geometry:
+        return None
+    if not strategy.leads or len(job.pool) <= LEADING:
+        return job.gram
+    note = f"{strategy.name} looked for soups of the {LEADING} best of {len(job.pool):,} members alone"
+    if note not in job.notes:
+        job.notes += (note,)
+    return job.gram if known.outputs is None and known.estimator is None else job.gram_of
+
+
 def _parts(evaluator: Evaluator, rates: Rates) -> bool:
     return evaluator.parts and rates.reading <= _READING
 
@@ -491,7 +504,7 @@ def _search(
         names=job.names,
         estimator=known.estimator,
         singles=singles,
-        gram=job.gram if base.get(asked["strategy"]).geometry else None,
+        gram=_gram(job, known, base.get(asked["strategy"])),
         parts=parts,
         gradients=gradients,
         account=account,

@@ -38,6 +38,7 @@ class Job:
     notes: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
     events: Events = field(default_factory=Events)
+    _grams: dict[tuple[int, ...], NDArray[np.float64]] = field(default_factory=dict, repr=False)
     _doing: str = ""
 
     @cached_property
@@ -101,9 +102,19 @@ class Job:
     @cached_property
     def gram(self) -> NDArray[np.float64]:
         """Inner products of the members' weights, (N, N)."""
+        return self._gram(self.pool)
+
+    def gram_of(self, some: NDArray[np.intp]) -> NDArray[np.float64]:
+        """The same of some members alone, (n,) -> (n, n), once: of all it takes N times as long as to read them."""
+        key = tuple(some.tolist())
+        if key not in self._grams:
+            self._grams[key] = self._gram(self.pool.reordered(key))
+        return self._grams[key]
+
+    def _gram(self, pool: Pool) -> NDArray[np.float64]:
         progress = self.progress
         report = (lambda done, total: progress("distances between members", done, total)) if progress else None
-        return geometry(self.pool, progress=report).gram
+        return geometry(pool, progress=report).gram
 
     def spent(self, stage: str, seconds: float) -> None:
         """Add to what a stage of this session has taken."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -217,14 +218,13 @@ def asked_scores(job: Job, engine: Engine, given: Sequence[float] | None) -> Kno
                     f"{job.directory.path}: the score of {job.names[k]} was {recorded.score} when this run began, now "
                     f"{score} is given. Give the scores it began with, or a new directory with --out."
                 )
-    left = [Question(r) for k in range(members) if job.known(r := Recipe.single(k, members)) is None]
+    left = deque(k for k in range(members) if job.known(Recipe.single(k, members)) is None)
     passes, working = len(left), 0
     while left or working:
         while left and working < engine.slots:
-            question = left.pop(0)
-            name = job.names[question.recipe.members[0]]
-            job.report(f"evaluating {name}, {passes - len(left)} of {passes} members")
-            engine.submit(question)
+            k = left.popleft()
+            job.report(f"evaluating {job.names[k]}, {passes - len(left)} of {passes} members")
+            engine.submit(Question(Recipe.single(k, members)))
             working += 1
         failed: RunError | None = None
         found = engine.wait()

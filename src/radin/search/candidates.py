@@ -22,6 +22,8 @@ Masks = NDArray[np.bool_]
 DRAWS_PER_BLOCK = 4096
 EXHAUSTIVE_LIMIT = 2**20
 _ROWS_PER_BLOCK = 65536
+_NUMBERS_AT_ONCE = 1 << 22  # random numbers of a block that lie in memory together
+_SORTED = 96  # members up to which all of a draw's numbers are sorted
 
 
 def equal_weights(masks: Masks) -> Floats:
@@ -61,9 +63,17 @@ def size_range(members: int, sizes: tuple[int, int] | None) -> tuple[int, int]:
     return low, high
 
 
-def count_subsets(members: int, low: int, high: int) -> int:
-    """How many subsets of ``members`` have a size in [low, high]."""
-    return sum(comb(members, size) for size in range(low, high + 1))
+def count_subsets(members: int, low: int, high: int, most: int | None = None) -> int:
+    """How many subsets of ``members`` have a size in [low, high]; where more than ``most``, any number above that.
+
+    Of thousands of members the exact number has thousands of digits, and takes long.
+    """
+    total = 0
+    for size in range(low, high + 1):
+        total += comb(members, size)
+        if most is not None and total > most:
+            break
+    return total
 
 
 def exhaustive(members: int, low: int = 2, high: int | None = None) -> Iterator[Masks]:
@@ -110,22 +120,48 @@ def monte_carlo(
     """
     low, high = sizes
     blocked = np.ones((1 if include_uniform else 0, members), dtype=np.bool_)
-    total = count_subsets(members, low, high) - (1 if include_uniform and high == members else 0)
+    total = count_subsets(members, low, high, count + 1) - (1 if include_uniform and high == members else 0)
     wanted = len(blocked) + min(count, total)
     masks = blocked
     while len(masks) < wanted:
         blocks = -(-(wanted - len(masks)) // DRAWS_PER_BLOCK)
-        masks = np.concatenate([masks, *(_draw(members, low, high, rng) for _ in range(blocks))])
-        masks = masks[distinct(masks)]
+        if DRAWS_PER_BLOCK * members <= _NUMBERS_AT_ONCE:
+            masks = np.concatenate([masks, *(part for _ in range(blocks) for part in _draw(members, low, high, rng))])
+            masks = masks[distinct(masks)]
+            continue
+        for part in _draw(members, low, high, rng):  # no more of the block than it takes
+            masks = np.concatenate([masks, part])
+            masks = masks[distinct(masks)]
+            if len(masks) >= wanted:
+                break
     return masks[:wanted]
 
 
-def _draw(members: int, low: int, high: int, rng: np.random.Generator) -> Masks:
+def _draw(members: int, low: int, high: int, rng: np.random.Generator) -> Iterator[Masks]:
+    """One block of draws, in parts whose random numbers lie in memory together."""
     sizes = rng.integers(low, high + 1, DRAWS_PER_BLOCK)
-    order = np.argsort(rng.random((DRAWS_PER_BLOCK, members)), axis=1, kind="stable")
-    masks = np.zeros((DRAWS_PER_BLOCK, members), dtype=np.bool_)
-    np.put_along_axis(masks, order, np.arange(members) < sizes[:, None], axis=1)
-    return masks
+    for start in range(0, DRAWS_PER_BLOCK, rows := max(1, _NUMBERS_AT_ONCE // members)):
+        part = sizes[start : start + rows]
+        masks = np.zeros((len(part), members), dtype=np.bool_)
+        _mark_smallest(masks, rng.random(masks.shape), part)
+        yield masks
+
+
+def _mark_smallest(masks: Masks, numbers: Floats, sizes: NDArray[np.int64]) -> None:
+    """In each row of ``masks`` (S, N) set the places of as many of the smallest ``numbers`` (S, N) as ``sizes`` says.
+
+    Of equal numbers the first. In a large pool they are not sorted, which would take most of the time of a draw.
+    """
+    members = masks.shape[1]
+    if members > _SORTED:
+        for mask, row, size in zip(masks, numbers, sizes, strict=True):
+            mask[:] = row <= np.partition(row, size - 1)[size - 1]
+        left = np.flatnonzero(masks.sum(axis=1) != sizes)  # equal numbers
+        masks[left] = False
+    else:
+        left = np.arange(len(masks))
+    order = np.argsort(numbers[left], axis=1, kind="stable")
+    masks[left[:, None], order] = np.arange(members) < sizes[left, None]
 
 
 def subsets(members: int, count: int, rng: np.random.Generator, sizes: tuple[int, int] | None, uniform: bool) -> Masks:
@@ -137,7 +173,7 @@ def subsets(members: int, count: int, rng: np.random.Generator, sizes: tuple[int
     if count < 1:
         raise RadinError(f"the number of candidates must be at least 1; got {count}")
     low, high = size_range(members, sizes)
-    if count_subsets(members, low, high) > count:
+    if count_subsets(members, low, high, count) > count:
         return monte_carlo(members, count, (low, high), rng, uniform)
     whole = np.ones((1 if uniform and members >= 2 else 0, members), dtype=np.bool_)
     masks = np.concatenate([whole, *_blocks_of_subsets(members, low, high)])

@@ -56,7 +56,7 @@ class Members:
         names: Sequence[str] | None,
         estimator: Estimator | None,
         singles: Floats | None,
-        gram: Floats | None,
+        gram: Floats | Callable[[Indices], Floats] | None,
         device: str,
     ) -> None:
         self.metric = metric
@@ -91,8 +91,9 @@ class Members:
         # order[i]: the given index of canonical member i; position[k]: the canonical index of given member k.
         self.order = canonical_order(self.utilities, self._outputs, keys)
         self.position = np.argsort(self.order)
-        self.gram = None if gram is None else np.asarray(gram)[np.ix_(self.order, self.order)]
-        """Inner products of the members' weights, (N, N), in canonical order."""
+        self._gram_of = gram if callable(gram) else None
+        self.gram = None if gram is None or callable(gram) else np.asarray(gram)[np.ix_(self.order, self.order)]
+        """Inner products of the members' weights, (N, N), in canonical order; None also where only some's are made."""
         hidden = outputs is None and estimator is None
         self.prior = ScorePrior.of(self.utilities[self.order], self.gram) if hidden else None
         """What is expected of soups where there are no outputs; else None."""
@@ -132,8 +133,37 @@ class Members:
         if isinstance(ratios, Recipe):
             recipe = ratios.permuted(self.position.tolist())
         else:
-            recipe = Recipe(tuple(float(w) for w in ratios[self.position]))
+            recipe = Recipe(tuple(np.asarray(ratios, dtype=np.float64)[self.position].tolist()))
         return Recipe.single(recipe.members[0], self.count) if recipe.is_single else recipe
+
+    def among(self, some: Indices) -> Members:
+        """Some of the members, (n,) in canonical order, as a search knows them that knows no others."""
+        given = self.order[some]
+        gram = None if self.gram is None else self.gram[np.ix_(some, some)]
+        if self._gram_of is not None:
+            gram = self._gram_of(given)
+        return Members(
+            [self._outputs[k] for k in given] if self._outputs else None,
+            self.targets,
+            self.metric,
+            keys=[f"{place:09}" for place in range(len(given))],  # ties stay in the order that they have
+            names=[self._names[k] for k in given] if self._names else None,
+            estimator=self._estimator_of(some),
+            singles=self.singles[given],
+            gram=gram,
+            device=self._device,
+        )
+
+    def _estimator_of(self, some: Indices) -> Estimator | None:
+        """An estimator of recipes of some members, from the one given; None: it is made from their outputs."""
+        from radin.estimate import AccuracyEstimator
+
+        if self._estimator is None:
+            return None
+        places = some if self._estimator_is_canonical else self.order[some]
+        if isinstance(self._estimator, AccuracyEstimator):
+            return self._estimator.among(places.tolist())
+        return None if self._outputs else _Among(self._estimator, places)
 
     def scores(self, ratios: Floats) -> Floats:
         """Estimated scores of ratios (S, N) over the canonical order, in the metric's units."""
@@ -323,6 +353,20 @@ class Members:
             "targets": self.targets,
             "names": [self._names[k] for k in self.order],
         }
+
+
+class _Among:
+    """An estimator asked about some of its members alone."""
+
+    def __init__(self, whole: Estimator, places: Indices) -> None:
+        self.members, self.examples = len(places), whole.examples
+        self._whole, self._places = whole, places
+
+    def scores(self, weights: Array) -> Floats:
+        """See Estimator; weights (S, n)."""
+        rows = np.zeros((len(weights), self._whole.members))
+        rows[:, self._places] = weights
+        return self._whole.scores(rows)
 
 
 def canonical_order(

@@ -5,7 +5,8 @@ Axis names: members N, examples M, classes C, recipes S.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,8 @@ class Search:
     given. ``singles`` (N,): the members' own scores, where they are known. With these, and keys, ``outputs`` may be
     None: then no convex fit can be had; and without an estimator either, soups are searched from the members' scores
     and distances alone, whole soups only. ``gram`` (N, N): inner products of the members' weights, for strategies
-    that use their distances.
+    that use their distances; or a function that makes them for some members, (n,) indices -> (n, n), which is called
+    where a strategy looks at some of them alone.
 
     ``parts``: let the strategy ask about some of the examples (accuracy only; for other metrics every question is about
     all). Questions then carry ``examples``, ascending indices, and are told one value for each:
@@ -100,7 +102,7 @@ class Search:
         options: Mapping[str, Any] | None = None,
         estimator: Estimator | None = None,
         singles: Floats | None = None,
-        gram: Floats | None = None,
+        gram: Floats | Callable[[Indices], Floats] | None = None,
         parts: bool = False,
         gradients: Mapping[str, tuple[str, ...]] | None = None,
         calibration: int = 0,
@@ -147,7 +149,7 @@ class Search:
         self._places: dict[Recipe, int] = {}  # in the order in which they were last asked about
         self._asks = 0
         self._no_gradient: set[Asked] = set()
-        self._known = {Recipe.single(k, members.count): float(u) for k, u in enumerate(members.utilities)}
+        self._known: dict[Recipe, float] = {}  # of soups; see ``_utility``
         self._queue: list[Recipe] = []
         self._tickets: list[tuple[Ticket, Recipe, Slice | None]] = []
         self._news = False
@@ -184,12 +186,35 @@ class Search:
             metric=self.metric.name,
             progress=progress or silent,
             slots=whole_number("slots", slots, 1, None),
+            among=self._of,
         )
         """What the strategy sees: members in canonical order, utilities."""
         self._running = self.strategy.run(self.problem, **self.settings)
         self._reply: Any = None
         self._replies = False
         self._asked: base.Ask | None = self._advance()
+
+    def _of(self, some: Indices) -> Problem:
+        """The strategy's problem with some of the members, (n,) in canonical order, and no others."""
+        members, whole = self._members.among(some), self.problem
+        examples = whole.examples
+        if examples is not None:
+            answers = None if examples.answers is None else members.answers
+            examples = replace(examples, margins=members.margins, answers=answers)
+        return replace(
+            whole,
+            members=members.count,
+            singles=whole.singles[some],
+            estimate=members.estimate,
+            fit=None if whole.fit is None else members.fit,
+            gram=members.gram,
+            output_distances=None if whole.output_distances is None else (lambda: members.output_distances),
+            examples=examples,
+            prior=members.prior,
+            affords=members.affords,
+            screen=None if whole.screen is None else members.screen,
+            among=None,
+        )
 
     @property
     def singles(self) -> Floats:
@@ -290,7 +315,7 @@ class Search:
 
     def _question(self, recipe: Recipe, part: Slice | None, reserve: float = 0.0) -> Question | None:
         """Open a question about what is lacking, if anything is and the budget allows it."""
-        if recipe in self._known or not self._lacking(recipe, part):
+        if self._utility(recipe) is not None or not self._lacking(recipe, part):
             return None
         asked = self._unknown(recipe, part) if self.parts else None
         reserve += part.reserve if part is not None else 0.0
@@ -317,12 +342,19 @@ class Search:
         wanted = self._among if part is None or recipe.is_single else self._among[np.sort(part.examples)]
         return self.account.unknown(recipe, wanted)
 
+    def _utility(self, recipe: Recipe) -> float | None:
+        """What is known of a soup, or of a member alone, on all examples."""
+        if recipe.is_single:
+            return float(self._members.utilities[recipe.members[0]])
+        return self._known.get(recipe)
+
     def _answer(self, recipe: Recipe, part: Slice | None) -> tuple[bool, float | Floats | None]:
         """Whether the answer is known, and it."""
+        known = self._utility(recipe)
         if part is None or recipe.is_single:
-            return recipe in self._known, self._known.get(recipe)
+            return known is not None, known
         values = self.account.values(recipe)[self._among[part.examples]]
-        if recipe in self._known and (np.isnan(values).any() or not np.isfinite(self._known[recipe])):
+        if known is not None and (np.isnan(values).any() or not np.isfinite(known)):
             return True, np.full(len(part.examples), np.nan)
         if np.isnan(values).any():
             return False, None
@@ -443,12 +475,13 @@ class Search:
         """
         first = int(self._members.order[0])
         best, score = Recipe.single(first, self._members.count), float(self.singles[first])
+        utility = float(self._members.utilities[first])
         ties = self.settings.get("accept") == "ties"
         for recipe in sorted(self._told, key=self._places.__getitem__):
             told = self._told[recipe]
-            gain = self._known[recipe] - self._known[best]
+            gain = self._known[recipe] - utility
             if gain > 0 or (gain == 0 and ties and not best.is_single):
-                best, score = recipe, told
+                best, score, utility = recipe, told, self._known[recipe]
         return best, score
 
     def estimate(self, recipes: Iterable[Recipe]) -> Floats:

@@ -293,7 +293,8 @@ SOURCES: dict[str, Source] = {
 
 def default_sources(members: int, count: int) -> tuple[str, ...]:
     """Every source, with all subsets in place of random ones where there are at most ``count`` of them."""
-    few = count_subsets(members, 2, members) <= min(count, EXHAUSTIVE_LIMIT)
+    most = min(count, EXHAUSTIVE_LIMIT)
+    few = count_subsets(members, 2, members, most) <= most
     return tuple(name for name in SOURCES if name != ("random" if few else "all"))
 
 

@@ -8,10 +8,10 @@ a soup is expected to lose a share of what averaging outputs gains over its memb
 are nonlinear in the weights between them; each evaluation then corrects the ranking of what is near.
 
 Where soups may be evaluated on some examples only, many are started, on the examples where the answer may change, few
-are continued, and the best is evaluated on all. Where several questions may be open, the prediction for each stands in
-for its answer; where so many that small slices would be answered faster than they can be asked, small ones are left
-out, and where the budget allows few passes for each, soups are evaluated whole. Each step is the one with the largest
-knowledge gradient (Frazier, Powell and Dayanik 2008) for what it costs.
+are continued, and the best is evaluated on all, by all workers together. Where several questions may be open, the
+prediction for each stands in for its answer; where so many that small slices would be answered faster than they can be
+asked, small ones are left out, and where the budget allows few passes for each, soups are evaluated whole. Each step is
+the one with the largest knowledge gradient (Frazier, Powell and Dayanik 2008) for what it costs.
 
 Axis names: members N, candidates K, evaluations n.
 """
@@ -25,6 +25,7 @@ from typing import Annotated
 import numpy as np
 
 from radin.search.candidates import equal_weights, monte_carlo, prefixes
+from radin.search.leading import leading, over_all
 from radin.search.screening import estimated, screened
 from radin.search.sources import ALL, SubsetMemory, best_recipes, default_sources
 from radin.search.strategies.base import Asks, Examples, Floats, Indices, Open, Problem, Slice, Ticket, Wait, strategy
@@ -40,13 +41,14 @@ _ROWS = 64
 _TINY = 1e-18  # of variances, which are divided by
 _WORTH = 0.005  # of a pass, for each question that may be open: the least that a question should be worth
 _ROUNDS = 4  # passes for each of many questions that may be open, below which soups are evaluated whole
+_LEAST_REST = 0.02  # of the examples: what each of several workers evaluates of the last soup at least
 _SINGLES = 256  # members that are candidates by themselves: those that tell most of what soups score
 
 _State = tuple[list[int], Floats, Floats, Floats]
 _REFITTED = 8  # answers after which a process with open evaluations is fitted anew; see ``_Beliefs``
 
 
-@strategy("adaptive", geometry=True)
+@strategy("adaptive", geometry=True, leads=True)
 def adaptive(
     problem: Problem,
     *,
@@ -55,6 +57,10 @@ def adaptive(
     finish: Annotated[int, "soups evaluated on all examples in the end, where soups are started on some"] = 1,
 ) -> Asks:
     """Rank recipes of every source, unequal ratios too, and correct the ranking by each soup evaluated."""
+    if (some := leading(problem)) is not None and problem.among is not None:
+        few = adaptive(problem.among(some), count=count, keep=max(keep, problem.budget), finish=finish)
+        yield from over_all(few, some, problem.members)
+        return
     if problem.prior is not None:
         yield from search_scores(problem, problem.prior)
         return
@@ -71,7 +77,9 @@ def adaptive(
     if problem.examples is None or least is None:
         yield from _whole(problem, weights, process)
     else:
-        yield from _by_slices(_Race(problem.examples, weights, process, min(finish, problem.budget), least))
+        yield from _by_slices(
+            _Race(problem.examples, weights, process, min(finish, problem.budget), least), problem.slots
+        )
 
 
 def least_slice(problem: Problem) -> float | None:
@@ -120,8 +128,11 @@ def _whole(problem: Problem, weights: Floats, process: Process) -> Asks:
             return
 
 
-def _by_slices(race: _Race) -> Asks:
-    """Start many soups on slices, continue the promising ones, evaluate the best on all examples."""
+def _by_slices(race: _Race, slots: int) -> Asks:
+    """Start many soups on slices, continue the promising ones, evaluate the best on all examples.
+
+    ``slots``: how many questions may be open; in the end as many share the rest of the examples, rather than wait.
+    """
     while True:
         candidate = race.next()
         if candidate is None:
@@ -144,7 +155,11 @@ def _by_slices(race: _Race) -> Asks:
                 return
             yield Wait()
         else:
-            ticket = yield Open(race.all_of(candidate))
+            ticket = None
+            for part in race.all_of(candidate, slots):
+                ticket = yield Open(part)
+                if ticket is None:
+                    break
             if ticket is not None:
                 race.finishing.add(candidate)
                 race.opened(candidate, ticket)
@@ -334,9 +349,19 @@ class _Race:
             return None
         return max(left, key=lambda k: mean[k])
 
-    def all_of(self, candidate: int) -> Slice:
-        """All examples of this soup."""
-        return Slice(self.weights[candidate], np.arange(self._examples.count), 0.0)
+    def all_of(self, candidate: int, slots: int = 1) -> list[Slice]:
+        """All examples of this soup, in parts for as many workers: each slice adds its part to those before it.
+
+        The first is only asked about if the budget allows all. In one, where every question makes all data be read.
+        """
+        count, ratios = self._examples.count, self.weights[candidate]
+        known, rest = np.split(self._slices.readings[candidate].order, [self._slices.sizes[self._level(candidate) - 1]])
+        parts = 1 if self._examples.again else min(slots, int(len(rest) / (_LEAST_REST * count)))
+        found = []
+        for end in np.linspace(0, len(rest), max(1, parts) + 1).astype(int)[1:-1]:
+            some = np.concatenate([known, np.sort(rest)[:end]])
+            found.append(Slice(ratios, some, self._examples.cost(count) - self._examples.cost(len(some))))
+        return [*found, Slice(ratios, np.arange(count), 0.0)]
 
     def leave_unfinished(self, candidate: int) -> None:
         """The budget does not reach for the rest of this soup.

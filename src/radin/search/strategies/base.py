@@ -173,7 +173,8 @@ class Problem:
     ``affords``: about how many recipes ``estimate`` may be asked where it takes long; 0 where it does not.
     ``screen(problem)``: a cheap estimate that is close to it, for ranking very many; None where it is cheap itself.
     ``metric``: its name, and ``progress``: called while estimates are made, both for messages. ``slots``: how many
-    questions may be open at once.
+    questions may be open at once. ``among(some (n,)) -> Problem``: the same with some of the members and no others;
+    None where that cannot be had.
     """
 
     members: int
@@ -193,6 +194,7 @@ class Problem:
     metric: str = "the metric"
     progress: Progress = silent
     slots: int = 1
+    among: Callable[[Indices], Problem] | None = None
 
 
 @dataclass(frozen=True)
@@ -239,7 +241,8 @@ class Strategy:
 
     ``spends`` is False for one that evaluates no soup, ``geometry`` True for one that is better with ``Problem.gram``,
     ``outputs`` for one that means nothing without the members' outputs, ``independent`` for one whose questions depend
-    on no answer, so that all may be open at once, ``gradients`` for one that is to have ``Problem.gradients``.
+    on no answer, so that all may be open at once, ``gradients`` for one that is to have ``Problem.gradients``,
+    ``leads`` for one that looks at the best members alone where there are very many (search/leading.py).
     """
 
     name: str
@@ -251,6 +254,7 @@ class Strategy:
     outputs: bool = False
     independent: bool = False
     gradients: bool = False
+    leads: bool = False
 
     def settings(self, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """All options with their values, defaults filled in. Raises RadinError for one that does not fit."""
@@ -276,6 +280,7 @@ def strategy(
     outputs: bool = False,
     independent: bool = False,
     gradients: bool = False,
+    leads: bool = False,
 ) -> Callable[[Callable[..., Asks]], Callable[..., Asks]]:
     """Register a generator function under ``name``.
 
@@ -294,7 +299,7 @@ def strategy(
                 options.append(Option(parameter.name, kind, parameter.default, text, *least))
         summary = (inspect.getdoc(function) or "").splitlines()[0]
         _STRATEGIES[name] = Strategy(
-            name, summary, function, tuple(options), spends, geometry, outputs, independent, gradients
+            name, summary, function, tuple(options), spends, geometry, outputs, independent, gradients, leads
         )
         return function
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import numpy as np
 
 from radin.errors import RadinError
-from radin.search.candidates import equal_weights, prefixes, subsets
+from radin.search.candidates import equal_weights, subsets
 from radin.search.strategies.base import Asks, Problem, strategy
 
 
@@ -26,9 +26,8 @@ def top_k(
     """Evaluate the average of the k best members, for k = 2, 3, ... or for one k."""
     if k is not None and not 1 <= k <= problem.members:
         raise RadinError(f"option 'k' must be between 1 and {problem.members}, the number of members; got {k}")
-    averages = equal_weights(prefixes(problem.members))
-    for weights in averages[1:] if k is None else averages[k - 1 : k]:
-        _ = yield weights
+    for size in range(2, problem.members + 1) if k is None else (k,):
+        _ = yield equal_weights(np.arange(problem.members)[None] < size)[0]
 
 
 @strategy("best", spends=False)
@@ -45,5 +44,5 @@ def random(
 ) -> Asks:
     """Evaluate random subsets in the order in which they are drawn, without an estimate."""
     drawn = subsets(problem.members, problem.budget, np.random.default_rng(problem.seed), sizes, False)
-    for weights in equal_weights(drawn):
-        _ = yield weights
+    for mask in drawn:
+        _ = yield equal_weights(mask[None])[0]

@@ -49,7 +49,7 @@ _FAILURES = 2  # rounds in a row that find nothing, after which no more is learn
 _MOMENTA = (0.9, 0.99)  # of gradient and its square; the latter forgets faster than in long trainings
 
 
-@strategy("learned", geometry=True, gradients=True)
+@strategy("learned", geometry=True, gradients=True, leads=True)
 def learned(
     problem: Problem,
     *,
@@ -61,7 +61,7 @@ def learned(
     yield from _learned(problem, "one", rate, search, affine)
 
 
-@strategy("learned-by-layer", geometry=True, gradients=True)
+@strategy("learned-by-layer", geometry=True, gradients=True, leads=True)
 def learned_by_layer(
     problem: Problem,
     *,
