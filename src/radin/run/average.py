@@ -157,7 +157,8 @@ def average_pool(
     files_from = files_from(pool) if callable(files_from) else files_from
     folder = output.suffix not in ENDINGS and are_folders(pool)
     require_replaceable(output) if folder else check_output(output, alike=True)
-    pool.require_several()
+    if not callable(ratios):  # who names the members and their weights in a file may name one
+        pool.require_several()
     if ratios and given is not None:
         raise RadinError("give --ratios or --recipe, not both")
     if isinstance(given, Recipe):
