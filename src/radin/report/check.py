@@ -88,7 +88,7 @@ def _task_lines(task: CheckedTask) -> list[RenderableType]:
         )
         if task.calibration and task.batchnorm_layers:
             lines.append(
-                "besides, every soup has its BatchNorm statistics estimated again over calibration(): a part of each pass "
-                "that is not in this time"
+                "besides, every soup has its BatchNorm statistics estimated again over calibration(): a part of each "
+                "pass that is not in this time"
             )
     return [*lines, *(f"note: {note}" for note in task.notes)]

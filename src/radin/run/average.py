@@ -218,6 +218,8 @@ def _recipe_in(file: Path, pool: Pool | Adapters) -> Recipe:
     value = _recipe_value(file)
     try:
         return Recipe.from_json(value, pool.fingerprints)
+    except RadinError as error:
+        raise RadinError(f"{file}: {error}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RadinError(f"{file} is not a recipe of radin's ({error})") from None
 
@@ -228,6 +230,10 @@ def _recipe_value(file: Path) -> Any:
         value = read_json(file)
         value = opened(value) if "checksum" in value else value  # one that was written by hand has none
         return value.get("recipe", value)
+    except FileNotFoundError:
+        raise RadinError(
+            f"{file}: no such file; a finished run has a recipe.json, for --recipe RUN/recipe.json"
+        ) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RadinError(f"{file} is not a recipe of radin's ({error})") from None
 

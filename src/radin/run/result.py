@@ -256,7 +256,7 @@ class Result:
                     "says how far it is; the command that began it goes on where it stopped"
                 )
             raise RunError(
-                f"no finished run in {directory}: there is no result.json. Run 'radin cook' with --out {directory}"
+                f"no finished run in {directory}: there is no result.json. Give the folder that was cook's --out"
             )
         try:
             value = opened(read_json(path))

@@ -72,7 +72,7 @@ def estimates(record: RunRecord) -> Estimates | Unavailable:
         counted = "soup has" if len(found) == 1 else "soups have"
         return Unavailable(
             "2",
-            f"only {len(found)} {counted} an estimate and a true score; 'radin figures RUN --evaluate N' evaluates more",
+            f"only {len(found)} {counted} an estimate and a true score; 'radin figures RUN --evaluate N' adds more",
         )
     truth = np.array([soup.truth for soup in found])
     guess = np.array([soup.estimate for soup in found])
