@@ -169,6 +169,8 @@ def test_the_command_line_names_trackers(toy_folder, tmp_path, radin_command):
 def test_trackers_by_name_take_their_place_from_the_line_or_the_environment(tmp_path, monkeypatch):
     pytest.importorskip("mlflow")
     pytest.importorskip("wandb")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "mine")
     monkeypatch.setenv("WANDB_PROJECT", "mine")
     for text, place in (("mlflow", "mine"), ("mlflow:soups", "soups")):
