@@ -374,7 +374,8 @@ def test_json_names_members_findings_and_numbers(toy_pool, task, cooked):
     found = radin.doctor(toy_pool, task, cooked, examples=200).to_json()
     json.dumps(found, allow_nan=False)
     assert set(found) == {"findings", "members", "weights", "slice", "run"}
-    assert all(set(f) == {"level", "title", "sentence", "advice"} for f in found["findings"])
+    assert all(set(f) == {"level", "title", "sentence", "advice", "page"} for f in found["findings"])
+    assert "findings/one-initialisation" in [f["page"] for f in found["findings"]]
     assert [m["name"] for m in found["members"]] == [f"run-{k}" for k in range(6)]
     assert np.array(found["weights"]["distances"]).shape == (6, 6)
     assert np.diag(found["weights"]["cosines"]) == pytest.approx(np.ones(6))

@@ -103,6 +103,22 @@ def test_a_run_exported_and_merged_by_mergekit_is_its_soup(members, tmp_path):
     assert all(torch.equal(again[name], tensor) for name, tensor in ours.items())
 
 
+def test_a_run_that_one_member_won_is_exported_and_read_again(members, tmp_path):
+    best = Last()
+    best.load_state_dict(model(2).state_dict())
+    with torch.no_grad():
+        task = Task(model=Last, validation=[(TOKENS, best(TOKENS).argmax(1))])
+    result = radin.cook(members, task, budget=1, out=tmp_path / "run")
+    assert [result.member_names[k] for k in result.best.recipe.members] == ["run2"]
+    says("export", tmp_path / "run", "--mergekit", tmp_path / "linear.yml")
+    says("average", tmp_path / "linear.yml", "-o", tmp_path / "again")
+    again = load_file(tmp_path / "again/model.safetensors")
+    assert all(
+        torch.equal(again[name], tensor) for name, tensor in load_file(members / "run2/model.safetensors").items()
+    )
+    assert "at least two" in refused("average", members / "run2", "-o", tmp_path / "alone")
+
+
 def recipe(folder: Path, members: Path, weights: tuple[float, ...] = (2, 1, 1), **more: Any) -> Path:
     models = [
         {"model": str(members / name), "parameters": {"weight": weight}}

@@ -6,6 +6,7 @@ import builtins
 import json
 import logging
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -150,6 +151,40 @@ def test_a_tracker_that_fails_ends_nothing_and_is_said_once(cook, caplog):
     assert "'started'" in record.getMessage()
 
 
+def test_the_command_line_names_trackers(toy_folder, tmp_path, radin_command):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    words = ["cook", toy_folder, "--task", toy_folder / "task.py", "--budget", 2, "--out", tmp_path / "run", "--json"]
+    done = radin_command(*words, "--track", "tensorboard", "--track", f"tensorboard:{tmp_path / 'board'}")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    for folder in (tmp_path / "run" / "tensorboard", tmp_path / "board"):
+        found = accumulator.EventAccumulator(str(folder))
+        found.Reload()
+        assert found.Scalars("radin/best")[-1].value == pytest.approx(result["best"]["score"])
+        assert len(found.Scalars("radin/member")) == 6
+    again = radin_command(*words, "--track", "tensorboard")  # what lies in the run's folder is in nobody's way
+    assert (again.returncode, json.loads(again.stdout)["best"]) == (0, result["best"])
+
+
+def test_trackers_by_name_take_their_place_from_the_line_or_the_environment(tmp_path, monkeypatch):
+    pytest.importorskip("mlflow")
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "mine")
+    monkeypatch.setenv("WANDB_PROJECT", "mine")
+    for text, place in (("mlflow", "mine"), ("mlflow:soups", "soups")):
+        assert trackers.tracker(text, tmp_path / "run")._experiment == place
+    for text, place in (("wandb", "mine"), ("wandb:soups", "soups")):
+        assert trackers.tracker(text, tmp_path / "run")._options == {"project": place, "name": "run"}
+
+
+@pytest.mark.parametrize("text", ["board", "tensorboard:", "TensorBoard", ""])
+def test_a_tracker_that_is_none_is_refused_by_name(text, tmp_path):
+    with pytest.raises(RadinError, match="--track takes mlflow, wandb, tensorboard, trackio, or"):
+        trackers.tracker(text, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("make", "package"),
     [
@@ -157,6 +192,7 @@ def test_a_tracker_that_fails_ends_nothing_and_is_said_once(cook, caplog):
         (trackers.WandB, "wandb"),
         (lambda: trackers.TensorBoard("board"), "tensorboard"),
         (trackers.Trackio, "trackio"),
+        (lambda: trackers.tracker("wandb", Path("run")), "wandb"),
     ],
 )
 def test_a_missing_library_is_named_with_the_command_that_installs_it(make, package, monkeypatch):

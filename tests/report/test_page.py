@@ -5,6 +5,8 @@ import json
 import re
 import shutil
 import sys
+import threading
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -271,6 +273,59 @@ def test_the_command_writes_the_page_and_watches_to_the_end(run, tmp_path, radin
     shown = radin_command("report", tmp_path / "run", "--watch", "--no-weights").stdout
     assert f"page: {tmp_path / 'run' / 'report.html'}" in shown.replace("\n", "")
     assert "<title>run: model soup</title>" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_a_watched_page_changes_while_the_run_goes_on_and_is_whole_at_its_end(run, tmp_path, radin_command):
+    place = tmp_path / "run"
+    watching, seen = [], []
+
+    def wait_for_the_page(event):
+        """Hold the run until the page tells of one more soup, three times."""
+        if event.kind != "question_answered" or len(seen) == 3:
+            return
+        if not watching:
+            words = ("report", place, "--watch", "--every", 1, "--no-weights")
+            watching.append(threading.Thread(target=lambda: seen.append(radin_command(*words))))
+            watching[0].start()
+        until = time.monotonic() + 100
+        known = _evaluated(seen[-1]) if seen else 0
+        while time.monotonic() < until and _evaluated(text := _text(place / "report.html")) <= known:
+            time.sleep(0.05)
+        seen.append(text)
+
+    paths, task = sorted((run.parent / "pool").glob("*.safetensors")), run.parent / "pool" / "task.py"
+    result = cook(paths, task, budget=6, strategy="paper", out=place, on_event=wait_for_the_page)
+    watching[0].join(100)
+    *pages, done = seen
+    assert done.returncode == 0, done.stderr
+    assert "Ctrl-C ends this" in done.stderr
+    counts = [_evaluated(page) for page in pages]
+    assert counts == sorted(set(counts))
+    assert len(counts) == 3
+    assert all("has not finished" in page and 'http-equiv="refresh"' in page for page in pages)
+    last = _text(place / "report.html")
+    assert "has not finished" not in last
+    assert 'http-equiv="refresh"' not in last
+    assert f"{result.best.score:.4f}" in last
+
+
+def _evaluated(page):
+    """How many soups the page of an unfinished run tells of; 0 where it tells of none."""
+    found = re.search(r"The run has not finished: (\d+) soup", page)
+    return int(found[1]) if found else 0
+
+
+def _text(path):
+    return path.read_text() if path.is_file() else ""
+
+
+def test_what_there_is_to_show_of_no_run_or_an_unfinished_one_is_said(run, tmp_path):
+    none = CliRunner().invoke(report, [str(tmp_path / "none"), "--watch"])
+    assert "holds no run, or none yet" in str(none.exception)
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()
+    said = CliRunner().invoke(report, [str(tmp_path / "run"), "--no-page"])
+    assert f"has not finished: there is no result.json. 'radin status {tmp_path / 'run'}' says" in str(said.exception)
 
 
 def test_without_the_libraries_the_table_is_shown_and_the_way_to_get_the_page(run, monkeypatch, tmp_path):

@@ -160,6 +160,15 @@ def test_a_recipe_file_of_other_weights_is_refused_and_nothing_is_written(tmp_pa
     assert not (tmp_path / "one.safetensors").exists()
 
 
+def test_a_file_that_is_no_recipe_or_is_not_there_is_named(tmp_path):
+    paths = members(tmp_path / "pool", state(0), state(1))
+    with pytest.raises(RadinError, match=r"none\.json: no such file; .* --recipe RUN/recipe\.json$"):
+        average_by(paths, tmp_path / "none.json", tmp_path / "one.safetensors")
+    (tmp_path / "config.json").write_text('{"hidden_size": 8}')
+    with pytest.raises(RadinError, match=r"config\.json: this is no recipe: expected"):
+        average_by(paths, tmp_path / "config.json", tmp_path / "one.safetensors")
+
+
 def test_a_recipe_of_mergekits_takes_one_reading(tmp_path, read):
     pytest.importorskip("yaml")
     from radin.integrations.mergekit import recipe_at

@@ -104,6 +104,14 @@ from radin.errors import RadinError
 @click.option(
     "--integers-from", help="Member whose integer tensors the soup takes; default the one of the largest ratio."
 )
+@click.option(
+    "--track",
+    "trackers",
+    multiple=True,
+    metavar="NAME[:PLACE]",
+    help="Also log the run to mlflow[:EXPERIMENT], wandb[:PROJECT], tensorboard[:FOLDER] or trackio[:PROJECT]; may be "
+    "given more than once.",
+)
 @FILES_FROM
 @BASE
 @PUSH
@@ -140,6 +148,7 @@ def cook(
     keep_outputs: bool,
     outputs_dtype: str,
     integers_from: str | None,
+    trackers: tuple[str, ...],
     files_from: str | None,
     base_model: Path | None,
     repository: str | None,
@@ -185,6 +194,7 @@ def cook(
     )
     with starting():
         import radin
+        from radin.integrations.trackers import tracker
         from radin.report.tables import closing_lines, closing_table
         from radin.search.strategies import base
 
@@ -192,6 +202,7 @@ def cook(
 
     if strategy is not None:
         base.get(strategy).settings(given)
+    listeners = [tracker(text, out) for text in trackers]
     elsewhere = cluster(engine, workers, address, gpus_per_worker, cpus_per_worker, engine_settings)
     if elsewhere is not None and jobs > 1:
         raise RadinError("--jobs is for this machine; with --engine, --workers says how many work at once")
@@ -225,7 +236,7 @@ def cook(
             files_from=files_from,
             command=typed(),
             progress=progress,
-            on_event=log.current,
+            on_event=_listener(listeners),
         )
     show(
         result.to_json() if as_json else None,
@@ -247,6 +258,14 @@ def _check_evaluator(task: str | None, command: str | None, of_commands: dict[st
     given = [name for name, value in of_commands.items() if value not in (None, False, 0)]
     if task is not None and given:
         raise RadinError(f"{', '.join(given)}: only for a program given with --eval")
+
+
+def _listener(trackers: list[Any]) -> Any:
+    """Who is told what happens: the log that was asked for, and trackers."""
+    from radin.events import several
+
+    listeners = [listener for listener in (log.current, *trackers) if listener is not None]
+    return several(*listeners) if trackers else log.current
 
 
 def _split_option(text: str) -> tuple[str, str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from radin.cli.shared import JSON, console_progress, show, starting
+from radin.cli.streams import say
 from radin.errors import RadinError
 
 
@@ -51,6 +52,8 @@ def report(
         from radin.run.result import Result
 
     finished = (directory / "result.json").is_file()
+    if watch and not (directory / "run.json").is_file():
+        raise RadinError(f"{directory} holds no run, or none yet: cook begins one once it has read the members")
     if as_json or no_page or not (directory / "run.json").is_file():
         result = Result.load(directory)
         if as_json and out is not None:
@@ -62,6 +65,9 @@ def report(
         result = Result.load(directory)
         show(None, closing_table(result), *closing_lines(result), f"page: not written: {lacking}")
         return
+    if watch:
+        place = directory / "report.html" if out is None else out
+        say(f"{place}: written every {every} s until the run has finished; Ctrl-C ends this and not the run")
     with console_progress() as progress:
         if watch:
             page = _watch(directory, out, weights, outputs, every)

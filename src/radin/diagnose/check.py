@@ -115,7 +115,7 @@ class Checked:
             "parameters": pool.parameters,
             "duplicates": [{"dropped": str(dropped), "kept": str(kept)} for dropped, kept in pool.duplicates],
             "notes": list(pool.notes),
-            "findings": [vars(finding) for finding in self.findings],
+            "findings": [finding.to_json() for finding in self.findings],
         }
         if self.geometry is not None:
             found["distances"] = {

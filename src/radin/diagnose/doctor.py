@@ -47,7 +47,7 @@ class Diagnosis:
     def to_json(self) -> dict[str, Any]:
         """The content of 'radin doctor --json'. Indices count the members in the pool's order; None where not known."""
         return {
-            "findings": [vars(finding) for finding in self.findings],
+            "findings": [finding.to_json() for finding in self.findings],
             "members": [self._member(k) for k in range(len(self.pool))],
             "weights": {
                 "distances": self.spread.distances.tolist(),

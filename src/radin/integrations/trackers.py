@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import importlib
 import math
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from radin.errors import RadinError
+from radin.errors import RadinError, printable
 from radin.events import Event
+
+NAMES = ("mlflow", "wandb", "tensorboard", "trackio")
+"""What ``tracker`` knows."""
 
 _STEPS = 100  # steps in a pass
 
@@ -167,6 +171,29 @@ class Trackio(Tracker):
 
     def _finish(self, *, failed: bool) -> None:
         self._run.finish()
+
+
+def tracker(text: str, out: Path) -> Tracker:
+    """The tracker that a command line names: ``NAME``, or ``NAME:PLACE``. out: the run's directory.
+
+    PLACE is MLflow's experiment, the project of Weights & Biases or Trackio, or TensorBoard's folder. Without it: what
+    the library's own environment variable says, else "radin"; TensorBoard's is ``tensorboard`` in the run's directory.
+    Raises RadinError for what is none of them, and where the library is missing.
+    """
+    name, colon, place = text.partition(":")
+    run = out.resolve().name
+    if name not in NAMES or (colon and not place):
+        raise RadinError(
+            f"--track takes {', '.join(NAMES)}, or one of these with a colon and the experiment, project or folder "
+            f"(tensorboard:board); got {printable(text)!r}"
+        )
+    if name == "mlflow":
+        return MLflow(place or os.environ.get("MLFLOW_EXPERIMENT_NAME"), run)
+    if name == "tensorboard":
+        return TensorBoard(place or out / "tensorboard")
+    if name == "wandb":
+        return WandB(project=place or os.environ.get("WANDB_PROJECT") or "radin", name=run)
+    return Trackio(project=place or "radin", name=run)
 
 
 def _parameters(fields: Mapping[str, Any]) -> dict[str, str | float]:

@@ -86,4 +86,9 @@ def _task_lines(task: CheckedTask) -> list[RenderableType]:
             f"({task.batches} batches); all members' outputs: about {task.seconds_for_outputs:.0f} s "
             f"and {size(task.disk_for_outputs)} of disk"
         )
+        if task.calibration and task.batchnorm_layers:
+            lines.append(
+                "besides, every soup has its BatchNorm statistics estimated again over calibration(): a part of each "
+                "pass that is not in this time"
+            )
     return [*lines, *(f"note: {note}" for note in task.notes)]

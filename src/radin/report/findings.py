@@ -42,6 +42,10 @@ class Finding:
         """The page of the documentation that explains it, in docs: "findings/near-duplicates"."""
         return "findings/" + self.title.lower().replace("'", "").replace(" ", "-")
 
+    def to_json(self) -> dict[str, str | None]:
+        """As 'radin doctor --json' and 'radin check --json' list it."""
+        return {**vars(self), "page": self.page}
+
 
 def findings(diagnosis: Diagnosis) -> tuple[Finding, ...]:
     """All that a doctor has to say, the most serious first."""

@@ -157,7 +157,8 @@ def average_pool(
     files_from = files_from(pool) if callable(files_from) else files_from
     folder = output.suffix not in ENDINGS and are_folders(pool)
     require_replaceable(output) if folder else check_output(output, alike=True)
-    pool.require_several()
+    if not callable(ratios):  # who names the members and their weights in a file may name one
+        pool.require_several()
     if ratios and given is not None:
         raise RadinError("give --ratios or --recipe, not both")
     if isinstance(given, Recipe):
@@ -220,6 +221,8 @@ def _recipe_in(file: Path, pool: Pool | Adapters) -> Recipe:
     value = _recipe_value(file)
     try:
         return Recipe.from_json(value, pool.fingerprints)
+    except RadinError as error:
+        raise RadinError(f"{file}: {error}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RadinError(f"{file} is not a recipe of radin's ({error})") from None
 
@@ -230,6 +233,10 @@ def _recipe_value(file: Path) -> Any:
         value = read_json(file)
         value = opened(value) if "checksum" in value else value  # one that was written by hand has none
         return value.get("recipe", value)
+    except FileNotFoundError:
+        raise RadinError(
+            f"{file}: no such file; a finished run has a recipe.json, for --recipe RUN/recipe.json"
+        ) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RadinError(f"{file} is not a recipe of radin's ({error})") from None
 

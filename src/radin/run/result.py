@@ -250,8 +250,13 @@ class Result:
         """The result of a finished run, from its directory. Raises RunError when there is none, or it is damaged."""
         path = Path(directory) / "result.json"
         if not path.is_file():
+            if (path.parent / "run.json").is_file():
+                raise RunError(
+                    f"the run in {directory} has not finished: there is no result.json. 'radin status {directory}' "
+                    "says how far it is; the command that began it goes on where it stopped"
+                )
             raise RunError(
-                f"no finished run in {directory}: there is no result.json. Run 'radin cook' with --out {directory}"
+                f"no finished run in {directory}: there is no result.json. Give the folder that was cook's --out"
             )
         try:
             value = opened(read_json(path))

@@ -69,8 +69,10 @@ def estimates(record: RunRecord) -> Estimates | Unavailable:
         why = NO_OUTPUTS if record.estimator is None and record.soups else "no soup has been fully evaluated yet"
         return Unavailable("2", why)
     if len(found) < FEWEST:
+        counted = "soup has" if len(found) == 1 else "soups have"
         return Unavailable(
-            "2", f"only {len(found)} soups have an estimate and a true score; --evaluate N evaluates more"
+            "2",
+            f"only {len(found)} {counted} an estimate and a true score; 'radin figures RUN --evaluate N' adds more",
         )
     truth = np.array([soup.truth for soup in found])
     guess = np.array([soup.estimate for soup in found])

@@ -11,7 +11,7 @@ from radin.run.record import RunRecord
 from radin.stats.ranks import RankTest, mann_whitney
 
 ENOUGH = 8  # random soups of either kind, from which on only these are compared
-_MORE = "; --evaluate N evaluates random candidates too"
+_MORE = "; 'radin figures RUN --evaluate N' evaluates random candidates too"
 
 
 @dataclass(frozen=True)

@@ -160,7 +160,8 @@ def _verdict(record: RunRecord, result: Result | None, winner: Recipe) -> str:
             gain = best.score - record.reference[1].score
             so_far = f"the best so far is a soup of {winner.size} members with {record.metric.name} {best.score:.4f}"
             so_far += f", {gain:+.4f} over the best single"
-        return f"The run has not finished: {len(record.own)} soups are evaluated, and {so_far}."
+        soups = f"{len(record.own)} soup{' is' if len(record.own) == 1 else 's are'} evaluated"
+        return f"The run has not finished: {soups}, and {so_far}."
     if result.best.recipe.is_single:
         return f"{sentences.no_soup(result).capitalize()}."
     over = "the best single" + (" re-estimated" if result.reference is result.reestimated else "")
