@@ -68,6 +68,7 @@ def test_mlflow(cook, tmp_path, monkeypatch):
     assert run.data.metrics["shifts/noisy"] == result.best.splits["shifts/noisy"][0]
 
 
+@pytest.mark.clock
 def test_wandb(cook, tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_SILENT", "true")
