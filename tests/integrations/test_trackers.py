@@ -6,6 +6,7 @@ import builtins
 import json
 import logging
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -75,7 +76,12 @@ def test_wandb(cook, tmp_path, monkeypatch):
     tracker = trackers.WandB(project="soups", mode="offline", dir=str(tmp_path))
     result, events = cook(tracker)
     (stored,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
-    history = [dict(_numbers(record.history)) for record in _records(stored) if record.HasField("history")]
+    until = time.monotonic() + 120  # wandb's own process writes it, also after its run was finished
+    while True:
+        history = [dict(_numbers(record.history)) for record in _records(stored) if record.HasField("history")]
+        if (history and "gain" in history[-1]) or time.monotonic() > until:
+            break
+        time.sleep(0.2)
     assert [row["member"] for row in history if "member" in row] == members(events)
     seen = [(row["step"], row["best"]) for row in history if "best" in row]
     assert seen == [*bests(events), (seen[-1][0], result.best.score)]
