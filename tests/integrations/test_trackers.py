@@ -100,6 +100,8 @@ def _records(path):
             place += 32768 - place % 32768
             continue
         length, kind = int.from_bytes(raw[place + 4 : place + 6], "little"), raw[place + 6]
+        if place + 7 + length > len(raw):  # it is still being written
+            return
         parts += raw[place + 7 : place + 7 + length]
         place += 7 + length
         if kind in (1, 4):  # whole, or the last part
