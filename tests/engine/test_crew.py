@@ -193,6 +193,7 @@ def test_work_says_what_it_is():
     names = ("a", "b", "c", "d", "e", "f")
     assert Work(member=2).called(names) == "the outputs of c"
     assert Work(Question(Recipe.single(1, 6))).called(names) == "b"
+    assert Work(Question(Recipe.single(1, 6), split="test")).called(names) == "b on test"
     assert Work(Question(Recipe.uniform(range(6), 6))).called(names) == "the soup of 6 members (a, b, c, d, ...)"
 
 

@@ -160,7 +160,8 @@ def test_killed_workers_change_nothing(came, here):
     assert found["models"] == came["same"]["models"]
     assert found["passes"] <= came["same"]["passes"] + 3  # nothing is paid twice beyond what was in work
     died = [note for note in found["notes"] if "died (its process ended)" in note]
-    assert len(died) == 3
+    assert all((came["folder"] / "workers_die" / f"was-{stage}").exists() for stage in ("outputs", "soups", "test"))
+    assert len(died) >= 2  # of two that died on one node over the same there is one note
     assert any("over the outputs of run-" in note for note in died)
     assert any("over the outputs of run-" not in note for note in died)
 

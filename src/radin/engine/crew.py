@@ -28,7 +28,7 @@ from radin.engine.command import Command, CommandEngine
 from radin.engine.device import Device
 from radin.engine.worker import MemberRows, Statistics, Worker
 from radin.errors import RadinError
-from radin.question import Answer, Failure, Question
+from radin.question import VALIDATION, Answer, Failure, Question
 from radin.recipe import Recipe
 from radin.weights import Pool
 
@@ -54,10 +54,11 @@ class Work:
             return f"the outputs of {names[self.member]}"
         assert self.question is not None
         recipe = self.question.recipe
+        where = "" if self.question.split == VALIDATION else f" on {self.question.split}"
         if recipe.size == 1:
-            return names[recipe.members[0]]
+            return names[recipe.members[0]] + where
         shown = ", ".join(names[k] for k in recipe.members[:4])
-        return f"the soup of {recipe.size} members ({shown}{', ...' if recipe.size > 4 else ''})"
+        return f"the soup of {recipe.size} members ({shown}{', ...' if recipe.size > 4 else ''}){where}"
 
 
 @dataclass(frozen=True, eq=False)
