@@ -1,5 +1,6 @@
 """What is said of a run, from typed values."""
 
+import email.message
 from dataclasses import replace
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 from made import result, scored
 from radin.recipe import Recipe
-from radin.report import sentences
+from radin.report import doctor, sentences
 from radin.run.reasons import Outlier, Reasons, TrainingRun
 from radin.run.result import Passes
 from radin.stats.optimism import optimism
@@ -152,6 +153,7 @@ def test_many_names_are_cut():
             2,
             "10 (6 for the members, 2 for members re-estimated, 2 of 2 for soups)",
         ),
+        (Passes(6, 10.0, 1, 10), 10, "16 (6 for the members, 10 for soups, by an earlier budget: it is 1 now)"),
         (Passes(0, 3.0, 3, 3, failed=2), 3, "3 (none for the members, 3 of 3 for soups; 2 got no answer)"),
     ],
 )
@@ -164,3 +166,19 @@ def test_numbers():
     assert sentences.number(0.25) == sentences.number(0.25, float("nan")) == "0.2500"
     assert sentences.number(0.25, 0.125) == "0.2500 ± 0.1250"
     assert [sentences.size(n) for n in (5, 1500, 2.5e6, 3e9, 4e12)] == ["5 B", "1.5 kB", "2.5 MB", "3.0 GB", "4.0 TB"]
+
+
+@pytest.mark.parametrize(
+    ("entries", "said"),
+    [
+        (["Paper, https://x.org/p", "Documentation, https://x.org/tree/v1/docs"], "https://x.org/tree/v1/docs"),
+        (["Paper, https://x.org/p"], "docs"),
+        (None, "docs"),
+    ],
+)
+def test_the_documentation_is_where_the_package_says(monkeypatch, entries, said):
+    about = email.message.Message()
+    for entry in entries or ():
+        about["Project-URL"] = entry
+    monkeypatch.setattr(doctor, "metadata", lambda name: about)
+    assert doctor._documentation() == said

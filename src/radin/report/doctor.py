@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, metadata
+
 from rich.console import RenderableType
 from rich.text import Text
 
@@ -32,14 +35,23 @@ def doctor_parts(found: Diagnosis) -> list[RenderableType]:
                 parts.append(Text(f"    → {printable(finding.advice)}"))
     explained = [finding.page for finding in found.findings if finding.level in ("problem", "warning")]
     if explained:
-        parts.append(
-            f"explained in the documentation: {', '.join(f'docs/{page}.md' for page in dict.fromkeys(explained))}"
-        )
+        pages = [f"{_documentation()}/{page}.md" for page in dict.fromkeys(explained)]
+        parts.append(f"explained in the documentation: {', '.join(pages)}")
     parts.append("")
     parts.append(_members(found))
     if found.slice is not None and found.slice.soups is not None:
         parts.append(_interpolations(found, found.slice, found.slice.soups))
     return parts
+
+
+def _documentation() -> str:
+    """Where this version's documentation is: its address, where the package was built with one; else the folder."""
+    with suppress(PackageNotFoundError):
+        for entry in metadata("radin").get_all("Project-URL") or ():
+            name, _, address = entry.partition(", ")
+            if name == "Documentation":
+                return str(address)
+    return "docs"
 
 
 def _members(found: Diagnosis) -> RenderableType:

@@ -226,7 +226,10 @@ def passes(found: Passes, fully_evaluated: int) -> str:
     members = f"{found.members} for the members" if found.members else "none for the members"
     if found.reestimated:
         members += f", {found.reestimated} for members re-estimated"
-    text = f"passes over validation: {share(found.total)} ({members}, {share(found.soups)} of {found.budget} for soups"
+    spent = f"{share(found.soups)} of {found.budget} for soups"
+    if found.soups > found.budget + 1e-6:
+        spent = f"{share(found.soups)} for soups, by an earlier budget: it is {found.budget} now"
+    text = f"passes over validation: {share(found.total)} ({members}, {spent}"
     if found.started != fully_evaluated:
         text += f": {found.started} started, {fully_evaluated} fully evaluated"
     if found.failed:
