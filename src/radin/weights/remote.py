@@ -43,11 +43,7 @@ def fetch(url: str, progress: Progress | None = None) -> Found:
     ``progress`` is told the bytes of what has to be copied. Raises PoolError where there are none or the library is
     missing.
     """
-    root = _copies(url)
-    with reached(url):
-        files, path = file_system(url)
-        copies.use(root)
-        remote = _Remote(files, root / url.split("://", 1)[0].lower(), url)
+    with _remote(url) as (remote, path):
         found = remote.found(path)
         remote.copy_all(logged(progress))
         return found
@@ -58,24 +54,24 @@ def fetch_files(url: str, progress: Progress | None = None) -> Path:
 
     Raises PoolError where nothing is there, the library is missing, or copies are kept nowhere (RADIN_CACHE=off).
     """
-    root = _copies(url)
-    with reached(url):
-        files, path = file_system(url)
-        copies.use(root)
-        remote = _Remote(files, root / url.split("://", 1)[0].lower(), url)
+    with _remote(url) as (remote, path):
         place = remote.everything(path)
         remote.copy_all(logged(progress))
         return place
 
 
-def _copies(url: str) -> Path:
-    """Where copies go. Raises PoolError where there is no such place."""
+@contextmanager
+def _remote(url: str) -> Iterator[tuple[_Remote, str]]:
+    """What is behind a URL, to be copied, and the path there. Raises PoolError where copies are kept nowhere."""
     root = copies.folder()
     if root is None:
         raise PoolError(
             f"{printable(url)}: is copied to radin's cache folder first, and RADIN_CACHE=off says to have none"
         )
-    return root
+    with reached(url):
+        files, path = file_system(url)
+        copies.use(root)
+        yield _Remote(files, root / url.split("://", 1)[0].lower(), url), path
 
 
 def file_system(url: str) -> tuple[Any, str]:
