@@ -145,6 +145,9 @@ def test_what_a_dead_worker_was_at_is_next_and_given_up_after_three():
     assert roster.died("z", "z is gone") == [(a, "x is gone; y is gone; z is gone")]
     assert roster.take("w", 0.0) is b
     assert len(roster) == 1
+    for name in "defg":  # whose time is over
+        assert roster.died("w" if name == "d" else name, "left", counts=False) == []
+        assert roster.take(chr(ord(name) + 1), 0.0) is b
 
 
 def test_the_last_one_is_repeated_when_it_is_late_and_counts_once():

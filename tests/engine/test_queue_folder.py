@@ -186,6 +186,33 @@ def test_work_that_kills_every_worker_is_given_up(toy_pool, task, tmp_path, faul
     assert len(list((tmp_path / "run/outputs").glob("[0-9a-f]*[0-9a-f].safetensors"))) == len(toy_pool) - 1
 
 
+def test_work_is_not_given_up_because_jobs_end_in_time(toy_pool, task, tmp_path, faulty):
+    """Each job does one member and is told to leave over its second; one death would be too many here."""
+    begun: Counter[str] = Counter()
+
+    def leave() -> None:
+        begun["here"] += 1
+        if begun["here"] > 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+
+    faulty(lambda work: True, leave, once=False)
+    crew = crew_of(Plan(toy_pool, str(task), "cpu"), tmp_path / "slurm", size=1)
+    crew._roster = Roster(tries=1)
+    try:
+        for k in range(4):
+            crew.submit(Work(member=k))
+        found: list[tuple[Work, Reply]] = []
+        while batch := crew.wait():
+            found += batch
+        assert sorted(work.member for work, _ in found) == [0, 1, 2, 3]
+        assert all(isinstance(reply.found, MemberRows) for _, reply in found)
+        said = [note for note in crew.notes if "its time was over), and left to another" in note]
+        assert len(said) == 3
+    finally:
+        crew.close()
+
+
 def test_a_worker_that_stops_gives_its_work_back_and_comes_late(toy_pool, task, tmp_path, faulty):
     log = faulty(lambda work: work.member == 0, lambda: os.kill(os.getpid(), signal.SIGSTOP))
     crew = crew_of(Plan(toy_pool, str(task), "cpu"), tmp_path / "slurm", Timing(0.1, 3, 60, 0.01, 0.1))

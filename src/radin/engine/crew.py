@@ -271,12 +271,16 @@ class Roster:
         """Who else is at this work, before it is done."""
         return [name for name in self._open.get(work, {}) if name != worker]
 
-    def died(self, worker: object, why: str) -> list[tuple[Work, str]]:
-        """A worker is gone: what it was at waits again, first. Returns what is given up, with all the reasons."""
+    def died(self, worker: object, why: str, *, counts: bool = True) -> list[tuple[Work, str]]:
+        """A worker is gone: what it was at waits again, first. Returns what is given up, with all the reasons.
+
+        counts: whether that may be the work's fault; it is not where a worker's time was over that had done other work.
+        """
         given_up = []
         for work in [work for work, who in self._open.items() if worker in who]:
             reasons = self._deaths.setdefault(work, [])
-            reasons.append(why)
+            if counts:
+                reasons.append(why)
             del self._open[work][worker]
             if self._open[work]:
                 continue

@@ -236,7 +236,8 @@ class QueueCrew(Crew):
             elif found is not None and reply is not None:
                 self._done(found, reply, now)
             elif found is not None:
-                self._give_back(found, str(value["given back"]))
+                seen = self._workers.get(found.worker or "")
+                self._give_back(found, str(value["given back"]), counts=seen is None or not seen.did)
             (self._queue.folder / "done" / name).unlink(missing_ok=True)
         return bool(names)
 
@@ -275,8 +276,8 @@ class QueueCrew(Crew):
                 self._queue.remove("todo", entry)  # one that was posted for a single worker
                 del claims[entry]
 
-    def _give_back(self, entry: Entry, why: str) -> None:
-        """What a worker had taken goes to another."""
+    def _give_back(self, entry: Entry, why: str, *, counts: bool = True) -> None:
+        """What a worker had taken goes to another. counts: as for Roster.died."""
         self._queue.remove("taken", entry)
         self._queue.remove("todo", entry)
         work = self._claims.pop(entry, None)
@@ -286,7 +287,7 @@ class QueueCrew(Crew):
         seen = self._workers.get(entry.worker or "")
         node = "a node" if seen is None else seen.node
         shared = self._roster.others(work, entry)
-        given_up = self._roster.died(entry, f"on {node}: {why}")
+        given_up = self._roster.died(entry, f"on {node}: {why}", counts=counts)
         what = work.called(self._plan.pool.member_names)
         self._note(f"on {node} {what} was not finished ({why}), and {'given up' if given_up else 'left to another'}")
         for lost, reasons in given_up:
