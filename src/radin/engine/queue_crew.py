@@ -101,6 +101,7 @@ class QueueCrew(Crew):
         self._workers: dict[str, _Seen] = {}
         self._running: set[str] = set()  # jobs that have not ended
         self._fruitless = 0  # jobs that ended since anything was done
+        self._left = ""  # what the last worker that gave something back was at, and why it did
         self._ready: list[tuple[Work, Reply]] = []
         self._errors: list[RadinError] = []
         self._notes: list[str] = []
@@ -289,6 +290,7 @@ class QueueCrew(Crew):
         shared = self._roster.others(work, entry)
         given_up = self._roster.died(entry, f"on {node}: {why}", counts=counts)
         what = work.called(self._plan.pool.member_names)
+        self._left = f"{what} ({why})"
         self._note(f"on {node} {what} was not finished ({why}), and {'given up' if given_up else 'left to another'}")
         for lost, reasons in given_up:
             message = f"{lost.called(self._plan.pool.member_names)} could not be finished by any worker: {reasons}"
@@ -329,6 +331,7 @@ class QueueCrew(Crew):
         if self._fruitless >= (_FRUITLESS * self.size if self._workers else _FRUITLESS):
             if not self._running:
                 what = f"and the last {self._fruitless} jobs ended without having done anything"
+                what += f"; the last one left {self._left}" if self._left else ""
                 self._errors.append(self._nobody(what, "" if last is None else self._jobs.log(last)))
             return
         try:
