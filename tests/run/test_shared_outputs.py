@@ -107,7 +107,9 @@ def test_what_is_wrong_with_the_url_is_said_before_anything_runs(toy_folder: Pat
         assert not (tmp_path / "run").exists()
 
 
-def test_a_bucket_that_is_not_there(toy_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_s3_a_missing_bucket_is_said_and_a_folder_of_one_is_shared(
+    toy_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server_of = pytest.importorskip("moto.server")
     s3fs = pytest.importorskip("s3fs")
     import boto3

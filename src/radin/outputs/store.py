@@ -151,7 +151,6 @@ class OutputStore:
         self.notes: list[str] = []
         self._whole: dict[str, StoredOutputs] = {}
         self._shared = shared
-        self._sent = set() if shared is None else set(shared.names)
         folder.mkdir(parents=True, exist_ok=True)
 
     @contextmanager
@@ -182,14 +181,13 @@ class OutputStore:
         if self._shared is None:
             return
         for path in (*map(self.path, members), self.folder / _TARGETS):
-            if path.name in self._sent or not path.exists():
+            if path.name in self._shared.names or not path.exists():
                 continue
             try:
                 self._shared.send(path)
             except RadinError as error:
                 self.notes.append(f"not uploaded, but in {path}: {error}")
                 return
-            self._sent.add(path.name)
 
     def path(self, member: str) -> Path:
         """Where the outputs of a member lie, by its fingerprint."""
@@ -209,7 +207,8 @@ class OutputStore:
             stored = StoredOutputs.open(path)
         except OutputsError as error:
             self.notes.append(f"made again: {error}")
-            self._sent.discard(path.name)
+            if self._shared is not None:
+                self._shared.forget(path.name)
             return None
         if stored.member != member:
             raise OutputsError(f"{path} holds the outputs of other weights ({stored.member[:12]}). Delete it.")

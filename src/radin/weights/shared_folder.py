@@ -40,6 +40,10 @@ class SharedFolder:
         """Of the files that are there."""
         return self._sizes.keys()
 
+    def forget(self, name: str) -> None:
+        """Take a file for one that is not there: it is damaged, and to be sent anew."""
+        self._sizes.pop(name, None)
+
     def fetch(self, places: Sequence[Path], progress: Progress | None = None) -> None:
         """Copy the files of these names to these places, each whole or not at all; those that are not there are not.
 
