@@ -100,6 +100,7 @@ def test_what_is_wrong_with_the_url_is_said_before_anything_runs(toy_folder: Pat
     for url, kept, said in (
         ("https://example.org/outputs", True, "nothing can be uploaded by http"),
         ("unheard://of/outputs", True, "no library for unheard:// is known"),
+        ("unheard:/of/outputs", True, "no library for unheard:// is known"),  # a slash too few
         ("memory://shared/outputs", False, "leave out --no-keep-outputs, or --outputs"),
     ):
         with pytest.raises(RadinError, match=said):

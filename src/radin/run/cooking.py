@@ -47,6 +47,7 @@ from radin.weights import Pool, integer_source
 from radin.weights.beside import files_source
 from radin.weights.grouping import groupings
 from radin.weights.paths import absolute, natural_key, require_utf8
+from radin.weights.remote import is_url
 
 __all__ = ["cook", "versions"]
 
@@ -133,8 +134,8 @@ def cook(
     budget = whole_number("the budget, the number of passes to spend on soups,", budget, 1)
     workers = whole_number("workers, the number of processes that evaluate soups,", workers, 1, _WORKERS)
     seed = whole_number("the seed", seed, 0, None)
-    if isinstance(outputs, Path):
-        outputs = url_of(outputs) or outputs
+    if outputs is not None and not is_url(outputs):
+        outputs = url_of(Path(outputs)) or outputs  # of two slashes a path leaves one
     for folder in (out, outputs or ""):
         require_utf8(folder)
     RunDirectory.require_folder(Path(out))

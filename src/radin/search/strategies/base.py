@@ -232,6 +232,8 @@ class Option:
         """What may be given, in words."""
         if self.choices:
             return " or ".join(repr(choice) for choice in self.choices)
+        if self.kind is bool:
+            return "true or false"
         return self.kind.__name__ if isinstance(self.kind, type) else str(self.kind)
 
 
